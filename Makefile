@@ -1,0 +1,49 @@
+# Every target works from a fresh clone: the first one to run makes `.venv` from the lock file.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+UV_VERSION := 0.13.9
+
+# uv reads its own variable; where pip is told to look for wheels, uv shall look too.
+UV_ENV = $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(PIP_FIND_LINKS)",)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-slow up down lint bench-overhead
+
+help: ## Print this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: $(STAMP) ## Start the stack, prune the sample model, print the result, stop the stack
+	@$(BIN)/secateur demo
+
+up: $(STAMP) ## Start the local stack: Airflow, MLflow, S3; prints their addresses
+	@$(BIN)/secateur up
+
+down: $(STAMP) ## Stop the local stack; its data stays in .stack
+	@$(BIN)/secateur down
+
+test: $(STAMP) ## Run the tests, but for the slow ones
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(STAMP) ## Run the slow tests
+	@$(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP) ## Check format, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench-overhead: $(STAMP) ## Work against overhead per step of the last run on the running stack; RUN=<id> picks another
+	@$(BIN)/python benchmarks/overhead.py $(if $(RUN),--run "$(RUN)",)
+
+# The stamp comes last: an interrupted installation is done again.
+$(STAMP): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q uv==$(UV_VERSION) \
+		&& $(UV_ENV) VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install -q -r requirements.lock \
+		&& VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install -q --no-deps -e . \
+		|| { echo "uv could not install; trying pip, which takes minutes."; \
+			$(BIN)/python -m pip install -q -r requirements.lock && $(BIN)/python -m pip install -q --no-deps -e .; }
+	@touch $@

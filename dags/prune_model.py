@@ -1,0 +1,80 @@
+"""The DAG `prune_model`: from a registered model version to a promoted ONNX version. Wiring only: the steps are `tasks`."""
+
+from typing import Any
+
+from airflow.sdk import Param, dag, task_group
+
+from tasks import baseline, cut, evaluate, export, gate, plan, promote, recover, resolve, select, validate
+from tasks.airflow_glue import step
+
+MAX_CYCLES = 5
+BENCH = "bench"  # a pool with one slot: two measurements at once would measure each other
+
+PARAMS = {
+    "model": Param(
+        type="string",
+        title="Model",
+        description="Name of the registered model in MLflow, such as `digits-cnn`.",
+        pattern=r"^[^/:]+$",
+        minLength=1,
+    ),
+    "version": Param(
+        "latest",
+        type="string",
+        title="Version",
+        description="Version of the registered model: a number, or `latest`.",
+        pattern=r"^([1-9][0-9]*|latest)$",
+    ),
+    "recipe": Param(
+        type="string",
+        title="Recipe",
+        description="Name of the recipe, a file `<name>.yaml` in the recipes folder: the goal, the budget and the gate.",
+        pattern=r"^[a-z0-9][a-z0-9._-]*$",
+    ),
+    "fresh": Param(
+        False,
+        type="boolean",
+        title="Fresh",
+        description="Do every step again, also those whose result an earlier run with the same inputs left in MLflow.",
+    ),
+}
+
+
+def one_cycle(number: int, pinned: Any, base: Any, schedule: Any, previous: Any) -> Any:
+    """Cut, recover, evaluate: cycle `number` of the schedule. Skipped, as all after it, when nothing is left to do."""
+
+    @task_group(group_id=f"cycle_{number}")
+    def cycle() -> Any:
+        smaller = step(cut.run)(pinned, base, schedule, number, previous)
+        recovered = step(recover.run)(pinned, schedule, smaller)
+        return step(evaluate.run, pool=BENCH)(pinned, base, recovered)
+
+    return cycle()
+
+
+@dag(schedule=None, catchup=False, params=PARAMS, tags=["secateur"], dag_display_name="Prune a model")
+def prune_model() -> None:
+    """
+    ### Prune a registered model, prove that it is still good, promote it
+
+    Give a **model** of the MLflow registry, its **version** and a **recipe**. The model is measured, cut in up to five
+    cycles (cut, recover, evaluate; a cycle with nothing left to do is skipped), exported to ONNX, and judged against the
+    dense model on data that nothing before has seen. Only a verdict *pass* is promoted: otherwise `promote` is skipped, the
+    champion stays, and the log of `gate` says why. Everything is in MLflow, under the experiment of the source model.
+    """
+    pinned = step(resolve.run)(
+        "{{ params.model }}", "{{ params.version }}", "{{ params.recipe }}", "{{ params.fresh }}", "{{ run_id }}"
+    )
+    base = step(baseline.run, pool=BENCH)(pinned)
+    schedule = step(plan.run)(pinned, base)
+    cycles: list[Any] = []
+    for number in range(1, MAX_CYCLES + 1):
+        cycles.append(one_cycle(number, pinned, base, schedule, cycles[-1] if cycles else None))
+    selected = step(select.run, trigger_rule="none_failed_min_one_success")(pinned, base, cycles)
+    exported = step(export.run)(pinned, base, selected)
+    validated = step(validate.run, pool=BENCH)(pinned, base, exported)
+    verdict = step(gate.run)(pinned, exported, validated)
+    step(promote.run)(pinned, exported, verdict)
+
+
+prune_model()

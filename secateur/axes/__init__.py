@@ -1,0 +1,1 @@
+"""Axes: what can be removed together from an exported graph, found by unification of layouts."""

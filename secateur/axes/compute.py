@@ -1,0 +1,230 @@
+"""Rules of operators that compute across dimensions: contractions, normalisations, reductions, attention."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+from torch import fx
+
+from secateur.axes.shape import SPATIAL, broadcast
+from secateur.axes.terms import ONE, Term, freeze, fresh, product, size_of, unify
+from secateur.axes.trace import Dims, Trace, freeze_inputs, frozen_dims, is_tensor, node_shape, rule, shape_of
+
+KERNEL = "is a kernel size"
+
+
+@rule("linear")
+def linear(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims, (out, into) = trace.dims(a.input), trace.dims(a.weight)
+    unify(dims[-1], into)
+    if is_tensor(a.bias):
+        unify(trace.dims(a.bias)[0], out)
+    trace.role("width", out, into)
+    trace.contract(node, (*dims[:-1], out, into))
+    return (*dims[:-1], out)
+
+
+@rule("conv1d", "conv2d", "conv3d", "convolution")
+def convolution(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    if a.__dict__.get("transposed"):
+        return transposed_convolution(trace, node, a)
+    dims, (out, per_group, *kernel) = trace.dims(a.input), trace.dims(a.weight)
+    _grouped(trace, node, a, dims[1], per_group, out, fresh(_ratio(out, a.groups)))
+    return _convolved(trace, node, a, out, per_group, kernel)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims, (into, per_group, *kernel) = trace.dims(a.input), trace.dims(a.weight)
+    unify(dims[1], into)
+    out = fresh(node_shape(node)[1])
+    _grouped(trace, node, a, into, fresh(_ratio(into, a.groups)), out, per_group)
+    return _convolved(trace, node, a, out, product([into]), kernel)
+
+
+def _ratio(term: Term, groups: int) -> int:
+    return int(size_of(term)) // groups
+
+
+def _grouped(
+    trace: Trace, node: fx.Node, a: SimpleNamespace, into: Term, in_each: Term, out: Term, out_each: Term
+) -> None:
+    """Input and output channels of a grouped convolution share their groups: into = g x in_each, out = g x out_each."""
+    group = fresh(a.groups)
+    unify(into, product([group, in_each]))
+    unify(out, product([group, out_each]))
+    if a.groups > 1:
+        trace.rewrite(node, "groups", group)
+    trace.role("channel", into, out)
+
+
+def _convolved(trace: Trace, node: fx.Node, a: SimpleNamespace, out: Term, inner: Term, kernel: list[Term]) -> Dims:
+    for term in kernel:
+        freeze(term, KERNEL)
+    if is_tensor(a.bias):
+        unify(trace.dims(a.bias)[0], out)
+    spatial = frozen_dims(node_shape(node)[2:], SPATIAL)
+    batch = trace.dims(a.input)[0]
+    trace.contract(node, (batch, out, inner, *kernel, *spatial))
+    return (batch, out, *spatial)
+
+
+@rule("batch_norm", "instance_norm")
+def batch_norm(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims = trace.dims(a.input)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if is_tensor(getattr(a, name)):
+            unify(dims[1], trace.dims(getattr(a, name))[0])
+    return dims
+
+
+@rule("layer_norm", "rms_norm")
+def layer_norm(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims = trace.dims(a.input)
+    inner = dims[len(dims) - len(a.normalized_shape) :]
+    for name in ("weight", "bias"):
+        if is_tensor(a.__dict__.get(name)):
+            for term, other in zip(inner, trace.dims(getattr(a, name)), strict=True):
+                unify(term, other)
+    for position, term in enumerate(inner):
+        trace.rewrite(node, "normalized_shape", term, position)
+    trace.normalised.extend(inner)
+    trace.role("embedding", *inner)
+    return dims
+
+
+@rule("group_norm")
+def group_norm(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims = trace.dims(a.input)
+    group, inner = fresh(a.num_groups), fresh(_ratio(dims[1], a.num_groups))
+    unify(dims[1], product([group, inner]))
+    for name in ("weight", "bias"):
+        if is_tensor(getattr(a, name)):
+            unify(dims[1], trace.dims(getattr(a, name))[0])
+    trace.rewrite(node, "num_groups", group)
+    trace.normalised.append(inner)
+    return dims
+
+
+@rule("prelu")
+def prelu(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims, (slope,) = trace.dims(a.self), trace.dims(a.weight)
+    if size_of(slope) != 1:
+        unify(dims[1], slope)
+    return dims
+
+
+@rule("mean", "sum", "var", "std", "linalg_vector_norm", "norm")
+def reduction(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims = trace.dims(node.args[0])  # type: ignore[arg-type]
+    given = a.__dict__.get("dim")
+    listed = range(len(dims)) if given is None or given == [] else [given] if isinstance(given, int) else given
+    over = {d % len(dims) for d in listed}
+    trace.normalised.extend(dims[d] for d in over)
+    if a.__dict__.get("keepdim"):
+        return tuple(ONE if i in over else d for i, d in enumerate(dims))
+    return tuple(d for i, d in enumerate(dims) if i not in over)
+
+
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum")
+def along(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims = trace.dims(a.self)
+    freeze(dims[a.dim], f"{node.target} runs over it")
+    return dims
+
+
+POOLING = {
+    name + f"{rank}d": rank
+    for name in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "reflection_pad", "replication_pad")
+    for rank in (1, 2, 3)
+} | {"upsample_nearest2d": 2, "upsample_bilinear2d": 2, "upsample_bicubic2d": 2, "upsample_linear1d": 1}
+
+
+@rule(*POOLING)
+def pooling(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Any:
+    """Pooling and resizing act on each channel alone; the spatial sizes that come out are new."""
+    dims = trace.dims(node.args[0])  # type: ignore[arg-type]
+    value = node.meta["val"]
+    lead = len(dims) - POOLING[node.target._overloadpacket.__name__]  # type: ignore[union-attr]
+    outputs = [value] if not isinstance(value, list | tuple) else list(value)
+    out = [(*dims[:lead], *frozen_dims(shape_of(v)[lead:], SPATIAL)) for v in outputs]
+    return out if isinstance(value, list | tuple) else out[0]
+
+
+@rule("matmul", "mm", "bmm", "dot", "mv")
+def matmul(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    left, right = (trace.dims(n) for n in node.args[:2])  # type: ignore[arg-type]
+    x = left if len(left) > 1 else (ONE, *left)
+    y = right if len(right) > 1 else (*right, ONE)
+    batch = broadcast([x[:-2], y[:-2]], max(len(x), len(y)) - 2)
+    unify(x[-1], y[-2])
+    trace.role("head" if _both_computed(node) else "width", *batch[1:])
+    trace.role("qk_width" if _both_computed(node) else "width", x[-1])
+    trace.role("v_width" if _both_computed(node) else "width", x[-2], y[-1])
+    trace.contract(node, (*batch, x[-2], x[-1], y[-1]))
+    rows = (x[-2],) if len(left) > 1 else ()
+    columns = (y[-1],) if len(right) > 1 else ()
+    return (*batch, *rows, *columns)
+
+
+def _both_computed(node: fx.Node) -> bool:
+    """Whether both factors are computed from the input, as scores and values in attention are."""
+    return not any(n.op == "get_attr" for n in node.args[:2])  # type: ignore[union-attr]
+
+
+@rule("addmm", "baddbmm")
+def addmm(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    x, y = (trace.dims(n) for n in node.args[1:3])  # type: ignore[arg-type]
+    unify(x[-1], y[-2])
+    trace.role("width", x[-1], y[-1])
+    trace.contract(node, (*x[:-1], x[-1], y[-1]))
+    return broadcast([(*x[:-1], y[-1]), trace.dims(a.self)], len(x))
+
+
+@rule("scaled_dot_product_attention")
+def attention(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    q, k, v = (trace.dims(n) for n in (a.query, a.key, a.value))
+    unify(q[-1], k[-1])
+    unify(k[-2], v[-2])
+    for term in (q[-2], k[-2]):
+        freeze(term, SPATIAL)
+    heads = k[-3] if len(q) > 3 else ONE
+    if len(q) > 3:
+        unify(k[-3], v[-3])
+        repeats = fresh(int(size_of(q[-3])) // int(size_of(k[-3]))) if a.enable_gqa else ONE
+        unify(q[-3], product([k[-3], repeats]))
+        heads = q[-3]
+        trace.role("head", heads)
+    batch = broadcast([q[:-3], k[:-3], v[:-3]], max(len(q) - 3, 0))
+    if is_tensor(a.attn_mask):
+        broadcast([(*batch, heads, q[-2], k[-2]), trace.dims(a.attn_mask)], len(q))
+    trace.role("qk_width", q[-1])
+    trace.role("v_width", v[-1])
+    for inner in (q[-1], v[-1]):
+        trace.contract(node, (*batch, heads, q[-2], k[-2], inner))
+    if a.scale is None:
+        trace.rewrite(node, "scale", q[-1])
+    return (*q[:-1], v[-1])
+
+
+def implied_scale(width: int) -> float:
+    """The scale that `scaled_dot_product_attention` takes when none is given, for the dense query width."""
+    return 1 / math.sqrt(width)
+
+
+@rule("einsum")
+def einsum(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Any:
+    inputs, arrow, output = a.equation.replace(" ", "").partition("->")
+    if not arrow or "." in a.equation:
+        return freeze_inputs(trace, node, "meets an einsum without an explicit result or with an ellipsis")
+    bound: dict[str, Term] = {}
+    for letters, tensor in zip(inputs.split(","), a.tensors, strict=True):
+        for letter, term in zip(letters, trace.dims(tensor), strict=True):
+            if letter in bound:
+                unify(bound[letter], term)
+            bound.setdefault(letter, term)
+    trace.role("width", *bound.values())
+    trace.contract(node, tuple(bound.values()))
+    return tuple(bound[letter] for letter in output)

@@ -1,0 +1,197 @@
+"""Walks an exported graph once and tells which axes it has, which of them can be cut, and what they are."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import sympy
+import torch
+from torch import fx
+
+from secateur.axes import compute, shape  # noqa: F401  (importing them registers their rules)
+from secateur.axes.terms import Axis, Size, Term, Widths, fresh, leaves, resolve, size_of
+from secateur.axes.trace import (
+    RULES,
+    Dims,
+    Trace,
+    arguments,
+    freeze_inputs,
+    frozen_dims,
+    node_shape,
+    shape_of,
+)
+
+KINDS = ("head", "kv_group", "q_per_group", "qk_width", "v_width", "embedding", "channel", "width")  # by precedence
+
+
+@dataclass(frozen=True)
+class AxisInfo:
+    """An axis that at least one parameter carries: `members` are (parameter or buffer, dimension)."""
+
+    name: str
+    kind: str
+    axis: Axis
+    size: int
+    members: tuple[tuple[str, int], ...]
+    normalised: bool  # a normalisation runs over it, so that cutting is not the same as masking
+    frozen: str | None
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Everything known about what a graph is made of. Sizes follow `widths`, the units left per axis."""
+
+    axes: tuple[AxisInfo, ...]
+    tensors: dict[str, Dims]  # one name per distinct tensor; layouts are resolved
+    aliases: dict[str, tuple[str, ...]]  # further names of the same tensor (tied weights)
+    parameters: frozenset[str]
+    trace: Trace
+
+    @property
+    def prunable(self) -> tuple[AxisInfo, ...]:
+        """The axes that a cut may take units from."""
+        return tuple(info for info in self.axes if info.frozen is None)
+
+    def count_parameters(self, widths: Widths | None = None) -> int:
+        """Distinct parameter elements."""
+        return sum(int(_volume(self.tensors[name], widths)) for name in self.parameters)
+
+    def count_macs(self, symbols: dict[sympy.Symbol, int], widths: Widths | None = None) -> int:
+        """Multiply-accumulates of contractions, with dynamic sizes replaced by `symbols`."""
+        total = sum(_volume(contraction.terms, widths) for contraction in self.trace.contractions)
+        return int(total.subs(symbols)) if isinstance(total, sympy.Expr) else int(total)
+
+
+def _volume(terms: Iterable[Term], widths: Widths | None) -> Size:
+    volume: Size = 1
+    for term in terms:
+        volume = volume * size_of(term, widths)
+    return volume
+
+
+def infer(module: fx.GraphModule) -> Structure:
+    """Find the axes of the graph module of an exported program; equal-sized splits are rewritten in place first."""
+    spell_out_splits(module)
+    trace = Trace()
+    owners: dict[tuple[object, ...], str] = {}
+    tensors: dict[str, Dims] = {}
+    aliases: dict[str, tuple[str, ...]] = {}
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            trace.layouts[node] = _input(node)
+        elif node.op == "get_attr":
+            trace.layouts[node] = _parameter(module, node, owners, tensors, aliases)
+        elif node.op == "output":
+            freeze_inputs(trace, node, "is a graph output")
+        else:
+            trace.layouts[node] = _apply_rule(trace, node)
+    parameters = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False) if name in tensors)
+    resolved = {name: tuple(map(resolve, dims)) for name, dims in tensors.items()}
+    return Structure(_describe(resolved, parameters, trace), resolved, aliases, parameters, trace)
+
+
+def _input(node: fx.Node) -> Dims:
+    value = node.meta.get("val")
+    return frozen_dims(shape_of(value), "is a graph input") if isinstance(value, torch.Tensor) else ()
+
+
+def _parameter(
+    module: fx.GraphModule,
+    node: fx.Node,
+    owners: dict[tuple[object, ...], str],
+    tensors: dict[str, Dims],
+    aliases: dict[str, tuple[str, ...]],
+) -> Dims:
+    name = str(node.target)
+    tensor = operator.attrgetter(name)(module)
+    if not isinstance(tensor, torch.Tensor):
+        return ()
+    owner = owners.setdefault(_identity(tensor), name)
+    if owner != name:
+        aliases[owner] = (*aliases.get(owner, ()), name)
+        return tensors[owner]
+    reason = None if tensor.is_floating_point() else f"{name} holds {tensor.dtype}".replace("torch.", "")
+    tensors.setdefault(name, tuple(fresh(size, reason) for size in tensor.shape))
+    return tensors[name]
+
+
+def _identity(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Equal for tied tensors only; empty tensors share no memory, whatever their address says."""
+    return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) if tensor.numel() else (id(tensor),)
+
+
+def _apply_rule(trace: Trace, node: fx.Node) -> object:
+    if node.target is operator.getitem:
+        return trace.layouts[node.args[0]][node.args[1]]  # type: ignore[index]
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return freeze_inputs(trace, node, f"meets {node.target}, which no rule explains")
+    name = node.target._overloadpacket.__name__
+    apply = RULES.get(name) or RULES.get(name.removesuffix("_"))
+    if apply is None:
+        return freeze_inputs(trace, node, f"meets {name}, which no rule explains")
+    return apply(trace, node, arguments(node))
+
+
+def spell_out_splits(module: fx.GraphModule) -> None:
+    """Replace `chunk` and `split` by `split_with_sizes`, so that every part has a size of its own to rewrite."""
+    aten = torch.ops.aten
+    for node in list(module.graph.nodes):
+        if node.target not in (aten.chunk.default, aten.split.Tensor):
+            continue
+        bound = arguments(node)
+        axis = bound.dim % len(node_shape(node.args[0]))
+        sizes = [shape_of(part)[axis] for part in node.meta["val"]]
+        if all(isinstance(size, int) for size in sizes):
+            node.target = aten.split_with_sizes.default
+            node.args = (bound.self, sizes, axis)
+            node.kwargs = {}
+    module.recompile()
+
+
+def _describe(tensors: dict[str, Dims], parameters: frozenset[str], trace: Trace) -> tuple[AxisInfo, ...]:
+    members: dict[Axis, list[tuple[str, int]]] = {}
+    for name, dims in tensors.items():
+        for position, term in enumerate(dims):
+            for axis in dict.fromkeys(leaves(term)):
+                members.setdefault(axis, []).append((name, position))
+    kinds = _kinds(trace)
+    normalised = {axis for term in trace.normalised for axis in leaves(term)}
+    infos: list[AxisInfo] = []
+    seen: Counter[str] = Counter()
+    for axis, where in members.items():
+        if not any(name in parameters for name, _ in where) or axis.frozen == compute.KERNEL:
+            continue
+        kind = kinds(axis, normalised)
+        label = f"{_owner(where, parameters)}:{kind}"
+        seen[label] += 1
+        label += f".{seen[label]}" if seen[label] > 1 else ""
+        infos.append(AxisInfo(label, kind, axis, int(axis.size), tuple(where), axis in normalised, axis.frozen))
+    return tuple(infos)
+
+
+def _owner(where: list[tuple[str, int]], parameters: frozenset[str]) -> str:
+    """The module path that names an axis: the first weight that produces it (dimension 0), else the first it is in."""
+    named = [(name, position) for name, position in where if name in parameters]
+    name = next((name for name, position in named if position == 0), named[0][0])
+    return name.rpartition(".")[0] or name
+
+
+def _kinds(trace: Trace) -> Callable[[Axis, set[Axis]], str]:
+    roles: dict[Axis, set[str]] = {}
+    for role in trace.roles:
+        free = [axis for axis in dict.fromkeys(leaves(role.term)) if axis.frozen is None]
+        grouped = role.name == "head" and len(free) > 1
+        for position, axis in enumerate(free):
+            name = ("q_per_group" if position else "kv_group") if grouped else role.name
+            roles.setdefault(axis, set()).add(name)
+
+    def kind(axis: Axis, normalised: set[Axis]) -> str:
+        found = roles.get(axis, set())
+        if axis in normalised and not found & {"channel", "head", "kv_group", "q_per_group", "qk_width", "v_width"}:
+            return "embedding"
+        return next((name for name in KINDS if name in found), "width")
+
+    return kind

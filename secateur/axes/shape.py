@@ -1,0 +1,443 @@
+"""Rules of operators that move, split, join and broadcast dimensions without computing across them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from torch import fx
+
+from secateur.axes.terms import (
+    ONE,
+    Axis,
+    Term,
+    concat,
+    freeze,
+    fresh,
+    leaves,
+    product,
+    regroup,
+    size_of,
+    split_concat,
+    unify,
+)
+from secateur.axes.trace import (
+    Dims,
+    Trace,
+    freeze_inputs,
+    frozen_dims,
+    is_tensor,
+    node_shape,
+    rule,
+)
+
+SPATIAL = "is a spatial or sequence dimension"
+MADE = "is a position that the graph computes with"
+
+ELEMENTWISE = [
+    "abs",
+    "add",
+    "addcdiv",
+    "addcmul",
+    "alias",
+    "bernoulli",
+    "bitwise_and",
+    "bitwise_not",
+    "bitwise_or",
+    "bitwise_xor",
+    "celu",
+    "clamp",
+    "clamp_max",
+    "clamp_min",
+    "clone",
+    "contiguous",
+    "cos",
+    "detach",
+    "detach_",
+    "div",
+    "dropout",
+    "elu",
+    "eq",
+    "erf",
+    "erfc",
+    "exp",
+    "expm1",
+    "feature_dropout",
+    "floor",
+    "floor_divide",
+    "fmod",
+    "ge",
+    "gelu",
+    "gt",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "isinf",
+    "isnan",
+    "le",
+    "leaky_relu",
+    "lerp",
+    "lift_fresh_copy",
+    "log",
+    "log1p",
+    "log_sigmoid",
+    "logical_and",
+    "logical_not",
+    "logical_or",
+    "logical_xor",
+    "lt",
+    "masked_fill",
+    "maximum",
+    "minimum",
+    "mish",
+    "mul",
+    "ne",
+    "neg",
+    "nan_to_num",
+    "ones_like",
+    "pow",
+    "reciprocal",
+    "relu",
+    "relu6",
+    "remainder",
+    "round",
+    "rsqrt",
+    "rsub",
+    "selu",
+    "sigmoid",
+    "sign",
+    "silu",
+    "sin",
+    "softplus",
+    "sqrt",
+    "square",
+    "sub",
+    "tan",
+    "tanh",
+    "threshold",
+    "to",
+    "_to_copy",
+    "to_dtype",
+    "type_as",
+    "where",
+    "zeros_like",
+    "full_like",
+    "empty_like",
+    "rand_like",
+    "randn_like",
+]
+
+
+def broadcast(layouts: Sequence[Dims], rank: int) -> Dims:
+    """Unify right-aligned layouts as broadcasting does; size-one dimensions give way."""
+    dims: list[Term] = []
+    for back in range(rank, 0, -1):
+        terms = [d[-back] for d in layouts if len(d) >= back and size_of(d[-back]) != 1]
+        for term in terms[1:]:
+            unify(terms[0], term)
+        dims.append(terms[0] if terms else ONE)
+    return tuple(dims)
+
+
+@rule(*ELEMENTWISE)
+def elementwise(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    return broadcast([trace.dims(n) for n in node.all_input_nodes if is_tensor(n)], len(node_shape(node)))
+
+
+@rule("getitem")
+def getitem(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    return trace.layouts[node.args[0]][node.args[1]]  # type: ignore[index]
+
+
+SIZES_OF = {"view": "size", "_unsafe_view": "size", "reshape": "shape", "unflatten": "sizes"}
+
+
+@rule("view", "reshape", "_unsafe_view", "unflatten", "flatten", "view_as", "reshape_as", "squeeze", "unsqueeze")
+def reshape(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims = regroup(trace.dims(a.self), node_shape(node))
+    if dims is None:
+        return freeze_inputs(trace, node, "is reshaped across its units")
+    name = SIZES_OF.get(node.target._overloadpacket.__name__)  # type: ignore[union-attr]
+    if name:
+        given = getattr(a, name)
+        first = a.dim % len(trace.dims(a.self)) if name == "sizes" else 0
+        _rewrite_sizes(trace, node, name, given, dims[first : first + len(given)])
+    return tuple(dims)
+
+
+def _rewrite_sizes(trace: Trace, node: fx.Node, name: str, given: Sequence[Any], terms: Sequence[Term]) -> None:
+    """Let the sizes of a reshape follow its layouts; a computed size that mixes in a cut axis becomes -1, once."""
+    inferred = -1 in [size for size in given if isinstance(size, int)]
+    for index, (size, term) in enumerate(zip(given, terms, strict=True)):
+        if isinstance(size, int):
+            if size != -1:
+                trace.rewrite(node, name, term, index)
+        elif any(axis.frozen is None for axis in leaves(term)):
+            if inferred:
+                freeze(term, "is part of a size that the graph computes")
+            inferred = True
+            trace.rewrite(node, name, term, index)
+
+
+@rule("permute")
+def permute(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims = trace.dims(a.self)
+    return tuple(dims[d] for d in a.dims)
+
+
+@rule("transpose", "swapaxes", "t", "numpy_T", "mT", "adjoint")
+def transpose(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims = list(trace.dims(a.self))
+    if len(dims) < 2:
+        return tuple(dims)
+    i, j = a.__dict__.get("dim0", a.__dict__.get("axis0", -2)), a.__dict__.get("dim1", a.__dict__.get("axis1", -1))
+    dims[i], dims[j] = dims[j], dims[i]
+    return tuple(dims)
+
+
+@rule("movedim")
+def movedim(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims = trace.dims(a.self)
+    listed = [([x] if isinstance(x, int) else list(x)) for x in (a.source, a.destination)]
+    source, destination = ([d % len(dims) for d in x] for x in listed)
+    rest = iter(d for i, d in enumerate(dims) if i not in source)
+    moved = dict(zip(destination, source, strict=True))
+    return tuple(dims[moved[i]] if i in moved else next(rest) for i in range(len(dims)))
+
+
+@rule("expand", "expand_as")
+def expand(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    sizes, dims = node_shape(node), trace.dims(a.self)
+    given = (ONE,) * (len(sizes) - len(dims)) + tuple(dims)
+    out = tuple(
+        term if size_of(term) == size else fresh(size, None if isinstance(size, int) else SPATIAL)
+        for term, size in zip(given, sizes, strict=True)
+    )
+    if "size" in a.__dict__:
+        for index, size in enumerate(a.size):
+            if isinstance(size, int) and size != -1:
+                trace.rewrite(node, "size", out[index], index)
+    return out
+
+
+@rule("repeat")
+def repeat(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims = (ONE,) * (len(a.repeats) - len(trace.dims(a.self))) + tuple(trace.dims(a.self))
+    out: list[Term] = []
+    for index, (term, times) in enumerate(zip(dims, a.repeats, strict=True)):
+        copies = fresh(times) if isinstance(times, int) else Axis(node_shape(node)[index], SPATIAL)
+        if isinstance(times, int):
+            trace.rewrite(node, "repeats", copies, index)
+            out.append(product([copies, term]))
+        else:
+            freeze(term, SPATIAL)
+            out.append(copies)
+    return tuple(out)
+
+
+@rule("repeat_interleave")
+def repeat_interleave(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims = list(trace.dims(a.self))
+    if not isinstance(a.__dict__.get("repeats"), int) or a.dim is None:
+        return freeze_inputs(trace, node, MADE)
+    copies = fresh(a.repeats)
+    trace.rewrite(node, "repeats", copies)
+    dims[a.dim] = product([dims[a.dim], copies])
+    return tuple(dims)
+
+
+@rule("cat", "concat", "concatenate")
+def cat(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    layouts = [trace.dims(n) for n in a.tensors if node_shape(n) != [0]]
+    axis = a.dim % len(layouts[0])
+    dims = list(layouts[0])
+    for other in layouts[1:]:
+        for index, term in enumerate(other):
+            if index != axis:
+                unify(dims[index], term)
+    dims[axis] = concat([d[axis] for d in layouts])
+    if not isinstance(size_of(dims[axis]), int):
+        freeze(dims[axis], SPATIAL)
+        dims[axis] = Axis(node_shape(node)[axis], SPATIAL)
+    return tuple(dims)
+
+
+@rule("stack")
+def stack(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims = list(broadcast([trace.dims(n) for n in a.tensors], len(node_shape(node)) - 1))
+    axis = a.dim % (len(dims) + 1)
+    return (*dims[:axis], fresh(len(a.tensors), "counts stacked tensors"), *dims[axis:])
+
+
+@rule("split_with_sizes")
+def split_with_sizes(trace: Trace, node: fx.Node, a: SimpleNamespace) -> list[Dims] | Any:
+    dims = list(trace.dims(a.self))
+    axis = a.dim % len(dims)
+    rest, parts = dims[axis], []
+    for size in a.split_sizes[:-1]:
+        pair = split_concat(rest, size)
+        if pair is None:
+            return freeze_inputs(trace, node, "is split across its units")
+        parts.append(pair[0])
+        rest = pair[1]
+    parts.append(rest)
+    for index, part in enumerate(parts):
+        trace.rewrite(node, "split_sizes", part, index)
+    return [(*dims[:axis], part, *dims[axis + 1 :]) for part in parts]
+
+
+@rule("unbind")
+def unbind(trace: Trace, node: fx.Node, a: SimpleNamespace) -> list[Dims]:
+    dims = list(trace.dims(a.self))
+    freeze(dims[a.dim], "is taken apart one by one")
+    count = len(node.meta["val"])
+    del dims[a.dim]
+    return [tuple(dims)] * count
+
+
+@rule("select")
+def select(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims = list(trace.dims(a.self))
+    freeze(dims[a.dim], "one position of it is selected")
+    del dims[a.dim]
+    return tuple(dims)
+
+
+@rule("slice")
+def slice_(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims = list(trace.dims(a.self))
+    axis = a.dim % len(dims)
+    total, length = size_of(dims[axis]), node_shape(node)[axis]
+    if total == length and a.step == 1:
+        return tuple(dims)
+    dims[axis] = _sliced(trace, node, a, dims[axis]) or fresh(length, SPATIAL)
+    return tuple(dims)
+
+
+def _sliced(trace: Trace, node: fx.Node, a: SimpleNamespace, term: Term) -> Term | None:
+    """The part of a static dimension that a slice takes; None, and frozen, where that is not a whole number of units."""
+    total = size_of(term)
+    start, end = a.start or 0, a.end
+    if not all(isinstance(x, int) for x in (total, start)) or not isinstance(end, int | None) or a.step != 1:
+        freeze(term, "is sliced with a step or by a computed position")
+        return None
+    start, end = slice(start, end).indices(int(total))[:2]
+    if all(axis.frozen for axis in leaves(term)):
+        return None
+    rest = term
+    before: Term | None = None
+    if start > 0:
+        pair = split_concat(rest, start)
+        if pair is None:
+            freeze(term, "is sliced across its units")
+            return None
+        before, rest = pair
+        trace.rewrite(node, "start", before)
+    if end < total:
+        pair = split_concat(rest, end - start)
+        if pair is None:
+            freeze(term, "is sliced across its units")
+            return None
+        rest = pair[0]
+        trace.rewrite(node, "end", concat([before, rest]) if before is not None else rest)
+    return rest
+
+
+@rule("constant_pad_nd", "pad")
+def pad(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    """Padding with a constant concatenates new units that live in no parameter until they meet one (option A)."""
+    dims, sizes = list(trace.dims(a.self)), node_shape(node)
+    for pair in range(len(a.pad) // 2):
+        axis, (low, high) = len(dims) - 1 - pair, a.pad[2 * pair : 2 * pair + 2]
+        term = dims[axis]
+        if (low, high) == (0, 0):
+            continue
+        static = all(isinstance(x, int) and x >= 0 for x in (low, high, size_of(term)))
+        if not static or a.__dict__.get("mode", "constant") != "constant" or all(x.frozen for x in leaves(term)):
+            freeze(term, SPATIAL)
+            dims[axis] = fresh(sizes[axis], SPATIAL)
+            continue
+        parts = [term]
+        for index, width in ((2 * pair, low), (2 * pair + 1, high)):
+            if width:
+                border = fresh(width)
+                parts.insert(0 if index % 2 == 0 else len(parts), border)
+                trace.rewrite(node, "pad", border, index)
+        dims[axis] = concat(parts)
+    return tuple(dims)
+
+
+@rule("embedding")
+def embedding(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    vocabulary, width = trace.dims(a.weight)
+    freeze(vocabulary, "is looked up by index")
+    trace.role("embedding", width)
+    return (*trace.dims(a.indices), width)
+
+
+@rule("index_select")
+def index_select(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims = list(trace.dims(a.self))
+    freeze(dims[a.dim], "is looked up by index")
+    dims[a.dim] = fresh(node_shape(node)[a.dim], MADE)
+    return tuple(dims)
+
+
+@rule("index")
+def index(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    """Advanced indexing: indexed dimensions are replaced by the broadcast index, in place if adjacent, else in front."""
+    dims, sizes = list(trace.dims(a.self)), node_shape(node)
+    indexed = [i for i, x in enumerate(a.indices) if x is not None]
+    for i in indexed:
+        freeze(dims[i], "is looked up by index")
+    if any("bool" in str(a.indices[i].meta["val"].dtype) for i in indexed):
+        return freeze_inputs(trace, node, "is looked up by a mask")
+    adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
+    before = [d for i, d in enumerate(dims) if i not in indexed and adjacent and i < indexed[0]]
+    after = [d for i, d in enumerate(dims) if i not in indexed and not (adjacent and i < indexed[0])]
+    width = len(sizes) - len(before) - len(after)
+    return (*before, *frozen_dims(sizes[len(before) : len(before) + width], MADE), *after)
+
+
+@rule("roll", "flip")
+def roll(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    for d in a.dims or range(len(trace.dims(a.self))):
+        freeze(trace.dims(a.self)[d], "is shifted or reversed")
+    return trace.dims(a.self)
+
+
+@rule("full", "zeros", "ones", "new_zeros", "new_ones", "new_full", "empty", "new_empty")
+def constant(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    """A tensor of one value can have any size."""
+    dims = tuple(fresh(size, None if isinstance(size, int) else SPATIAL) for size in node_shape(node))
+    for position, term in enumerate(dims):
+        if isinstance(a.size[position], int):
+            trace.rewrite(node, "size", term, position)
+    return dims
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims, sizes = trace.dims(a.self), node_shape(node)
+    channel = fresh(sizes[-3])
+    unify(dims[-3], product([channel, fresh(a.upscale_factor**2, SPATIAL)]))
+    return (*dims[:-3], channel, *frozen_dims(sizes[-2:], SPATIAL))
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims, sizes = trace.dims(a.self), node_shape(node)
+    out = product([dims[-3], fresh(a.downscale_factor**2, SPATIAL)])
+    return (*dims[:-3], out, *frozen_dims(sizes[-2:], SPATIAL))
+
+
+@rule("channel_shuffle")
+def channel_shuffle(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims = list(trace.dims(a.self))
+    grouped = regroup([dims[1]], [a.groups, int(size_of(dims[1])) // a.groups])
+    if grouped is None:
+        return freeze_inputs(trace, node, "is shuffled across its units")
+    trace.rewrite(node, "groups", grouped[0])
+    dims[1] = product(grouped[::-1])
+    return tuple(dims)

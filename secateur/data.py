@@ -1,0 +1,126 @@
+"""Data sets as arrays, split once by a seed, checked against the model's input, identified by a digest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from secateur import program as programs
+from secateur.errors import InputError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs [N, ...] and integer labels [N]."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Train for recovery, validation for every choice, test for the verdict alone."""
+
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over every example of every split, in order."""
+        sha = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            for array in (split.inputs, split.labels):
+                sha.update(f"{array.shape}{array.dtype}".encode())
+                sha.update(np.ascontiguousarray(array).tobytes())
+        return sha.hexdigest()
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """The handwritten digits of scikit-learn: 1,797 images [1, 8, 8] in 0..1 (Alpaydin and Kaynak, UCI, 1998)."""
+    from sklearn.datasets import load_digits
+
+    inputs, labels = load_digits(return_X_y=True)
+    return (inputs.reshape(-1, 1, 8, 8) / 16).astype(np.float32), labels.astype(np.int64)
+
+
+def npz(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """The arrays `inputs` and `labels` of an `.npz` file.
+
+    Raises:
+        InputError: the file is missing, unreadable, or lacks one of the two arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if missing := {"inputs", "labels"} - set(arrays.files):
+                raise InputError(
+                    f"data.path: expected arrays 'inputs' and 'labels' in {path}, {', '.join(sorted(missing))} is missing; "
+                    f"found {', '.join(arrays.files) or 'none'}"
+                )
+            return arrays["inputs"], arrays["labels"].astype(np.int64)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"data.path: expected a readable .npz file, got {path}: {error}") from error
+
+
+def split(inputs: np.ndarray, labels: np.ndarray, shares: Sequence[float], seed: int) -> Dataset:
+    """Split stratified by label: `shares` of train, validation and test, summing to one.
+
+    Raises:
+        InputError: lengths differ, values are not finite, or a class has too few examples for three splits.
+    """
+    if len(inputs) != len(labels):
+        raise InputError(f"data: expected one label for each input, got {len(inputs)} inputs and {len(labels)} labels")
+    if np.issubdtype(inputs.dtype, np.floating) and not np.isfinite(inputs).all():
+        raise InputError("data: expected finite inputs, found NaN or infinity; clean the array before registering it")
+    from sklearn.model_selection import train_test_split
+
+    order = np.arange(len(labels))
+    try:
+        rest, test = train_test_split(order, test_size=shares[2], random_state=seed, stratify=labels)
+        ratio = shares[1] / (shares[0] + shares[1])
+        train, validation = train_test_split(rest, test_size=ratio, random_state=seed, stratify=labels[rest])
+    except ValueError as error:
+        raise InputError(
+            f"data.split: {shares} of {len(labels)} examples cannot be stratified by label: {error}"
+        ) from error
+    parts = (Split(inputs[part], labels[part]) for part in (train, validation, test))
+    return Dataset(*parts)
+
+
+def check_fits(dataset: Dataset, program: ExportedProgram) -> None:
+    """Raise InputError unless the program takes one tensor of the data's shape and type and knows all its labels."""
+    specs = programs.input_specs(program)
+    if len(specs) != 1:
+        raise InputError(
+            f"data: expected a model with one input tensor, this one takes {len(specs)}: {', '.join(specs)}"
+        )
+    ((name, (shape, dtype)),) = specs.items()
+    seen = dataset.train.inputs
+    if shape[0] is not None:
+        raise InputError(
+            f"model: expected a dynamic batch dimension, input {name} is fixed at {shape[0]}; "
+            "export or log it with an input example of batch size two or more"
+        )
+    fits = len(shape) == seen.ndim and all(s in (None, n) for s, n in zip(shape[1:], seen.shape[1:], strict=True))
+    if not fits or dtype != torch.from_numpy(seen[:1]).dtype:
+        wanted = "x".join("any" if s is None else str(s) for s in shape[1:])
+        got = "x".join(map(str, seen.shape[1:]))
+        raise InputError(f"data: expected examples of {wanted} ({dtype}) for input {name}, got {got} ({seen.dtype})")
+    with torch.no_grad():
+        logits = program.module(check_guards=False)(torch.from_numpy(seen[:2]))
+    labels = np.concatenate([s.labels for s in (dataset.train, dataset.validation, dataset.test)])
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+        raise InputError("model: expected one output of logits [batch, classes] for classification")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise InputError(f"data: expected labels in 0..{logits.shape[1] - 1}, got {labels.min()}..{labels.max()}")

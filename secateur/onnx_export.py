@@ -1,0 +1,86 @@
+"""ONNX from an exported program, with proof that nothing was lost: parameters counted, outputs compared."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch.export import ExportedProgram
+
+from secateur import program as programs
+
+OPSET = 20
+EXPORTER = f"torch {torch.__version__} dynamo, opset {OPSET}"
+
+
+def export(program: ExportedProgram, path: str | Path) -> None:
+    """Write the program as ONNX, in evaluation mode, weights inside the file.
+
+    Raises:
+        RuntimeError: the file does not hold the weights of the program.
+    """
+    module = programs.graph_module(program)
+    inference = programs.reexport(module, program)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports every optional package that is absent
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, from copying its tree specs
+        onnx_program = torch.onnx.export(inference, dynamo=True, opset_version=OPSET, verbose=False)
+    assert onnx_program is not None
+    onnx_program.save(str(path))
+    _check_parameters(inference, onnx.load(path))
+
+
+def _check_parameters(program: ExportedProgram, model: onnx.ModelProto) -> None:
+    """Every weight is in the file in its own shape, save those of batch norms, which the exporter folds into weights."""
+    stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    folded = {
+        str(node.target)
+        for norm in program.module(check_guards=False).graph.nodes
+        if norm.target is torch.ops.aten.batch_norm.default
+        for node in norm.all_input_nodes
+        if node.op == "get_attr"
+    }
+    used = {str(s.target) for s in program.graph_signature.input_specs if s.arg.name in _used_inputs(program)}
+    missing = []
+    for name, parameter in program.named_parameters():
+        shape = tuple(parameter.shape)
+        if name in used - folded and stored.get(name) not in (shape, shape[::-1]):
+            missing.append(f"{name} {shape} (file: {stored.get(name)})")
+    if missing:
+        raise RuntimeError(f"the ONNX file does not hold the program's weights: {'; '.join(missing[:3])}")
+
+
+def _used_inputs(program: ExportedProgram) -> set[str]:
+    return {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest difference of the ONNX file's outputs from torch's, relative to the largest output, per batch size."""
+
+    errors: dict[int, float]
+
+    @property
+    def worst(self) -> float:
+        """The largest of them; NaN when any output is NaN."""
+        return float(np.max(list(self.errors.values())))
+
+
+def parity(program: ExportedProgram, path: str | Path, inputs: np.ndarray, batches: tuple[int, ...] = (1, 8)) -> Parity:
+    """Run both on real inputs, on the CPU and in one thread order each."""
+    from secateur.runtime import Target, open_session, run
+
+    session = open_session(path, Target())
+    module = programs.graph_module(program)
+    errors = {}
+    with programs.evaluating(module):
+        for batch in batches:
+            expected = module(torch.from_numpy(inputs[:batch])).numpy()
+            seen = run(session, inputs[:batch])
+            errors[batch] = float(np.abs(seen - expected).max() / max(np.abs(expected).max(), 1e-30))
+    return Parity(errors)

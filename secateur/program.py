@@ -1,0 +1,221 @@
+"""Exported programs (`torch.export`, `.pt2`): load without pickle, train, export again, save with lineage, identify."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import io
+import json
+import operator
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.export import Dim, ExportedProgram
+
+from secateur.errors import InputError
+
+LINEAGE = "secateur.json"
+_aten = torch.ops.aten
+# position of the `training` argument of the operators that behave differently in training
+_TRAINING_ARGUMENT = {
+    _aten.batch_norm.default: 5,
+    _aten.dropout.default: 2,
+    _aten.dropout_.default: 2,
+    _aten.feature_dropout.default: 2,
+    _aten.instance_norm.default: 5,
+}
+
+
+def load(path: str | Path) -> ExportedProgram:
+    """Read a `.pt2` file; refuses one that only unpickling could read.
+
+    Raises:
+        InputError: the file is missing, is not a `torch.export` archive, or holds pickled objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"program: expected a .pt2 file, {path} does not exist; export the model with torch.export.save"
+        )
+    _refuse_pickles(path)
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        raise InputError(
+            f"program: {path.name} is not a torch.export archive that this torch reads: {error}"
+        ) from error
+
+
+def _refuse_pickles(path: Path) -> None:
+    """Every record must be JSON, text, raw tensor bytes, or readable by torch's tensors-only unpickler."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            raw = _raw_tensors(archive)
+            for name in archive.namelist():
+                content = archive.read(name)
+                if name not in raw and not _is_text(content) and not _is_plain_tensors(content):
+                    raise InputError(
+                        f"program: {path.name} holds a pickled object ({name}); only plain tensors are read"
+                    )
+    except zipfile.BadZipFile as error:
+        raise InputError(f"program: {path.name} is not a .pt2 archive; save it with torch.export.save") from error
+
+
+def _raw_tensors(archive: zipfile.ZipFile) -> set[str]:
+    """The records that the archive's own tables declare to be raw bytes of tensors."""
+    raw: set[str] = set()
+    for name in archive.namelist():
+        if name.endswith(("weights_config.json", "constants_config.json")):
+            for entry in json.loads(archive.read(name)).get("config", {}).values():
+                if not entry.get("use_pickle", True):
+                    raw.add(f"{name.rpartition('/')[0]}/{entry['path_name']}")
+    return raw
+
+
+def _is_text(content: bytes) -> bool:
+    """Printable ASCII on one line, or JSON: neither carries pickle opcodes."""
+    try:
+        json.loads(content)
+        return True
+    except ValueError:
+        return len(content) <= 64 and content.strip().isascii() and b"\n" not in content.strip()
+
+
+def _is_plain_tensors(content: bytes) -> bool:
+    try:
+        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception:
+        return False
+    return True
+
+
+def save(program: ExportedProgram, path: str | Path, lineage: Mapping[str, Any] | None = None) -> None:
+    """Write a program, with where it came from as a JSON record inside the file."""
+    extra = {LINEAGE: json.dumps(lineage or {}, sort_keys=True)}
+    torch.export.save(program, path, extra_files=extra)
+
+
+def lineage(path: str | Path) -> dict[str, Any]:
+    """The lineage record of a file that `save` wrote; empty for others."""
+    with zipfile.ZipFile(path) as archive:
+        name = next((n for n in archive.namelist() if n.endswith(f"/extra/{LINEAGE}")), None)
+        return json.loads(archive.read(name)) if name else {}
+
+
+def digest(program: ExportedProgram) -> str:
+    """SHA-256 over the operators and every weight: equal for programs that compute the same thing in the same way."""
+    sha = hashlib.sha256(program.graph_module.code.encode())
+    for name, tensor in sorted({**program.state_dict, **program.constants}.items()):
+        if isinstance(tensor, torch.Tensor):
+            sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def graph_module(program: ExportedProgram) -> fx.GraphModule:
+    """An independent, trainable copy of the program, tied weights tied again (loading a file unties them)."""
+    module = copy.deepcopy(program.module(check_guards=False))
+    owners: dict[int, nn.Parameter] = {}
+    for name, original in program.state_dict.items():
+        if isinstance(original, nn.Parameter) and original.numel():
+            owner = owners.setdefault(original.data_ptr(), operator.attrgetter(name)(module))
+            if owner.shape == original.shape:
+                path, _, attribute = name.rpartition(".")
+                setattr(module.get_submodule(path), attribute, owner)
+    return module
+
+
+def set_training(module: fx.GraphModule, training: bool) -> None:
+    """Switch batch normalisation and dropout, which exported graphs hold as a constant argument."""
+    for node in module.graph.nodes:
+        position = _TRAINING_ARGUMENT.get(node.target)
+        if position is not None:
+            node.args = (*node.args[:position], training, *node.args[position + 1 :])
+    module.recompile()
+
+
+@contextlib.contextmanager
+def evaluating(module: fx.GraphModule) -> Iterator[fx.GraphModule]:
+    """The module in evaluation mode and without gradients; its mode before is restored."""
+    before = [(n, n.args) for n in module.graph.nodes if n.target in _TRAINING_ARGUMENT]
+    set_training(module, False)
+    try:
+        with torch.no_grad():
+            yield module
+    finally:
+        for node, args in before:
+            node.args = args
+        module.recompile()
+
+
+def reexport(module: fx.GraphModule, like: ExportedProgram) -> ExportedProgram:
+    """Export a graph module again, in evaluation mode, with the inputs and dynamic dimensions of `like`."""
+    args, kwargs = example(like)
+    with evaluating(module):
+        return torch.export.export(module, args, kwargs, dynamic_shapes=_dynamic_shapes(like))
+
+
+def example(program: ExportedProgram) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example inputs kept in the program, a dynamic batch of at least two."""
+    if program.example_inputs is None:
+        raise InputError(
+            "program: expected example inputs inside the .pt2 file, found none; export it with torch.export.save"
+        )
+    return program.example_inputs
+
+
+def _dynamic_shapes(program: ExportedProgram) -> dict[str, Any]:
+    """For each input by name, which dimensions are dynamic; `AUTO` lets inputs that share a size go on sharing it."""
+    names = program.module_call_graph[0].signature.forward_arg_names
+    values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
+    inputs = iter(program.graph_signature.user_inputs)
+
+    def spec(leaf: Any) -> Any:
+        value = values[str(next(inputs))]
+        if not isinstance(leaf, torch.Tensor):
+            return None
+        return {i: Dim.AUTO for i, size in enumerate(value.shape) if isinstance(size, torch.SymInt)}
+
+    args, kwargs = example(program)
+    given = dict(zip(names or [], args, strict=False)) | dict(kwargs)
+    return {name: torch.utils._pytree.tree_map(spec, value) for name, value in given.items()}
+
+
+def input_specs(program: ExportedProgram) -> dict[str, tuple[list[int | None], torch.dtype]]:
+    """Per input tensor its sizes, None where dynamic, and its type."""
+    values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
+    specs: dict[str, tuple[list[int | None], torch.dtype]] = {}
+    for name in map(str, program.graph_signature.user_inputs):
+        value = values.get(name)
+        if isinstance(value, torch.Tensor):
+            specs[name] = ([s if isinstance(s, int) else None for s in value.shape], value.dtype)
+    return specs
+
+
+def per_example_symbols(program: ExportedProgram) -> dict[Any, int]:
+    """Values for the dynamic sizes: one example for the batch, the example's own sizes for the rest."""
+    values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
+    leaves = torch.utils._pytree.tree_leaves(example(program))
+    symbols: dict[Any, int] = {}
+    for name, leaf in zip(map(str, program.graph_signature.user_inputs), leaves, strict=True):
+        for position, size in enumerate(getattr(values.get(name), "shape", ())):
+            if isinstance(size, torch.SymInt):
+                symbols.setdefault(size.node.expr, 1 if position == 0 else int(leaf.shape[position]))
+    return symbols
+
+
+def batch_of_example(program: ExportedProgram, size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example inputs repeated or cut to a batch of `size` along their first dimension."""
+
+    def resized(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0:
+            return leaf
+        return leaf[torch.from_numpy(np.arange(size) % leaf.shape[0])]
+
+    return torch.utils._pytree.tree_map(resized, example(program))

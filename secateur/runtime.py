@@ -1,0 +1,50 @@
+"""ONNX Runtime as the serving runtime: sessions on a target, and predictions in batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from secateur.errors import InputError
+
+
+@dataclass(frozen=True)
+class Target:
+    """The hardware and settings that will serve the model."""
+
+    provider: str = "CPUExecutionProvider"
+    threads: int = 1
+    batch: int = 1
+
+
+def open_session(path: str | Path, target: Target) -> ort.InferenceSession:
+    """Load a file on the target's provider.
+
+    Raises:
+        InputError: the provider is not installed, or fell back to another one.
+    """
+    available = ort.get_available_providers()
+    if target.provider not in available:
+        raise InputError(f"target.provider: expected one of {', '.join(available)}, got {target.provider}")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = target.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(path), options, providers=[target.provider])
+    if session.get_providers()[0] != target.provider:
+        raise InputError(f"target.provider: {target.provider} fell back to {session.get_providers()[0]} for this model")
+    return session
+
+
+def run(session: ort.InferenceSession, inputs: np.ndarray) -> np.ndarray:
+    """The first output for one batch of the only input."""
+    return session.run(None, {session.get_inputs()[0].name: inputs})[0]
+
+
+def predict(session: ort.InferenceSession, inputs: np.ndarray, batch: int = 256) -> np.ndarray:
+    """Predicted classes [N]: the index of the largest logit."""
+    logits = [run(session, inputs[start : start + batch]) for start in range(0, len(inputs), batch)]
+    return np.concatenate(logits).argmax(axis=1)

@@ -1,0 +1,28 @@
+"""Measures the dense model: what every later figure is compared with."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from tasks import figures, tracking
+from tasks.recipe import Recipe
+from tasks.references import Baseline, Pinned
+
+
+@tracking.remembered
+def run(pinned: Pinned) -> Baseline:
+    """Export the dense program to ONNX and measure it; logged as step 0 of the parent run."""
+    from secateur import program as programs
+    from tasks import datasets
+
+    recipe = Recipe.model_validate(pinned.recipe)
+    with tracking.fetched(pinned.program) as path, tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        program = programs.load(path)
+        validation = datasets.load(recipe).validation
+        dense = figures.measure(
+            program, Path(folder) / "dense.onnx", pinned.run_id, validation, figures.target_of(recipe)
+        )
+    start = {"sparsity": 0.0, "accuracy_delta": 0.0, "speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}
+    tracking.log(pinned.run_id, {**figures.metrics(dense), **start, "theoretical_speedup": 1.0}, step=0)
+    return Baseline(dense)

@@ -1,0 +1,146 @@
+"""The console command `secateur`: prune a model, roll back, read the history, run the local stack."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Annotated, Any, NoReturn
+
+import httpx
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from secateur.errors import InputError
+from tasks.cli import airflow_api, follow, sample, show, stack
+from tasks.cli.airflow_api import AirflowError
+from tasks.cli.mlflow_api import MlflowError
+from tasks.cli.sample import SampleError
+from tasks.cli.settings import export_settings
+from tasks.cli.stack import StackError
+from tasks.faults import is_io_fault
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+Model = Annotated[str, typer.Argument(help="Name of the registered model, such as digits-cnn.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+Collect = Callable[[httpx.Client, str, str, str], follow.Outcome]
+
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """The entry point: every foreseen error is one sentence and exit status 1."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _end("Interrupted.", _INTERRUPTED)
+    except (InputError, AirflowError, MlflowError, SampleError, StackError) as error:
+        _end(str(error), 1)
+    except Exception as error:
+        if not is_io_fault(error):
+            raise
+        _end(f"A server does not answer: {error}", 1)
+
+
+@app.command()
+def run(
+    model: Model,
+    recipe: Annotated[str, typer.Option(help="Name of the recipe, a file in the recipes folder.")],
+    version: Annotated[str, typer.Option(help="Version of the registered model: a number, or latest.")] = "latest",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do every step again, whatever earlier runs left.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Prune a registered model, prove the result, promote it. Exit status: 0 promoted, 3 refused by the gate, 1 error."""
+    raise typer.Exit(_prune(model, version, recipe, fresh=fresh, as_json=as_json))
+
+
+@app.command()
+def rollback(
+    model: Model,
+    to: Annotated[str, typer.Option(help="Version of MODEL-onnx that shall serve: a number, or previous.")],
+    reason: Annotated[str, typer.Option(help="Why; it is kept in the promotion journal.")],
+    as_json: Json = False,
+) -> None:
+    """Serve an earlier version again."""
+    outcome = _trigger_and_follow("rollback_model", {"model": model, "to": to, "reason": reason}, follow.rollback_outcome)
+    _print(outcome, as_json)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def history(model: Model, as_json: Json = False) -> None:
+    """Print the promotion journal: who moved the champion, when, why and on what evidence."""
+    from tasks import journal  # brings boto3, which the other commands do without
+
+    export_settings()
+    entries = [asdict(entry) for entry in journal.entries(model)]
+    if as_json:
+        typer.echo(json.dumps(entries, indent=2))
+    else:
+        Console().print(show.history(model, entries))
+
+
+@app.command()
+def up() -> None:
+    """Start the local stack (Airflow, MLflow, S3), or what is missing of it; its state lives in .stack."""
+    stack.up(typer.echo)
+
+
+@app.command()
+def down() -> None:
+    """Stop the local stack; its data stays."""
+    stack.down(typer.echo)
+
+
+@app.command()
+def demo() -> None:
+    """What `make run` does: start the stack, seed the sample model, prune it, print the result, stop the stack."""
+    with stack.running(typer.echo):
+        export_settings()
+        sample.ensure_registered()
+        status = _prune(sample.MODEL, "latest", sample.RECIPE, fresh=False, as_json=False)
+    raise typer.Exit(status)
+
+
+def _prune(model: str, version: str, recipe: str, *, fresh: bool, as_json: bool) -> int:
+    conf = {"model": model, "version": version, "recipe": recipe, "fresh": fresh}
+    outcome = _trigger_and_follow("prune_model", conf, follow.pruning_outcome)
+    _print(outcome, as_json)
+    return outcome.exit_code
+
+
+def _trigger_and_follow(dag: str, conf: dict[str, Any], collect: Collect) -> follow.Outcome:
+    # What moves goes to standard error: standard output holds the result alone.
+    console = Console(stderr=True)
+    with airflow_api.connect() as client:
+        run_id = airflow_api.trigger(client, dag, conf)
+        url = airflow_api.run_url(str(client.base_url), dag, run_id)
+        console.print(f"{dag} started: {url}", style="dim", soft_wrap=True)
+        try:
+            with show.progress(console) as report:
+                state = follow.follow(client, dag, run_id, report)
+        except KeyboardInterrupt:
+            console.print(f"The run goes on without this command: {url}", soft_wrap=True)
+            raise
+        return collect(client, dag, run_id, state)
+
+
+def _print(outcome: follow.Outcome, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({**asdict(outcome), "exit_code": outcome.exit_code}, indent=2))
+    else:
+        console = Console()
+        for part in show.result(outcome):
+            # An address broken over two lines is no address.
+            console.print(part, soft_wrap=isinstance(part, Text))
+
+
+def _end(sentence: str, status: int) -> NoReturn:
+    Console(stderr=True).print(f"Error: {sentence}" if status == 1 else sentence, style="red", markup=False, soft_wrap=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""What the `secateur` command prints: the progress of a run, its result, a model's history."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from tasks.cli.airflow_api import Task
+from tasks.cli.follow import Outcome
+
+Report = Callable[[str, list[Task]], None]
+
+_SETTLED = frozenset({"success", "failed", "skipped", "upstream_failed"})
+_STYLE = {"success": "green", "failed": "bold red", "skipped": "dim", "upstream_failed": "dim", "running": "cyan"}
+_STYLE_OF_VERDICT = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result table: the metric's name in MLflow, its title, and how a value is written."""
+
+    metric: str
+    title: str
+    write: Callable[[float], str]
+
+
+ROWS = (
+    Row("accuracy", "accuracy (test)", lambda value: f"{value:.2%}"),
+    Row("latency_p50_ms", "latency p50", lambda value: f"{value:.3f} ms"),
+    Row("latency_p99_ms", "latency p99", lambda value: f"{value:.3f} ms"),
+    Row("size_bytes", "size", lambda value: f"{value / 1024:,.0f} KiB"),
+    Row("params", "parameters", lambda value: f"{value:,.0f}"),
+    Row("macs", "MACs", lambda value: f"{value:,.0f}"),
+)
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Report]:
+    """A reporter for `follow`: a live picture on a terminal, else one line for every step that ends or is retried."""
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=8) as live:
+            yield lambda state, tasks: live.update(picture(state, tasks))
+    else:
+        yield _line_reporter(console)
+
+
+def picture(state: str, tasks: list[Task]) -> RenderableType:
+    """The run as it stands: a row per step, and per cycle one row with its three steps."""
+    if state == "queued":
+        return Text("waiting for a free slot: one run of a DAG at a time", style="dim")
+    table = Table.grid(padding=(0, 3))
+    for title, members in _rows(tasks).items():
+        table.add_row(title, *[_cell(task, with_name=len(members) > 1) for task in members])
+    return table
+
+
+def result(outcome: Outcome) -> list[RenderableType]:
+    """The end of a run: the reason first where there is one to know, then the numbers, the verdict, the addresses."""
+    parts: list[RenderableType] = []
+    if outcome.error:
+        parts.append(Text.assemble(("Error: ", "bold red"), outcome.error))
+    if outcome.ending == "refused":
+        reason = (outcome.verdict or {}).get("reason", "the gate gave no verdict")
+        parts.append(Text.assemble(("Not promoted: ", "bold red"), reason))
+    if outcome.metrics and not outcome.error:
+        parts.append(comparison(outcome.metrics))
+        parts.append(Text(speedup_sentence(outcome.metrics)))
+    if outcome.verdict:
+        parts += _verdict(outcome.verdict)
+    if outcome.promotion:
+        parts.append(Text(promotion_sentence(outcome.promotion)))
+    addresses = {"MLflow": outcome.mlflow_url, "Airflow": outcome.airflow_url}
+    parts += [Text(f"{name:8} {url}") for name, url in addresses.items() if url]
+    return parts
+
+
+def comparison(metrics: Mapping[str, float]) -> Table:
+    """Dense against pruned; a metric that is missing shows as a dash."""
+    table = Table()
+    table.add_column("")
+    for title in ("dense", "pruned", "change"):
+        table.add_column(title, justify="right")
+    for row in ROWS:
+        dense, pruned = metrics.get(f"dense.{row.metric}"), metrics.get(f"pruned.{row.metric}")
+        table.add_row(row.title, _value(row, dense), _value(row, pruned), _change(row, dense, pruned))
+    return table
+
+
+def speedup_sentence(metrics: Mapping[str, float]) -> str:
+    """The measured speedup with its interval, next to what the multiply-accumulates alone would promise."""
+    names = ("speedup", "speedup_low", "speedup_high", "theoretical_speedup")
+    measured, low, high, theory = (f"{metrics[name]:.2f}x" if name in metrics else "unknown" for name in names)
+    return f"Speedup {measured} (interval {low} to {high}); by MACs it would be {theory}."
+
+
+def promotion_sentence(promotion: Mapping[str, Any]) -> str:
+    """What now serves, and what did before."""
+    before = promotion.get("from_version")
+    return f"Champion is version {promotion.get('to_version')}" + (f" (before: {before})." if before else ".")
+
+
+def history(model: str, entries: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The promotion journal, oldest first."""
+    if not entries:
+        return Text(f"Nothing was ever promoted for {model!r}.")
+    table = Table(title=f"Promotions of {model}", title_justify="left")
+    for title in ("#", "when", "who", "action", "from", "to", "reason", "evidence", "entry"):
+        table.add_column(title, overflow="fold")
+    for entry in entries:
+        table.add_row(
+            *(
+                escape(str(entry[name] or "-"))
+                for name in ("number", "when", "who", "action", "from_version", "to_version", "reason")
+            ),
+            str(entry["evidence"])[:12] or "-",
+            str(entry["digest"])[:12],
+        )
+    return table
+
+
+def _rows(tasks: list[Task]) -> dict[str, list[Task]]:
+    rows: dict[str, list[Task]] = {}
+    for task in sorted(tasks, key=_place):
+        rows.setdefault(task.name.rpartition(".")[0].replace("_", " ") or task.name, []).append(task)
+    return rows
+
+
+_ORDER = ("resolve", "baseline", "plan", "cycle", "select", "export", "validate", "gate", "promote")
+_ORDER_IN_CYCLE = ("cut", "recover", "evaluate")
+
+
+def _place(task: Task) -> tuple[int, str, int]:
+    group, _, name = task.name.rpartition(".")
+    first = group.partition("_")[0] or name
+    return (
+        _ORDER.index(first) if first in _ORDER else len(_ORDER),
+        group,
+        _ORDER_IN_CYCLE.index(name) if name in _ORDER_IN_CYCLE else 0,
+    )
+
+
+def _cell(task: Task, *, with_name: bool) -> Text:
+    words = [task.name.rpartition(".")[2]] if with_name else []
+    words.append({None: "-", "success": "done", "upstream_failed": "not reached"}.get(task.state, task.state or "-"))
+    if task.state in ("success", "failed", "running"):
+        words.append(_duration(task))
+    if task.tries > 1:
+        words.append(f"(try {task.tries})")
+    return Text(" ".join(words), style=_STYLE.get(task.state or "", "dim"))
+
+
+def _duration(task: Task) -> str:
+    if task.started is None:
+        return ""
+    return f"{max((task.ended or time.time()) - task.started, 0.0):.1f} s"
+
+
+def _line_reporter(console: Console) -> Report:
+    seen: set[tuple[str, str | None, int]] = set()
+
+    def report(state: str, tasks: list[Task]) -> None:
+        del state
+        for task in tasks:
+            key = (task.name, task.state, task.tries)
+            if key in seen or task.state not in _SETTLED | {"up_for_retry"}:
+                continue
+            seen.add(key)
+            if task.state not in ("skipped", "upstream_failed"):
+                console.print(Text.assemble(f"{task.name:18} ", _cell(task, with_name=False)))
+
+    return report
+
+
+def _verdict(verdict: Mapping[str, Any]) -> list[RenderableType]:
+    outcome = str(verdict.get("outcome"))
+    head = Text.assemble(
+        "Verdict: ", (outcome, f"bold {_STYLE_OF_VERDICT.get(outcome, 'red')}"), f" - {verdict.get('reason')}"
+    )
+    return [head, *(_rule(rule) for rule in verdict.get("rules", []))]
+
+
+def _rule(rule: Mapping[str, Any]) -> Text:
+    style = _STYLE_OF_VERDICT.get(rule["outcome"], "red")
+    return Text.assemble("  ", (f"{rule['outcome']:12} ", style), f"{rule['name']}: {rule['sentence']}")
+
+
+def _value(row: Row, value: float | None) -> str:
+    return "-" if value is None else row.write(value)
+
+
+def _change(row: Row, dense: float | None, pruned: float | None) -> str:
+    if dense is None or pruned is None:
+        return "-"
+    if row.metric == "accuracy":
+        return f"{(pruned - dense) * 100:+.2f} points"
+    return f"{pruned / dense - 1:+.0%}" if dense else "-"

@@ -1,0 +1,87 @@
+"""The surgery of one cycle: from the program that the cycle before left to a smaller one."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+from secateur.errors import NothingToDo
+from tasks import tracking
+from tasks.recipe import Recipe
+from tasks.references import Baseline, Cut, Cycle, Pinned, Plan
+
+
+@tracking.remembered
+def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cycle | None) -> Cut:
+    """Cut to this cycle's share of the dense model.
+
+    Raises:
+        NothingToDo: the plan has no such cycle, the goal is reached, or the cycle before broke the accuracy budget.
+        InputError: the goal cannot be reached with the allowed kinds.
+    """
+    recipe = Recipe.model_validate(pinned.recipe)
+    _stop_early(recipe, plan, cycle, previous)
+    from secateur import Macs, Parameters, prune
+    from secateur import program as programs
+
+    share = aim(recipe, plan, cycle, baseline, previous)
+    source = previous.program if previous else pinned.program
+    now = previous.figures if previous else baseline.figures
+    dense_count, count = (
+        (baseline.figures.params, now.params) if plan.measure == "sparsity" else (baseline.figures.macs, now.macs)
+    )
+    rest = 1 - (1 - share) * dense_count / count  # of what is left
+    if rest <= 0:
+        raise NothingToDo(f"cycle {cycle}: {share:.1%} {plan.measure} is already gone")
+    run_id = tracking.child_run(pinned, f"cycle {cycle}", cycle)
+    with tracking.fetched(source) as path:
+        program = programs.load(path)
+    pruned, report = prune(
+        program,
+        goal=Parameters(rest) if plan.measure == "sparsity" else Macs(rest),
+        kinds=recipe.prune.kinds,
+        criterion=recipe.prune.criterion,
+        align=recipe.prune.align,
+    )
+    print(report)
+    sparsity = 1 - report.parameters_after / baseline.figures.params
+    lineage = {
+        "parent": pinned.program_digest,
+        "cycle": cycle,
+        "criterion": recipe.prune.criterion,
+        "seed": recipe.seed,
+    }
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        path = Path(folder) / "cut.pt2"
+        programs.save(pruned, path, lineage | {"widths": {axis.name: axis.after for axis in report.axes}})
+        file = tracking.put(run_id, path, "cut")
+    tracking.put_text(run_id, str(report), "cut/report.txt")
+    return Cut(cycle, run_id, file, sparsity)
+
+
+def _stop_early(recipe: Recipe, plan: Plan, cycle: int, previous: Cycle | None) -> None:
+    if cycle > len(plan.shares):
+        raise NothingToDo(f"cycle {cycle}: the plan has {len(plan.shares)}")
+    if previous and previous.accuracy_delta < -recipe.budget.accuracy_drop:
+        raise NothingToDo(
+            f"cycle {cycle}: cycle {previous.cycle} lost {-previous.accuracy_delta:.4f} of accuracy on validation, more than "
+            f"the budget of {recipe.budget.accuracy_drop:g}"
+        )
+    if previous and recipe.goal.speedup and previous.speedup_low >= recipe.goal.speedup:
+        raise NothingToDo(f"cycle {cycle}: {recipe.goal.speedup:g}x is reached ({previous.speedup:.2f}x measured)")
+
+
+def aim(recipe: Recipe, plan: Plan, cycle: int, baseline: Baseline, previous: Cycle | None) -> float:
+    """The share of the dense model that is gone after this cycle.
+
+    For a speedup the plan's share is only where the first cycle starts: from then on the measured speedup tells how much
+    time a removed multiply-accumulate saves, as the exponent in speedup = (MAC ratio)^e, and the rest is shared out
+    over the cycles that are left.
+    """
+    if not recipe.goal.speedup or not previous:
+        return plan.shares[cycle - 1]
+    ratio = baseline.figures.macs / previous.figures.macs
+    exponent = min(max(math.log(previous.speedup) / math.log(ratio), 0.3), 1.2) if previous.speedup > 1 else 0.3
+    step = (recipe.goal.speedup / previous.speedup) ** (1 / (len(plan.shares) - cycle + 1))
+    return 1 - 1 / (ratio * step ** (1 / exponent))

@@ -1,0 +1,30 @@
+"""The data section of a recipe as arrays, fetched from the bucket where the recipe says so."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.recipe import Recipe
+
+if TYPE_CHECKING:
+    from secateur.data import Dataset
+
+
+def load(recipe: Recipe) -> Dataset:
+    """Read and split the recipe's data; the same recipe gives the same splits."""
+    from secateur import data
+
+    if recipe.data.source == "digits":
+        inputs, labels = data.digits()
+    elif str(recipe.data.path).startswith("s3://"):
+        from tasks import bucket
+
+        with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+            local = Path(folder) / "data.npz"
+            bucket.download(str(recipe.data.path), local)
+            inputs, labels = data.npz(local)
+    else:
+        inputs, labels = data.npz(str(recipe.data.path))
+    return data.split(inputs, labels, recipe.data.split, recipe.seed)

@@ -1,0 +1,24 @@
+"""Exports the chosen program to the file that would be deployed."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from tasks import tracking
+from tasks.references import Baseline, Exported, Pinned, Selected
+
+
+@tracking.remembered
+def run(pinned: Pinned, baseline: Baseline, selected: Selected) -> Exported:
+    """Write the ONNX file, its weights counted against the program's, and record the exporter and the opset."""
+    from secateur import onnx_export
+    from secateur import program as programs
+
+    with tracking.fetched(selected.cycle.program) as path, tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        program = programs.load(path)
+        onnx_path = Path(folder) / "model.onnx"
+        onnx_export.export(program, onnx_path)
+        pruned = tracking.put(pinned.run_id, onnx_path, "export")
+    tracking.log(pinned.run_id, {}, exporter=onnx_export.EXPORTER)
+    return Exported(selected.cycle.cycle, baseline.figures.onnx, pruned, selected.cycle.program)

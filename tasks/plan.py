@@ -1,0 +1,50 @@
+"""Turns the goal into a method and a schedule, and says why."""
+
+from __future__ import annotations
+
+from tasks import tracking
+from tasks.recipe import Recipe
+from tasks.references import Baseline, Pinned, Plan
+
+ONE_SHOT_BELOW = 0.3  # published boundary: one cut with one recovery does as well as several
+ITERATIVE_ABOVE = 0.5  # above it several cycles with recovery in between do better
+
+
+@tracking.remembered
+def run(pinned: Pinned, baseline: Baseline) -> Plan:
+    """Choose what is counted, the number of cycles and each cycle's share, and the epochs of recovery."""
+    recipe = Recipe.model_validate(pinned.recipe)
+    goal = recipe.goal
+    measure = "sparsity" if goal.sparsity else "macs"
+    final = goal.sparsity or goal.macs or 1 - 1 / (goal.speedup or 1)
+    count, why = cycles_for(final, recipe.prune.cycles)
+    # every cycle removes the same share of what the one before left
+    shares = tuple(1 - (1 - final) ** (cycle / count) for cycle in range(1, count + 1))
+    epochs = tuple(
+        recipe.budget.recovery_epochs * k // count - recipe.budget.recovery_epochs * (k - 1) // count
+        for k in range(1, count + 1)
+    )
+    reasons = [
+        f"structured: {recipe.target.provider} runs dense kernels, zeros inside them buy no time",
+        why,
+        f"recovery: {recipe.budget.recovery_epochs} epochs over {count} cycles, with the dense model as teacher",
+    ]
+    if goal.speedup:
+        reasons.append(
+            f"speedup {goal.speedup:g}x: starts from {final:.0%} fewer multiply-accumulates in all; each cycle aims again by what "
+            f"the one before measured against {baseline.figures.latency_p50_ms:.3f} ms dense"
+        )
+    plan = Plan(measure, shares, epochs, tuple(reasons))
+    tracking.put_json(pinned.run_id, "plan.json", plan)
+    return plan
+
+
+def cycles_for(share: float, asked: int | None) -> tuple[int, str]:
+    """The number of cycles for a final share, and the reason."""
+    if asked:
+        return asked, f"{asked} cycles: set in the recipe"
+    if share <= ONE_SHOT_BELOW:
+        return 1, f"one-shot: {share:.0%} is at most {ONE_SHOT_BELOW:.0%}"
+    if share <= ITERATIVE_ABOVE:
+        return 2, f"two cycles: {share:.0%} lies between {ONE_SHOT_BELOW:.0%} and {ITERATIVE_ABOVE:.0%}"
+    return 3, f"three cycles: {share:.0%} is above {ITERATIVE_ABOVE:.0%}, where recovery in between pays"

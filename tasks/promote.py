@@ -1,0 +1,41 @@
+"""Registers and publishes what the gate let through. Reads the verdict, judges nothing."""
+
+from __future__ import annotations
+
+from secateur.errors import NothingToDo
+from tasks import tracking
+from tasks.references import Exported, GateResult, Pinned, Promotion
+
+
+@tracking.remembered
+def run(pinned: Pinned, exported: Exported, verdict: GateResult) -> Promotion:
+    """Register the dense file (the first time) and the pruned one, and let the pruned one serve.
+
+    Raises:
+        NothingToDo: the verdict is not a pass.
+    """
+    if verdict.outcome != "pass":
+        raise NothingToDo(f"{verdict.outcome}: {verdict.reason}")
+    from tasks import bucket, champion, registry
+
+    model = pinned.model
+    tags = {"secateur.source": f"models:/{model}/{pinned.version}", "secateur.run": pinned.run_id}
+    dense = registry.register_onnx(
+        model,
+        pinned.run_id,
+        exported.dense,
+        f"Dense: ONNX of {model} version {pinned.version}.",
+        {**tags, "secateur.kind": "dense"},
+    )
+    with tracking.fetched(exported.dense) as path:
+        bucket.publish(registry.onnx_name(model), dense, path)
+    kind = {"secateur.kind": "pruned", "secateur.recipe": pinned.recipe_name, "secateur.evidence": verdict.evidence}
+    version = registry.register_onnx(
+        model, pinned.run_id, exported.pruned, f"Pruned. {verdict.reason}", {**tags, **kind}
+    )
+    who = f"prune_model {pinned.dag_run_id}"
+    promoted = champion.move(
+        model, version, action="promote", reason=verdict.reason, who=who, evidence=verdict.evidence, first_from=dense
+    )
+    tracking.log(pinned.run_id, {}, promoted=f"models:/{registry.onnx_name(model)}/{version}")
+    return promoted

@@ -1,0 +1,69 @@
+"""Wins accuracy back after a cut: trains the cut program with the dense one as teacher."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks import tracking
+from tasks.recipe import Recipe
+from tasks.references import Cut, Pinned, Plan, Recovered
+
+if TYPE_CHECKING:
+    from secateur.recovery import Checkpoint, Epoch
+
+
+@tracking.remembered
+def run(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered:
+    """Train, keep the epoch best on validation. Killed and started again, it goes on from its last finished epoch."""
+    from secateur import program as programs
+    from secateur import recovery
+    from tasks import datasets
+
+    recipe = Recipe.model_validate(pinned.recipe)
+    settings = recovery.Settings(epochs=plan.epochs[cut.cycle - 1], seed=recipe.seed, **recipe.recovery.model_dump())
+    with tracking.fetched(cut.program) as path:
+        student, lineage = programs.load(path), programs.lineage(path)
+    with tracking.fetched(pinned.program) as path:
+        teacher = programs.load(path)
+    recovered = recovery.recover(
+        student,
+        teacher,
+        datasets.load(recipe),
+        settings,
+        checkpoint=_checkpoint(cut.run_id),
+        on_epoch=lambda epoch: _log_epoch(cut.run_id, epoch, settings.epochs),
+    )
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        path = Path(folder) / "model.pt2"
+        programs.save(recovered.program, path, lineage | {"epoch": recovered.best.epoch})
+        file = tracking.put(cut.run_id, path, "recovered")
+    return Recovered(
+        cycle=cut.cycle,
+        run_id=cut.run_id,
+        program=file,
+        accuracy_before=recovered.history[0].accuracy,
+        epochs=settings.epochs,
+        seconds=sum(epoch.seconds for epoch in recovered.history),
+        sparsity=cut.sparsity,
+    )
+
+
+def _log_epoch(run_id: str, epoch: Epoch, of: int) -> None:
+    print(
+        f"epoch {epoch.epoch}/{of}: loss {epoch.loss:.4f}, validation accuracy {epoch.accuracy:.4f}, {epoch.seconds:.1f} s",
+        flush=True,
+    )
+    loss = epoch.loss if epoch.epoch else None
+    tracking.log(run_id, {"recovery_loss": loss, "recovery_accuracy": epoch.accuracy}, step=epoch.epoch)
+
+
+def _checkpoint(run_id: str) -> Checkpoint:
+    """The last epoch's state, in the cycle's run, so that a worker on another machine can go on from it."""
+    from secateur.recovery import Checkpoint
+
+    def save(content: bytes) -> None:
+        tracking.put_bytes(run_id, content, "checkpoint", "last.pt")
+
+    return Checkpoint(save, lambda: tracking.get_bytes(run_id, "checkpoint/last.pt"))

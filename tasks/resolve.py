@@ -1,0 +1,86 @@
+"""Pins everything a run depends on; all bad input ends here, before anything is trained or written."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tasks import recipe as recipes
+from tasks import tracking
+from tasks.references import Pinned
+
+
+def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> Pinned:
+    """Find the version and the recipe, check that model, data and goal go together, open the parent run.
+
+    Two runs with the same inputs share one parent run, unless `fresh` asks to measure and train again.
+
+    Raises:
+        InputError: any of them is unknown, unusable, or does not fit the others.
+        RegistryDownError: MLflow does not answer.
+    """
+    wanted = recipes.load(recipe)
+    tracking.client()
+    from secateur import data, pruning
+    from secateur import program as programs
+    from secateur.errors import InputError
+    from tasks import datasets, registry
+
+    if wanted.model != model:
+        raise InputError(
+            f"recipe {recipe}: is for model {wanted.model!r}, got model {model!r}; set `model: {model}` in a recipe"
+        )
+    number, file = registry.source(model, version)
+    with tracking.fetched(file) as path:
+        program = programs.load(path)
+    dataset = datasets.load(wanted)
+    data.check_fits(dataset, program)
+    pruning.check_prunable(program, wanted.prune.kinds, wanted.prune.criterion)
+    pinned = Pinned(
+        model=model,
+        version=number,
+        recipe_name=recipe,
+        recipe=wanted.model_dump(mode="json"),
+        program=file,
+        program_digest=programs.digest(program),
+        data_digest=dataset.digest,
+        code_digest=tracking.code_digest(),
+        key="",
+        experiment_id="",
+        run_id="",
+        dag_run_id=dag_run_id,
+    )
+    return _with_parent_run(pinned, salt=dag_run_id if fresh else "")
+
+
+def _with_parent_run(pinned: Pinned, salt: str) -> Pinned:
+    inputs = dataclasses.asdict(pinned)
+    key = tracking.digest([{name: inputs[name] for name in inputs if name not in ("recipe_name", "dag_run_id")}, salt])
+    experiment = tracking.experiment_of(pinned.model)
+    name = f"{pinned.model} v{pinned.version} · {pinned.recipe_name}"
+    tags = {
+        "secateur.kind": "job",
+        "secateur.source": f"models:/{pinned.model}/{pinned.version}",
+        "secateur.recipe": pinned.recipe_name,
+        "secateur.dag_run": pinned.dag_run_id,
+        "secateur.program": pinned.program_digest,
+        "secateur.data": pinned.data_digest,
+        "secateur.code": pinned.code_digest,
+    }
+    run_id = tracking.find_or_create_run(experiment, key, name, tags)
+    complete = dataclasses.replace(pinned, key=key, experiment_id=experiment, run_id=run_id)
+    tracking.put_json(run_id, "recipe.json", pinned.recipe)
+    tracking.log_params(
+        run_id, {"model_version": pinned.version, "recipe_name": pinned.recipe_name, **_flat(pinned.recipe)}
+    )
+    return complete
+
+
+def _flat(recipe: dict, prefix: str = "") -> dict[str, str]:
+    """A recipe as the parameters that MLflow's compare view lines up: `goal.sparsity`, ..."""
+    flat: dict[str, str] = {}
+    for name, value in recipe.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            flat[prefix + name] = str(value)
+    return flat

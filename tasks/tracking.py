@@ -1,0 +1,274 @@
+"""MLflow as the memory: runs found by key, results of steps kept and found again, files in and out with checksums."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import tempfile
+import time
+import typing
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from tasks.references import File, Pinned
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from torch.export import ExportedProgram
+
+KEY = "secateur.key"
+Step = typing.TypeVar("Step", bound=Callable[..., Any])
+
+
+class RegistryDownError(ConnectionError):
+    """MLflow does not answer; worth a retry."""
+
+
+def client() -> MlflowClient:
+    """A client of the tracking server named by MLFLOW_TRACKING_URI.
+
+    Raises:
+        RegistryDownError: nothing answers there; found within seconds, where MLflow's own retries take minutes.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if uri.startswith("http"):
+        import httpx
+
+        try:
+            httpx.get(f"{uri.rstrip('/')}/health", timeout=5).raise_for_status()
+        except httpx.HTTPError as error:
+            raise RegistryDownError(
+                f"MLFLOW_TRACKING_URI: expected an MLflow server at {uri}, got: {error}; is it up?"
+            ) from error
+    from mlflow import MlflowClient
+
+    return MlflowClient()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON-able value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=dataclasses.asdict).encode()).hexdigest()
+
+
+@functools.cache
+def code_digest() -> str:
+    """SHA-256 of the source of the science and the steps: another release is another result."""
+    import secateur
+    import tasks
+
+    sha = hashlib.sha256()
+    for package in (secateur, tasks):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(root.rglob("*.py")):
+            if "cli" not in path.relative_to(root).parts:
+                sha.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return sha.hexdigest()
+
+
+def experiment_of(model: str) -> str:
+    """The id of the model's experiment, made when it is missing."""
+    from mlflow.exceptions import MlflowException
+
+    mlflow = client()
+    name = f"secateur/{model}"
+    found = mlflow.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return mlflow.create_experiment(name)
+        except MlflowException:  # another worker was faster
+            found = mlflow.get_experiment_by_name(name)
+    assert found is not None
+    return found.experiment_id
+
+
+def find_or_create_run(experiment_id: str, key: str, name: str, tags: Mapping[str, str]) -> str:
+    """The id of the run with this key. Of two that were made at once, the older is everybody's."""
+    mlflow = client()
+    for attempt in range(2):
+        found = mlflow.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'", order_by=["attributes.start_time ASC"])
+        if found:
+            for extra in found[1:]:
+                mlflow.delete_run(extra.info.run_id)
+            return found[0].info.run_id
+        if attempt == 0:
+            mlflow.create_run(experiment_id, run_name=name, tags={**tags, KEY: key})
+    raise RuntimeError(f"run {name} was created but cannot be found in experiment {experiment_id}")
+
+
+def child_run(pinned: Pinned, name: str, cycle: int) -> str:
+    """The run of one cycle, a child of the parent run."""
+    tags = {
+        "mlflow.parentRunId": pinned.run_id,
+        "secateur.kind": "cycle",
+        "secateur.source": f"models:/{pinned.model}/{pinned.version}",
+        "secateur.recipe": pinned.recipe_name,
+    }
+    return find_or_create_run(pinned.experiment_id, f"{pinned.key}:{cycle}", name, tags)
+
+
+def log(
+    run_id: str, metrics: Mapping[str, float | None], step: int = 0, model_id: str | None = None, **tags: str
+) -> None:
+    """Log metrics (those that are not None) and tags to a run that need not be active."""
+    from mlflow.entities import Metric, RunTag
+
+    now = int(time.time() * 1000)
+    entries = [
+        Metric(name, float(value), now, step, model_id=model_id, run_id=run_id if model_id else None)
+        for name, value in metrics.items()
+        if value is not None
+    ]
+    client().log_batch(run_id, entries, tags=[RunTag(f"secateur.{k}", v) for k, v in tags.items()])
+
+
+def log_params(run_id: str, params: Mapping[str, str]) -> None:
+    """Log parameters; the same ones again change nothing."""
+    from mlflow.entities import Param
+
+    client().log_batch(run_id, params=[Param(name, value) for name, value in params.items()])
+
+
+def log_program(run_id: str, path: Path, program: ExportedProgram, name: str, step: int) -> str:
+    """Log a program as a model of the run, byte for byte the file that was measured; returns the model's id."""
+    import mlflow
+    import numpy as np
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    from secateur import program as programs
+
+    module = programs.graph_module(program)
+    (example,), _ = programs.batch_of_example(program, 2)
+    ((_, (shape, _)),) = programs.input_specs(program).items()
+    inputs = TensorSpec(np.dtype(str(example.numpy().dtype)), tuple(-1 if size is None else size for size in shape))
+    with mlflow.start_run(run_id=run_id):
+        logged = mlflow.pytorch.log_model(
+            module,
+            name=name,
+            step=step,
+            input_example=example.numpy(),
+            signature=ModelSignature(inputs=Schema([inputs])),
+            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        exact = Path(folder) / "model.pt2"
+        shutil.copy(path, exact)
+        client().log_model_artifact(logged.model_id, str(exact), "data")
+    return logged.model_id
+
+
+def describe(run_id: str, text: str) -> None:
+    """Set the description that opens the run's page."""
+    client().set_tag(run_id, "mlflow.note.content", text)
+
+
+def finish(run_id: str) -> None:
+    """Mark a run as finished."""
+    client().set_terminated(run_id)
+
+
+def put(run_id: str, local: Path, folder: str) -> File:
+    """Store a file in a run."""
+    client().log_artifact(run_id, str(local), folder)
+    return File(f"runs:/{run_id}/{folder}/{local.name}", sha256_of(local))
+
+
+@contextmanager
+def fetched(file: File) -> typing.Iterator[Path]:
+    """The file in a temporary folder, its checksum verified."""
+    from mlflow.artifacts import download_artifacts
+
+    client()
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        path = Path(download_artifacts(artifact_uri=file.uri, dst_path=folder))
+        if sha256_of(path) != file.sha256:
+            raise OSError(f"{file.uri}: expected SHA-256 {file.sha256[:12]}, got {sha256_of(path)[:12]}")
+        yield path
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def put_json(run_id: str, path: str, value: Any) -> str:
+    """Store a value as a JSON artifact; returns its digest."""
+    client().log_text(run_id, json.dumps(value, indent=1, sort_keys=True, default=dataclasses.asdict), path)
+    return digest(value)
+
+
+def put_text(run_id: str, text: str, path: str) -> None:
+    """Store a text as an artifact."""
+    client().log_text(run_id, text, path)
+
+
+def put_bytes(run_id: str, content: bytes, folder: str, name: str) -> None:
+    """Store bytes as an artifact."""
+    with tempfile.TemporaryDirectory() as local:
+        path = Path(local) / name
+        path.write_bytes(content)
+        client().log_artifact(run_id, str(path), folder)
+
+
+def get_bytes(run_id: str, path: str) -> bytes | None:
+    """An artifact's bytes, or None when there is none yet."""
+    mlflow = client()
+    if path not in {entry.path for entry in mlflow.list_artifacts(run_id, str(Path(path).parent))}:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        return Path(mlflow.download_artifacts(run_id, path, folder)).read_bytes()
+
+
+def get_json(run_id: str, path: str) -> Any | None:
+    """A JSON artifact, or None when there is none yet."""
+    content = get_bytes(run_id, path)
+    return None if content is None else json.loads(content)
+
+
+def remembered(step: Step) -> Step:
+    """Run a step once per input: its result is kept in the parent run, written last, and found by its key.
+
+    The key is the digest of every argument (the parent's key stands for the code and the recipe). A retry, a cleared
+    task or a second run of the same job finds the result and returns it.
+    """
+    signature = inspect.signature(step)
+
+    @functools.wraps(step)
+    def once(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs).arguments
+        pinned = typing.cast(Pinned, bound["pinned"])
+        inputs = {name: value for name, value in bound.items() if name != "pinned"}
+        name = step.__module__.rpartition(".")[2] + _cycle_suffix(inputs)
+        key = digest([pinned.key, inputs])
+        found = get_json(pinned.run_id, f"steps/{name}.json")
+        result_type = TypeAdapter(typing.get_type_hints(step)["return"])
+        if found and found["key"] == key:
+            return result_type.validate_python(found["result"])
+        started = time.monotonic()
+        result = step(**bound)
+        memo = {"key": key, "seconds": time.monotonic() - started, "result": dataclasses.asdict(result)}
+        put_json(pinned.run_id, f"steps/{name}.json", memo)
+        return result
+
+    return typing.cast(Step, once)
+
+
+def _cycle_suffix(inputs: Mapping[str, Any]) -> str:
+    """`_2` for the steps inside cycle 2: those that are given a cycle's number or the previous step's result of it."""
+    if "cycle" in inputs:
+        return f"_{inputs['cycle']}"
+    inside = [value.cycle for name, value in inputs.items() if name in ("cut", "recovered")]
+    return f"_{inside[0]}" if inside else ""

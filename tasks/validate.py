@@ -1,0 +1,56 @@
+"""Holds the exported file against the dense one on the runtime that will serve it."""
+
+from __future__ import annotations
+
+from tasks import figures, tracking
+from tasks.recipe import Recipe
+from tasks.references import Baseline, Exported, Pinned, Validated
+
+
+@tracking.remembered
+def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
+    """Speedup of alternating measurements with its interval, realised beside theoretical, and ONNX against torch."""
+    from secateur import measure, onnx_export
+    from secateur import program as programs
+    from secateur.axes.infer import infer
+    from tasks import datasets
+
+    recipe = Recipe.model_validate(pinned.recipe)
+    inputs = datasets.load(recipe).validation.inputs
+    with (
+        tracking.fetched(exported.dense) as dense,
+        tracking.fetched(exported.pruned) as pruned,
+        tracking.fetched(exported.program) as program_path,
+    ):
+        program = programs.load(program_path)
+        confidence = recipe.gate.confidence
+        compared = measure.compare(
+            dense, pruned, figures.target_of(recipe), inputs, confidence=confidence, seed=recipe.seed
+        )
+        parity = onnx_export.parity(program, pruned, inputs)
+        sizes = {"dense.size_bytes": dense.stat().st_size, "pruned.size_bytes": pruned.stat().st_size}
+    structure = infer(programs.graph_module(program))
+    macs = structure.count_macs(programs.per_example_symbols(program))
+    result = Validated(
+        speedup=compared.speedup,
+        speedup_low=compared.low,
+        speedup_high=compared.high,
+        confidence=confidence,
+        theoretical_speedup=baseline.figures.macs / macs,
+        parity=parity.worst,
+    )
+    latencies = {
+        f"{name}.latency_{p}_ms": getattr(latency, f"{p}_ms")
+        for name, latency in (("dense", compared.first), ("pruned", compared.second))
+        for p in ("p50", "p90", "p99")
+    }
+    counts = {
+        "dense.params": baseline.figures.params,
+        "pruned.params": structure.count_parameters(),
+        "dense.macs": baseline.figures.macs,
+        "pruned.macs": macs,
+        "sparsity": 1 - structure.count_parameters() / baseline.figures.params,
+    }
+    measured = {name: value for name, value in vars(result).items() if name != "confidence"}
+    tracking.log(pinned.run_id, {**measured, **latencies, **sizes, **counts}, step=exported.cycle)
+    return result

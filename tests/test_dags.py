@@ -1,0 +1,125 @@
+"""The DAG files: they load, load nothing heavy, load quickly, keep their version, and are wired as the design says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DAGS = REPOSITORY / "dags"
+HEAVY = ("torch", "mlflow", "onnxruntime", "onnx", "boto3", "sklearn", "scipy")
+CYCLES = 5
+
+LOAD_ALL = f"""
+import json
+from airflow.dag_processing.dagbag import DagBag
+bag = DagBag({str(DAGS)!r})
+dags = {{
+    dag.dag_id: {{
+        "params": {{name: dag.params.get_param(name).description for name in dag.params}},
+        "doc": dag.doc_md or "",
+        "tasks": {{
+            task.task_id: {{
+                "upstream": sorted(task.upstream_task_ids), "pool": task.pool, "rule": str(task.trigger_rule),
+                "retries": task.retries, "policy": type(task.retry_policy).__name__,
+            }} for task in dag.tasks
+        }},
+    }} for dag in bag.dags.values()
+}}
+print("RESULT" + json.dumps({{"errors": bag.import_errors, "dags": dags}}, default=str))
+"""
+
+IMPORT_ALL = f"""
+import json, runpy, sys, time
+import airflow.sdk, airflow.sdk.exceptions, airflow.sdk.definitions.retry_policy, airflow.providers.standard.decorators.python
+begun = time.perf_counter()
+for path in {[str(path) for path in sorted(DAGS.glob("*.py"))]!r}:
+    runpy.run_path(path)
+seconds = time.perf_counter() - begun
+print("RESULT" + json.dumps({{"seconds": seconds, "heavy": [name for name in {HEAVY!r} if name in sys.modules]}}))
+"""
+
+
+def in_fresh_python(script: str, home: Path) -> Any:
+    """What `script` prints after RESULT, run by a Python of its own with an Airflow of its own."""
+    environment = {
+        **os.environ,
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.rpartition("RESULT")[2])
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Every DAG of the folder, as Airflow loads it."""
+    found: dict[str, Any] = in_fresh_python(LOAD_ALL, tmp_path_factory.mktemp("airflow"))
+    return found
+
+
+def test_every_dag_file_loads(loaded: dict[str, Any]) -> None:
+    assert loaded["errors"] == {}
+    assert set(loaded["dags"]) >= {"prune_model", "rollback_model"}
+
+
+def test_every_dag_has_documentation_and_described_params(loaded: dict[str, Any]) -> None:
+    for dag in loaded["dags"].values():
+        assert dag["doc"].strip()
+        assert all(dag["params"].values())
+
+
+def test_every_step_is_retried_by_the_same_policy(loaded: dict[str, Any]) -> None:
+    for dag in loaded["dags"].values():
+        assert {(task["retries"], task["policy"]) for task in dag["tasks"].values()} == {(3, "StepRetries")}
+
+
+def test_the_cycles_are_unrolled_and_chained(loaded: dict[str, Any]) -> None:
+    tasks = loaded["dags"]["prune_model"]["tasks"]
+    for cycle in range(1, CYCLES + 1):
+        before = [f"cycle_{cycle - 1}.evaluate"] if cycle > 1 else []
+        assert tasks[f"cycle_{cycle}.cut"]["upstream"] == sorted([*before, "plan", "resolve"])
+        assert f"cycle_{cycle}.cut" in tasks[f"cycle_{cycle}.recover"]["upstream"]
+        assert f"cycle_{cycle}.recover" in tasks[f"cycle_{cycle}.evaluate"]["upstream"]
+    assert f"cycle_{CYCLES + 1}.cut" not in tasks
+
+
+def test_selection_goes_on_when_cycles_were_skipped(loaded: dict[str, Any]) -> None:
+    select = loaded["dags"]["prune_model"]["tasks"]["select"]
+    assert select["rule"].endswith("none_failed_min_one_success")
+    assert set(select["upstream"]) >= {f"cycle_{cycle}.evaluate" for cycle in range(1, CYCLES + 1)}
+
+
+def test_steps_that_measure_take_the_bench(loaded: dict[str, Any]) -> None:
+    tasks = loaded["dags"]["prune_model"]["tasks"]
+    on_bench = {name for name, task in tasks.items() if task["pool"] == "bench"}
+    assert on_bench == {"baseline", "validate", *(f"cycle_{cycle}.evaluate" for cycle in range(1, CYCLES + 1))}
+
+
+def test_dag_files_load_nothing_heavy_and_load_in_under_a_second(tmp_path: Path) -> None:
+    measured = min((in_fresh_python(IMPORT_ALL, tmp_path) for _ in range(2)), key=lambda one: float(one["seconds"]))
+    assert measured["heavy"] == []
+    assert measured["seconds"] < 1.0
+
+
+def test_dag_files_are_short() -> None:
+    for path in DAGS.glob("*.py"):
+        assert len(path.read_text().splitlines()) < 100, f"{path.name}: wiring only"
+
+
+@pytest.mark.parametrize("path", sorted(DAGS.glob("*.py")), ids=lambda path: path.name)
+def test_dag_files_do_not_make_a_new_version_at_each_parse(path: Path, tmp_path: Path) -> None:
+    script = (
+        "import json\n"
+        "from airflow.utils.dag_version_inflation_checker import check_dag_file_stability\n"
+        f"found = check_dag_file_stability({str(path)!r})\n"
+        "print('RESULT' + json.dumps([str(warning) for warning in found.warnings.values()]))"
+    )
+    assert in_fresh_python(script, tmp_path) == []
