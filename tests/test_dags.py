@@ -85,7 +85,7 @@ def test_the_cycles_are_unrolled_and_chained(loaded: dict[str, Any]) -> None:
     tasks = loaded["dags"]["prune_model"]["tasks"]
     for cycle in range(1, CYCLES + 1):
         before = [f"cycle_{cycle - 1}.evaluate"] if cycle > 1 else []
-        assert tasks[f"cycle_{cycle}.cut"]["upstream"] == sorted([*before, "plan", "resolve"])
+        assert tasks[f"cycle_{cycle}.cut"]["upstream"] == sorted([*before, "baseline", "plan", "resolve"])
         assert f"cycle_{cycle}.cut" in tasks[f"cycle_{cycle}.recover"]["upstream"]
         assert f"cycle_{cycle}.recover" in tasks[f"cycle_{cycle}.evaluate"]["upstream"]
     assert f"cycle_{CYCLES + 1}.cut" not in tasks
@@ -93,7 +93,7 @@ def test_the_cycles_are_unrolled_and_chained(loaded: dict[str, Any]) -> None:
 
 def test_selection_goes_on_when_cycles_were_skipped(loaded: dict[str, Any]) -> None:
     select = loaded["dags"]["prune_model"]["tasks"]["select"]
-    assert select["rule"].endswith("none_failed_min_one_success")
+    assert select["rule"].lower().endswith("none_failed_min_one_success")
     assert set(select["upstream"]) >= {f"cycle_{cycle}.evaluate" for cycle in range(1, CYCLES + 1)}
 
 

@@ -34,6 +34,10 @@ class StackError(RuntimeError):
     """The stack could not be started; the message holds the end of the log that says why."""
 
 
+class _Gone(Exception):
+    """A piece that ran when we looked does not any more: a large process takes a moment to die."""
+
+
 @dataclass(frozen=True)
 class Record:
     """What was started, by the name of the piece, and on which ports."""
@@ -46,16 +50,12 @@ def up(say: Say = print) -> None:
     """Start the stack, or what is missing of it, and wait until all of it serves."""
     folder = _prepare_folder()
     with _lock(folder):
-        record = _read_record(folder)
-        kept = {name: started for name, started in record.started.items() if processes.alive(started, folder)}
-        # What a killed piece left behind (forked workers, running tasks) would hold its port and work beside its successor.
-        processes.stop(folder, set(pieces.NAMES) - set(kept), grace=0.0)
-        stack = Stack(folder, _choose_ports(record, set(kept), say), pieces.credentials(folder))
-        if kept and stack.ports != record.ports:
-            say("An address of the stack changes: its other parts start again, to learn of it.")
-            processes.stop(folder)
-            kept = {}
-        _start_and_wait(stack, kept, say)
+        stack = None
+        while stack is None:
+            try:
+                stack = _up(folder, say)
+            except _Gone as gone:
+                say(f"{gone} has died meanwhile; looking again.")
         pieces.write_private(folder / "env.json", json.dumps(pieces.client_environment(stack), indent=2))
     _introduce(stack, say)
 
@@ -79,16 +79,17 @@ def running(say: Say = print) -> Iterator[None]:
     """The stack for the length of a `with` block; one that ran already is left running after it."""
     was_up = is_up()
     # Asked to end, by whatever signal: through the same door as Ctrl-C, so that the stack is stopped.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         up(say)
         yield
     finally:
         if not was_up:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C would leave it half stopped
+            # An impatient second Ctrl-C would leave it half stopped.
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
             down(say)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def is_up() -> bool:
@@ -125,6 +126,20 @@ def _choose_ports(record: Record, running: set[str], say: Say) -> dict[str, int]
         if ports[server] != wanted:
             say(f"Port {wanted} is taken by another program: {server} uses {ports[server]}.")
     return ports
+
+
+def _up(folder: Path, say: Say) -> Stack:
+    record = _read_record(folder)
+    kept = {name: started for name, started in record.started.items() if processes.alive(started, folder)}
+    # What a killed piece left behind (forked workers, running tasks) would hold its port and work beside its successor.
+    processes.stop(folder, set(pieces.NAMES) - set(kept), grace=0.0)
+    stack = Stack(folder, _choose_ports(record, set(kept), say), pieces.credentials(folder))
+    if kept and stack.ports != record.ports:
+        say("An address of the stack changes: its other parts start again, to learn of it.")
+        processes.stop(folder)
+        kept = {}
+    _start_and_wait(stack, kept, say)
+    return stack
 
 
 def _start_and_wait(stack: Stack, kept: Mapping[str, Started], say: Say) -> None:
@@ -181,7 +196,11 @@ def _await_all(stack: Stack, started: Mapping[str, Started], missing: list[Piece
     while waiting:
         for piece in waiting:
             if not processes.alive(started[piece.name], stack.folder):
-                raise StackError(_with_log(stack, piece, "stopped right after its start"))
+                raise (
+                    StackError(_with_log(stack, piece, "stopped right after its start"))
+                    if piece.name in fresh
+                    else _Gone(piece.name)
+                )
         ready = [piece for piece in waiting if piece.ready(started[piece.name].created)]
         for piece in ready:
             if piece.name in fresh:

@@ -1,0 +1,303 @@
+"""The command `secateur` against servers that answer as Airflow and MLflow do: what it prints and how it ends."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from rich.console import Console
+
+from tasks.cli import airflow_api, app, show
+from tasks.cli.airflow_api import Task
+
+RUN = "manual__2026-11-23T18:50:06+00:00"
+PASS = {
+    "outcome": "pass",
+    "reason": "All rules hold.",
+    "rules": [{"name": "speedup", "outcome": "pass", "sentence": "1.9 >= 1.3"}],
+}
+FAIL = {"outcome": "fail", "reason": "The speedup's lower bound 1.9 is below 3.", "rules": []}
+PROMOTION = {"action": "promote", "from_version": "1", "to_version": "2", "digest": "ab"}
+DENSE = {
+    "accuracy": 0.98,
+    "latency_p50_ms": 1.2,
+    "latency_p99_ms": 2.5,
+    "size_bytes": 400_000,
+    "params": 100_000,
+    "macs": 5_000_000,
+}
+PRUNED = {name: value / 2 for name, value in DENSE.items()} | {"accuracy": 0.975}
+SPEEDUP = {"speedup": 2.0, "speedup_low": 1.9, "speedup_high": 2.1, "theoretical_speedup": 2.4}
+
+
+@dataclass
+class Servers:
+    """What the stand-in servers answer, by path, and what was sent to them."""
+
+    state: str = "success"
+    xcoms: dict[str, Any] = field(default_factory=dict)
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    refuse_trigger: tuple[int, str] | None = None
+    password: str = "right"
+    sent: list[dict[str, Any]] = field(default_factory=list)
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """The status and the JSON of one request."""
+        routes: list[tuple[str, Callable[[], tuple[int, Any]]]] = [
+            ("/auth/token", lambda: self._token(body)),
+            ("/xcomEntries/return_value", lambda: self._xcom(path)),
+            ("/logs/", lambda: (200, {"content": self.log})),
+            ("/taskInstances", lambda: (200, {"task_instances": self.tasks})),
+            (f"/dagRuns/{RUN}", lambda: (200, {"state": self.state})),
+            ("/dagRuns", lambda: self._trigger(body)),
+            ("/api/2.0/mlflow/runs/get", lambda: (200, self._mlflow_run())),
+        ]
+        return next((respond() for part, respond in routes if part in path), (404, {"detail": "no such page"}))
+
+    def _token(self, body: dict[str, Any]) -> tuple[int, Any]:
+        return (201, {"access_token": "t"}) if body["password"] == self.password else (401, {"detail": "Invalid credentials"})
+
+    def _trigger(self, body: dict[str, Any]) -> tuple[int, Any]:
+        self.sent.append(body)
+        if self.refuse_trigger:
+            return self.refuse_trigger[0], {"detail": self.refuse_trigger[1]}
+        return 200, {"dag_run_id": RUN}
+
+    def _xcom(self, path: str) -> tuple[int, Any]:
+        name = path.split("/taskInstances/")[1].split("/")[0]
+        return (200, {"value": self.xcoms[name]}) if name in self.xcoms else (404, {"detail": "XCom not found"})
+
+    def _mlflow_run(self) -> dict[str, Any]:
+        metrics = {f"dense.{name}": value for name, value in DENSE.items()}
+        metrics |= {f"pruned.{name}": value for name, value in PRUNED.items()} | SPEEDUP
+        data = {"metrics": [{"key": name, "value": value} for name, value in metrics.items()]}
+        return {"run": {"info": {"experiment_id": "7"}, "data": data}}
+
+
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
+    """One server that stands in for both, and settings that lead to it."""
+    answers = Servers()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._respond()
+
+        def do_POST(self) -> None:
+            self._respond()
+
+        def _respond(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
+            status, content = answers.answer(unquote(urlsplit(self.path).path), body)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(content).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    for name, value in {"URL": address, "USERNAME": "admin", "PASSWORD": "right"}.items():
+        monkeypatch.setenv(f"SECATEUR_AIRFLOW_{name}", value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    yield answers
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def secateur(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run the command in this process; returns its exit status."""
+
+    def call(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["secateur", *words])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        return int(ended.value.code or 0)
+
+    return call
+
+
+RUN_DIGITS = ("run", "digits-cnn", "--version", "3", "--recipe", "digits")
+
+
+def test_a_promoted_run_ends_with_the_table_and_status_0(
+    servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers.xcoms = {"resolve": {"run_id": "r1"}, "gate": PASS, "promote": PROMOTION}
+    assert secateur(*RUN_DIGITS, "--fresh") == 0
+    assert servers.sent[0]["conf"] == {"model": "digits-cnn", "version": "3", "recipe": "digits", "fresh": True}
+    shown = capsys.readouterr().out
+    for part in ("98.00%", "97.50%", "-0.50 points", "1.200 ms", "-50%", "Speedup 2.00x (interval 1.90x to 2.10x)"):
+        assert part in shown
+    assert "Verdict: pass - All rules hold." in shown
+    assert "Champion is version 2 (before: 1)." in shown
+    assert "/#/experiments/7/runs/r1" in shown
+
+
+def test_a_refused_run_opens_with_the_reason_and_ends_with_status_3(
+    servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers.xcoms = {"resolve": {"run_id": "r1"}, "gate": FAIL}
+    assert secateur(*RUN_DIGITS) == 3
+    assert capsys.readouterr().out.startswith("Not promoted: The speedup's lower bound 1.9 is below 3.")
+
+
+def test_a_failed_run_opens_with_the_step_s_own_sentence_and_ends_with_status_1(
+    servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers.state = "failed"
+    servers.tasks = [task_json("resolve", "failed"), task_json("baseline", "upstream_failed")]
+    servers.log = [{"event": "x", "error_detail": [{"exc_type": "InputError", "exc_value": "recipe: no recipe 'digitz'"}]}]
+    assert secateur(*RUN_DIGITS) == 1
+    assert capsys.readouterr().out.startswith("Error: Step resolve failed: recipe: no recipe 'digitz'")
+
+
+def test_a_step_that_was_killed_too_often_is_named(
+    servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers.state = "failed"
+    servers.tasks = [task_json("recover", "failed", tries=4)]
+    assert secateur(*RUN_DIGITS) == 1
+    assert "Step recover failed after 4 tries without an exception: its process was killed." in capsys.readouterr().out
+
+
+def test_json_is_all_there_is_on_standard_output(
+    servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers.xcoms = {"resolve": {"run_id": "r1"}, "gate": FAIL}
+    assert secateur(*RUN_DIGITS, "--json") == 3
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["ending"] == "refused"
+    assert printed["exit_code"] == 3
+    assert printed["metrics"]["dense.accuracy"] == 0.98
+
+
+def test_a_rollback_says_what_serves_now(
+    servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers.xcoms = {"rollback": {**PROMOTION, "from_version": "2", "to_version": "1"}}
+    assert secateur("rollback", "digits-cnn", "--to", "previous", "--reason", "worse on Mondays") == 0
+    assert servers.sent[0]["conf"] == {"model": "digits-cnn", "to": "previous", "reason": "worse on Mondays"}
+    assert "Champion is version 1 (before: 2)." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("refusal", "sentence"),
+    [
+        (
+            (400, "Invalid input for param version: 'x' does not match\n\nFailed validating"),
+            "Error: Invalid input for param version",
+        ),
+        ((404, "Dag not found"), "does not know DAG 'prune_model'"),
+        ((500, "broken"), "answered 500"),
+    ],
+)
+def test_what_airflow_refuses_is_one_sentence(
+    servers: Servers,
+    secateur: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    refusal: tuple[int, str],
+    sentence: str,
+) -> None:
+    servers.refuse_trigger = refusal
+    assert secateur(*RUN_DIGITS) == 1
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_a_wrong_password_is_named(
+    servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECATEUR_AIRFLOW_PASSWORD", "wrong")
+    assert secateur(*RUN_DIGITS) == 1
+    said = capsys.readouterr().err
+    assert "check SECATEUR_AIRFLOW_USERNAME and SECATEUR_AIRFLOW_PASSWORD" in said
+    assert "wrong" not in said
+
+
+def test_a_server_that_is_down_is_named(
+    servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECATEUR_AIRFLOW_URL", "http://127.0.0.1:1")
+    assert secateur(*RUN_DIGITS) == 1
+    assert "Airflow at http://127.0.0.1:1 does not answer" in capsys.readouterr().err
+
+
+def test_no_stack_and_no_settings_says_what_to_do(
+    secateur: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("SECATEUR_AIRFLOW_URL", raising=False)
+    monkeypatch.setenv("SECATEUR_STACK_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert secateur(*RUN_DIGITS) == 1
+    assert "start the stack with `make up`" in capsys.readouterr().err
+
+
+def test_the_command_starts_without_the_heavy_libraries() -> None:
+    script = (
+        "import sys, tasks.cli.app; print([name for name in ('torch', 'mlflow', 'airflow', 'boto3') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_progress_shows_a_row_per_cycle_in_the_order_of_the_pipeline() -> None:
+    tasks = [
+        task("promote", None),
+        task("cycle_2.cut", "skipped"),
+        task("cycle_1.evaluate", "running"),
+        task("cycle_1.cut", "success"),
+        task("cycle_1.recover", "success", tries=2),
+        task("resolve", "success"),
+    ]
+    console = Console(width=120, record=True, file=None)
+    with console.capture() as captured:
+        console.print(show.picture("running", tasks))
+    lines = [line.split() for line in captured.get().splitlines()]
+    assert [line[0] for line in lines] == ["resolve", "cycle", "cycle", "promote"]
+    first_cycle = " ".join(lines[1])
+    assert first_cycle.index("cut done") < first_cycle.index("recover done") < first_cycle.index("evaluate running")
+    assert "(try 2)" in first_cycle
+
+
+def test_a_metric_that_is_missing_shows_as_a_dash() -> None:
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(show.comparison({"dense.accuracy": 0.98}))
+    row = next(line for line in captured.get().splitlines() if "accuracy" in line)
+    assert row.count(" - ") == 2
+
+
+def test_the_history_of_a_model_that_was_never_promoted_is_a_sentence() -> None:
+    assert "Nothing was ever promoted" in str(show.history("digits-cnn", []))
+
+
+def task(name: str, state: str | None, tries: int = 1) -> Task:
+    """A task instance."""
+    return Task(name, state, tries, queued=0.0, started=1.0 if state else None, ended=2.0, scheduled=0.0)
+
+
+def task_json(name: str, state: str, tries: int = 1) -> dict[str, Any]:
+    """A task instance as Airflow writes it."""
+    moment = "2026-11-23T18:50:07Z"
+    return {"task_id": name, "state": state, "try_number": tries, "start_date": moment, "end_date": moment}
+
+
+def test_a_task_s_times_are_read(servers: Servers) -> None:
+    servers.tasks = [task_json("resolve", "success")]
+    with airflow_api.connect() as client:
+        (read,) = airflow_api.tasks(client, "prune_model", RUN)
+    assert read.ended is not None
+    assert read.ended == read.started

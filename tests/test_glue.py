@@ -1,0 +1,192 @@
+"""The glue between steps and Airflow: types at the border, skips, and which failures are tried again."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from secateur.errors import InputError, NothingToDo
+from tasks.faults import is_io_fault
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A stand-in for what steps hand to each other."""
+
+    name: str
+    share: float
+    parts: tuple[int, ...] = ()
+
+
+def make(name: str, share: float) -> Thing:
+    """Make a thing."""
+    return Thing(name, share, (1, 2))
+
+
+def combine(thing: Thing, previous: Thing | None, all_of_them: list[Thing | None], again: bool) -> str:
+    """Say what arrived."""
+    return f"{thing} {previous} {len(all_of_them)} {all_of_them[-1]} {again}"
+
+
+def stop_here() -> Thing:
+    """Have nothing to do."""
+    raise NothingToDo("The goal is met.")
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The module under test, with an Airflow home that is nobody's."""
+    os.environ.setdefault("AIRFLOW_HOME", str(tmp_path_factory.mktemp("airflow")))
+    return importlib.import_module("tasks.airflow_glue")
+
+
+def test_a_result_travels_as_plain_json(glue: ModuleType) -> None:
+    assert glue.call(make, "a", 0.5) == {"name": "a", "share": 0.5, "parts": [1, 2]}
+
+
+def test_plain_json_arrives_as_the_annotated_types(glue: ModuleType) -> None:
+    plain = {"name": "a", "share": 0.5, "parts": [1, 2]}
+    assert glue.call(combine, plain, None, [plain, None], "False") == f"{Thing('a', 0.5, (1, 2))} None 2 None False"
+
+
+def test_a_value_that_does_not_fit_its_type_is_refused(glue: ModuleType) -> None:
+    with pytest.raises(ValueError, match="share"):
+        glue.call(combine, {"name": "a"}, None, [], True)
+
+
+def test_nothing_to_do_skips_the_task_and_keeps_the_reason(glue: ModuleType) -> None:
+    from airflow.sdk.exceptions import AirflowSkipException
+
+    with pytest.raises(AirflowSkipException, match="The goal is met"):
+        glue.call(stop_here)
+
+
+def test_a_long_result_is_logged_in_one_short_line(glue: ModuleType) -> None:
+    line = glue._one_line({"values": list(range(10_000))})
+    assert len(line) < 600
+    assert "\n" not in line
+
+
+def wrapped(outer: Exception, inner: Exception) -> Exception:
+    """`outer`, raised because of `inner`."""
+    try:
+        raise outer from inner
+    except Exception as error:
+        return error
+
+
+class Refused(ConnectionError):
+    """A child of an I/O fault."""
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (InputError("version: expected a number"), False),
+        (wrapped(InputError("no such host"), ConnectionError("refused")), False),
+        (ConnectionError("refused"), True),
+        (Refused("refused"), True),
+        (TimeoutError("too late"), True),
+        (wrapped(RuntimeError("MLflow: request failed"), ConnectionError("refused")), True),
+        (FileNotFoundError("model.onnx"), False),
+        (KeyError("a bug"), False),
+        (MemoryError("too large"), False),
+    ],
+    ids=lambda value: value if isinstance(value, bool) else type(value).__name__,
+)
+def test_only_faults_of_the_wire_are_tried_again(glue: ModuleType, error: Exception, again: bool) -> None:
+    decision = glue.StepRetries().evaluate(error, try_number=1, max_tries=3)
+    assert is_io_fault(error) is again
+    assert decision.action.value == ("retry" if again else "fail")
+
+
+def test_faults_of_other_libraries_are_known_by_name() -> None:
+    import botocore.exceptions
+    import httpx
+
+    assert is_io_fault(botocore.exceptions.EndpointConnectionError(endpoint_url="http://nowhere"))
+    assert is_io_fault(httpx.ConnectTimeout("too late"))
+
+
+def test_the_pause_doubles_up_to_a_limit(glue: ModuleType) -> None:
+    assert [glue.delay_before(attempt).total_seconds() for attempt in (2, 3, 4)] == [5, 10, 20]
+    assert glue.delay_before(30) == timedelta(minutes=2)
+
+
+STAND_INS = """
+from dataclasses import dataclass
+from secateur.errors import NothingToDo
+
+@dataclass(frozen=True)
+class Cycle:
+    number: int
+
+def run(cycle: int, previous: Cycle | None) -> Cycle:
+    '''One cycle.'''
+    if cycle > 2:
+        raise NothingToDo('The plan has two cycles.')
+    assert (previous is None) == (cycle == 1), previous
+    return Cycle(cycle)
+
+def choose(cycles: list[Cycle | None]) -> Cycle:
+    '''Choose.'''
+    return [cycle for cycle in cycles if cycle][-1]
+"""
+
+RUN_A_DAG = """
+import json
+from airflow.sdk import dag
+import stand_ins
+from tasks.airflow_glue import step
+
+@dag(schedule=None)
+def cycles():
+    done = []
+    for number in range(1, 5):
+        done.append(step(stand_ins.run, task_id=f"cycle_{number}")(number, done[-1] if done else None))
+    step(stand_ins.choose, task_id="choose", trigger_rule="none_failed_min_one_success")(done)
+
+prune = cycles()
+if __name__ == "__main__":
+    run = prune.test()
+    states = {task.task_id: str(task.state) for task in run.get_task_instances()}
+    print("RESULT" + json.dumps(states))
+"""
+
+
+def test_skipped_cycles_arrive_as_none_in_a_real_run(tmp_path: Path) -> None:
+    (tmp_path / "dags").mkdir()
+    (tmp_path / "dags" / "stand_ins.py").write_text(STAND_INS)
+    (tmp_path / "dags" / "cycles.py").write_text(RUN_A_DAG)
+    environment = {
+        **os.environ,
+        "AIRFLOW_HOME": str(tmp_path),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(tmp_path / "dags"),
+        "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{tmp_path / 'dags'}",
+    }
+
+    def python(*arguments: str) -> str:
+        done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    python("-m", "airflow", "db", "migrate")
+    states: dict[str, Any] = json.loads(python(str(tmp_path / "dags" / "cycles.py")).rpartition("RESULT")[2])
+    assert states == {
+        "cycle_1": "success",
+        "cycle_2": "success",
+        "cycle_3": "skipped",
+        "cycle_4": "skipped",
+        "choose": "success",
+    }

@@ -1,0 +1,256 @@
+"""The local stack: it heals, it gives way to others' ports, it stops what it started and nothing else."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from secateur.errors import InputError
+from tasks.cli import pieces, processes, settings, stack
+from tasks.cli.pieces import Piece, Stack
+
+SLEEPER = "import time; time.sleep(600)"
+PARENT_OF_SLEEPER = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEPER!r}])"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The state folder of a stack of its own; whatever a test leaves running in it is stopped."""
+    path = tmp_path / "stack"
+    path.mkdir()
+    monkeypatch.setenv(settings.STATE_VARIABLE, str(path))
+    yield path.resolve()
+    processes.stop(path.resolve(), grace=0.0)
+
+
+@pytest.fixture
+def small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stack of the S3 server and one process without a port, which start in no time."""
+
+    def two_pieces(made: Stack) -> list[Piece]:
+        s3 = next(piece for piece in ALL_PIECES(made) if piece.name == "s3")
+        return [s3, Piece("mlflow", (sys.executable, "-c", PARENT_OF_SLEEPER), dict(os.environ), lambda _: True)]
+
+    monkeypatch.setattr(pieces, "pieces", two_pieces)
+    monkeypatch.setattr(pieces, "DEFAULT_PORTS", {"airflow": 28080, "mlflow": 25000, "s3": 29000})
+    monkeypatch.setattr(stack, "_prepare_airflow", lambda *_: None)
+    return folder
+
+
+ALL_PIECES = pieces.pieces
+
+
+def start(folder: Path, script: str, piece: str = "s3") -> processes.Started:
+    """A Python process of the stack in `folder`."""
+    argv = (sys.executable, "-c", script)
+    return processes.start(argv, env=os.environ, log=folder / "log", folder=folder, piece=piece)
+
+
+def wait_for(condition: object, seconds: float = 10.0) -> None:
+    """Wait until `condition()` is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_process_is_told_from_another_with_its_id(folder: Path) -> None:
+    started = start(folder, SLEEPER)
+    assert processes.alive(started, folder)
+    assert not processes.alive(processes.Started(started.pid, started.created - 60), folder)
+    assert not processes.alive(started, folder.parent)
+
+
+def test_stop_takes_the_orphans_of_a_killed_process_too(folder: Path) -> None:
+    started = start(folder, PARENT_OF_SLEEPER)
+    wait_for(lambda: len(processes.owned(folder)) == 2)
+    os.kill(started.pid, signal.SIGKILL)
+    wait_for(lambda: not processes.alive(started, folder))
+    assert processes.stop(folder) == 1
+    assert processes.owned(folder) == []
+
+
+def test_stop_leaves_other_processes_and_other_stacks_alone(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    with subprocess.Popen([sys.executable, "-c", SLEEPER]) as stranger:
+        neighbour = start(other, SLEEPER)
+        start(folder, SLEEPER)
+        assert processes.stop(folder) == 1
+        assert stranger.poll() is None
+        assert processes.alive(neighbour, other)
+        processes.stop(other, grace=0.0)
+        stranger.kill()
+
+
+def test_stop_forces_a_process_that_does_not_listen(folder: Path) -> None:
+    start(folder, f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); {SLEEPER}")
+    wait_for(lambda: (folder / "log").read_text() != "")
+    assert processes.stop(folder, grace=0.5) == 1
+    assert processes.owned(folder) == []
+
+
+def test_a_taken_port_gives_way_to_the_next_free_one() -> None:
+    with socket.socket() as taken:
+        taken.bind((pieces.LOOPBACK, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert pieces.free_port(port, set()) > port
+
+
+def test_secrets_are_kept_and_only_their_owner_reads_them(folder: Path) -> None:
+    first = pieces.credentials(folder)
+    assert pieces.credentials(folder) == first
+    made = Stack(folder, pieces.DEFAULT_PORTS, first)
+    pieces.write_configuration(made)
+    for path in (folder / "credentials.json", folder / "airflow" / "airflow.cfg", folder / "airflow" / "passwords.json"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_no_secret_is_on_a_command_line(folder: Path) -> None:
+    made = Stack(folder, pieces.DEFAULT_PORTS, pieces.credentials(folder))
+    secrets = json.loads((folder / "credentials.json").read_text()).values()
+    words = " ".join(" ".join(piece.argv) for piece in pieces.pieces(made))
+    assert not any(secret in words for secret in secrets)
+
+
+def test_what_the_shell_says_about_another_installation_stays_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_SESSION_TOKEN", "AIRFLOW__CORE__EXECUTOR", "MLFLOW_TRACKING_TOKEN", "RCLONE_VERBOSE"):
+        monkeypatch.setenv(name, "theirs")
+    made = Stack(folder, pieces.DEFAULT_PORTS, pieces.credentials(folder))
+    for piece in pieces.pieces(made):
+        assert "theirs" not in piece.env.values()
+
+
+def test_up_starts_heals_and_down_stops(small: Path) -> None:
+    said: list[str] = []
+    stack.up(said.append)
+    before = stack._read_record(small).started
+    assert all(processes.alive(started, small) for started in before.values())
+
+    stack.up(said.append)
+    assert "The stack is up already." in said
+    assert stack._read_record(small).started == before
+
+    os.kill(before["s3"].pid, signal.SIGKILL)
+    stack.up(said.append)
+    after = stack._read_record(small).started
+    assert after["mlflow"] == before["mlflow"]
+    assert after["s3"] != before["s3"]
+    assert stat.S_IMODE((small / "env.json").stat().st_mode) == 0o600
+
+    assert stack.down(said.append) == 3
+    assert processes.owned(small) == []
+    assert not stack.is_up()
+
+
+def test_up_works_when_everything_was_killed_and_the_record_is_damaged(small: Path) -> None:
+    stack.up(lambda _: None)
+    for process in processes.owned(small)[:2]:
+        process.kill()
+    (small / "processes.json").write_text("{")
+    stack.up(lambda _: None)
+    assert len(processes.owned(small)) == 3
+
+
+def test_a_taken_port_is_said_and_another_one_used(small: Path) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind((pieces.LOOPBACK, 29000))
+        taken.listen()
+        said: list[str] = []
+        stack.up(said.append)
+    assert "Port 29000 is taken by another program: s3 uses 29001." in said
+    assert settings.stack_environment()["AWS_ENDPOINT_URL_S3"] == "http://127.0.0.1:29001"
+
+
+def test_a_piece_that_dies_is_reported_with_the_end_of_its_log(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Piece(
+        "s3", (sys.executable, "-c", "print('no such disk'); raise SystemExit(1)"), dict(os.environ), lambda _: False
+    )
+    monkeypatch.setattr(pieces, "pieces", lambda _: [broken])
+    with pytest.raises(stack.StackError, match=r"(?s)s3 stopped right after its start.*s3\.log.*no such disk"):
+        stack.up(lambda _: None)
+    assert processes.owned(small) == []
+
+
+def test_an_interrupted_job_stops_the_stack(small: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), stack.running(lambda _: None):
+        assert stack.is_up()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert processes.owned(small) == []
+
+
+def test_a_job_leaves_a_stack_that_was_up_before(small: Path) -> None:
+    stack.up(lambda _: None)
+    with stack.running(lambda _: None):
+        pass
+    assert stack.is_up()
+
+
+def test_down_without_a_stack_says_so(folder: Path) -> None:
+    said: list[str] = []
+    assert stack.down(said.append) == 0
+    assert said == ["The stack was not running."]
+
+
+def test_settings_come_from_the_environment_before_the_stack(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match="MLFLOW_TRACKING_URI is not set .* `make up`"):
+        settings.setting("MLFLOW_TRACKING_URI")
+    (folder / "env.json").write_text(json.dumps({"MLFLOW_TRACKING_URI": "http://stack"}))
+    assert settings.setting("MLFLOW_TRACKING_URI") == "http://stack"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mine")
+    assert settings.setting("MLFLOW_TRACKING_URI") == "http://mine"
+
+
+@pytest.mark.slow
+def test_the_whole_stack_serves_heals_and_stops(folder: Path) -> None:
+    said: list[str] = []
+    stack.up(said.append)
+    environment = settings.stack_environment()
+    assert httpx.get(environment["MLFLOW_TRACKING_URI"] + "/health", trust_env=False).text == "OK"
+    assert {buckets_with(environment["AWS_SECRET_ACCESS_KEY"]), buckets_with("0" * 40)} == {
+        "secateur",
+        "SignatureDoesNotMatch",
+    }
+
+    for process in processes.owned(folder):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    stack.up(said.append)
+    assert settings.stack_environment() == environment
+    stack.down(said.append)
+    assert processes.owned(folder) == []
+
+
+def buckets_with(secret: str) -> str:
+    """The bucket that this secret lets one see, or the refusal."""
+    import boto3
+    import botocore.exceptions
+
+    environment = settings.stack_environment()
+    client = boto3.client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL_S3"],
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=secret,
+        region_name=environment["AWS_DEFAULT_REGION"],
+    )
+    try:
+        return ",".join(bucket["Name"] for bucket in client.list_buckets()["Buckets"])
+    except botocore.exceptions.ClientError as error:
+        return error.response["Error"]["Code"]
