@@ -299,13 +299,13 @@ def write_onnx(path: Path, shift: float, kind: str = "FLOAT") -> Path:
     return path
 
 
-def runs_of(*experiments: str) -> set[str]:
-    """The ids of every run of these experiments; without names, of all."""
+def runs_since(moment: float) -> list[str]:
+    """The names of the runs, of whatever experiment, that were started at this time (seconds) or later."""
     from tasks import tracking
 
     client = tracking.client()
-    found = [e.experiment_id for e in client.search_experiments() if not experiments or e.name in experiments]
-    return {run.info.run_id for run in client.search_runs(found, max_results=5000)} if found else set()
+    found = [experiment.experiment_id for experiment in client.search_experiments()]
+    return [str(r.info.run_name) for r in client.search_runs(found, f"attributes.start_time >= {int(moment * 1000)}")]
 
 
 def versions_of(model: str) -> list[str]:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from secateur import program as programs
 from secateur.data import Dataset, Split
-from secateur.recovery import Checkpoint, Epoch, Recovered, Settings, accuracy, recover
+from secateur.recovery import Checkpoint, Epoch, Recovered, Settings, _batches, accuracy, recover
 
 EXAMPLES = 49  # of training: the last batch of an epoch holds a single one
 SETTINGS = Settings(epochs=3, batch=16, learning_rate=0.02, seed=7)
@@ -170,6 +170,17 @@ def test_of_equal_epochs_the_earliest_is_kept() -> None:
 
 def _vectors() -> Dataset:
     return Dataset(*(answered_by(models.exported("perceptron"), models.vectors(30, seed)) for seed in range(3)))
+
+
+def test_every_epoch_goes_through_the_examples_in_an_order_of_its_own() -> None:
+    numbered = Split(np.arange(EXAMPLES, dtype=np.float32)[:, None], np.arange(EXAMPLES))
+    orders = [
+        np.concatenate([labels.numpy() for _, labels in _batches(numbered, SETTINGS, epoch)]) for epoch in (1, 1, 2)
+    ]
+    assert np.array_equal(orders[0], orders[1])
+    assert not np.array_equal(orders[0], orders[2])
+    for order in orders:  # a last batch of one example is left out: it has no variance to normalise by
+        assert len(set(order)) == len(order) == EXAMPLES - 1
 
 
 def test_no_epochs_give_back_the_program_as_it_came() -> None:

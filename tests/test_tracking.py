@@ -1,10 +1,11 @@
 """MLflow as the memory: runs found by key, results of steps kept and found again, files in and out with checksums."""
 
+import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from services import Job, another_job, free_ports, runs_of
+from services import Job, another_job, free_ports
 
 from tasks import tracking
 from tasks.references import File, Pinned
@@ -38,7 +39,7 @@ def add(pinned: Pinned, first: int, second: int) -> Answer:
 def pinned() -> Pinned:
     """A job with a run of its own and nothing remembered."""
     calls.clear()
-    return another_job(NOWHERE, f"job {len(runs_of('secateur/remembering'))}")
+    return another_job(NOWHERE, uuid.uuid4().hex)
 
 
 @pytest.fixture
