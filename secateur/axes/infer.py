@@ -74,12 +74,15 @@ def _volume(terms: Iterable[Term], widths: Widths | None) -> Size:
 
 def infer(module: fx.GraphModule) -> Structure:
     """Find the axes of the graph module of an exported program; equal-sized splits are rewritten in place first."""
+    inline_regions(module)
     spell_out_splits(module)
     trace = Trace()
     owners: dict[tuple[object, ...], str] = {}
     tensors: dict[str, Dims] = {}
     aliases: dict[str, tuple[str, ...]] = {}
     for node in module.graph.nodes:
+        if node.op == "placeholder" or any(source in trace.computed for source in node.all_input_nodes):
+            trace.computed.add(node)
         if node.op == "placeholder":
             trace.layouts[node] = _input(node)
         elif node.op == "get_attr":
@@ -133,6 +136,33 @@ def _apply_rule(trace: Trace, node: fx.Node) -> object:
     if apply is None:
         return freeze_inputs(trace, node, f"meets {name}, which no rule explains")
     return apply(trace, node, arguments(node))
+
+
+def inline_regions(module: fx.GraphModule) -> None:
+    """Put the body of every no-grad and autocast region in its place, detached where it ran without gradients."""
+    regions = {
+        torch.ops.higher_order.wrap_with_set_grad_enabled: 1,
+        torch.ops.higher_order.wrap_with_autocast: 4,
+    }
+    for node in list(module.graph.nodes):
+        position = regions.get(node.target)
+        if position is None:
+            continue
+        body, arguments_ = node.args[position], node.args[position + 1 :]
+        inner = module.get_submodule(str(body.target))
+        places = dict(zip(inner.graph.find_nodes(op="placeholder"), arguments_, strict=True))
+        with module.graph.inserting_before(node):
+            results = module.graph.graph_copy(inner.graph, places)
+            if position == 1 and node.args[0] is False:
+                results = [module.graph.call_function(torch.ops.aten.detach.default, (r,)) for r in results]
+                for result in results:
+                    result.meta.update(result.args[0].meta)
+        for user in list(node.users):
+            user.replace_all_uses_with(results[user.args[1]])
+            module.graph.erase_node(user)
+        module.graph.erase_node(node)
+        module.graph.erase_node(body)
+    module.recompile()
 
 
 def spell_out_splits(module: fx.GraphModule) -> None:

@@ -36,6 +36,9 @@ SPATIAL = "is a spatial or sequence dimension"
 MADE = "is a position that the graph computes with"
 
 ELEMENTWISE = [
+    "__and__",
+    "__or__",
+    "__xor__",
     "abs",
     "add",
     "addcdiv",
@@ -167,17 +170,16 @@ def reshape(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
 
 
 def _rewrite_sizes(trace: Trace, node: fx.Node, name: str, given: Sequence[Any], terms: Sequence[Term]) -> None:
-    """Let the sizes of a reshape follow its layouts; a computed size that mixes in a cut axis becomes -1, once."""
-    inferred = -1 in [size for size in given if isinstance(size, int)]
+    """Let the sizes of a reshape follow its layouts, those that the graph computes too."""
     for index, (size, term) in enumerate(zip(given, terms, strict=True)):
-        if isinstance(size, int):
-            if size != -1:
-                trace.rewrite(node, name, term, index)
-        elif any(axis.frozen is None for axis in leaves(term)):
-            if inferred:
-                freeze(term, "is part of a size that the graph computes")
-            inferred = True
+        if not (isinstance(size, int) and size == -1):
             trace.rewrite(node, name, term, index)
+
+
+@rule("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size", "sym_constrain_range")
+def assertion(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    """Checks relate nothing; exporting again makes new ones."""
+    return ()
 
 
 @rule("permute")
@@ -311,7 +313,8 @@ def slice_(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     total, length = size_of(dims[axis]), node_shape(node)[axis]
     if total == length and a.step == 1:
         return tuple(dims)
-    dims[axis] = _sliced(trace, node, a, dims[axis]) or fresh(length, SPATIAL)
+    whole = dims[axis]
+    dims[axis] = _sliced(trace, node, a, whole) or fresh(length, next((x.frozen for x in leaves(whole)), None) or MADE)
     return tuple(dims)
 
 
