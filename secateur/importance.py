@@ -32,10 +32,10 @@ def l2(module: fx.GraphModule, structure: Structure, info: AxisInfo) -> np.ndarr
         if name not in (matrices or names):
             continue
         tensor = operator.attrgetter(name)(module).detach().to(torch.float64).square()
-        per_position = tensor.sum(dim=[d for d in range(tensor.dim()) if d != position]).cpu().numpy()
+        per_position = tensor.movedim(position, 0).flatten(1).sum(1) if tensor.dim() > 1 else tensor
         units = unit_index(structure.tensors[name][position], info.axis)
         carried = units >= 0
-        np.add.at(squares, units[carried], per_position[carried])
+        np.add.at(squares, units[carried], per_position.cpu().numpy()[carried])
     return np.sqrt(squares)
 
 

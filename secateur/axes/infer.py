@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from secateur.axes import compute, shape  # noqa: F401  (importing them registers their rules)
+from secateur.axes.normalise import normalise
 from secateur.axes.terms import Axis, Size, Term, Widths, fresh, leaves, resolve, size_of
 from secateur.axes.trace import (
     RULES,
@@ -20,7 +21,6 @@ from secateur.axes.trace import (
     arguments,
     freeze_inputs,
     frozen_dims,
-    node_shape,
     shape_of,
 )
 
@@ -73,9 +73,8 @@ def _volume(terms: Iterable[Term], widths: Widths | None) -> Size:
 
 
 def infer(module: fx.GraphModule) -> Structure:
-    """Find the axes of the graph module of an exported program; equal-sized splits are rewritten in place first."""
-    inline_regions(module)
-    spell_out_splits(module)
+    """Find the axes of the graph module of an exported program; the graph is normalised in place first."""
+    normalise(module)
     trace = Trace()
     owners: dict[tuple[object, ...], str] = {}
     tensors: dict[str, Dims] = {}
@@ -136,49 +135,6 @@ def _apply_rule(trace: Trace, node: fx.Node) -> object:
     if apply is None:
         return freeze_inputs(trace, node, f"meets {name}, which no rule explains")
     return apply(trace, node, arguments(node))
-
-
-def inline_regions(module: fx.GraphModule) -> None:
-    """Put the body of every no-grad and autocast region in its place, detached where it ran without gradients."""
-    regions = {
-        torch.ops.higher_order.wrap_with_set_grad_enabled: 1,
-        torch.ops.higher_order.wrap_with_autocast: 4,
-    }
-    for node in list(module.graph.nodes):
-        position = regions.get(node.target)
-        if position is None:
-            continue
-        body, arguments_ = node.args[position], node.args[position + 1 :]
-        inner = module.get_submodule(str(body.target))
-        places = dict(zip(inner.graph.find_nodes(op="placeholder"), arguments_, strict=True))
-        with module.graph.inserting_before(node):
-            results = module.graph.graph_copy(inner.graph, places)
-            if position == 1 and node.args[0] is False:
-                results = [module.graph.call_function(torch.ops.aten.detach.default, (r,)) for r in results]
-                for result in results:
-                    result.meta.update(result.args[0].meta)
-        for user in list(node.users):
-            user.replace_all_uses_with(results[user.args[1]])
-            module.graph.erase_node(user)
-        module.graph.erase_node(node)
-        module.graph.erase_node(body)
-    module.recompile()
-
-
-def spell_out_splits(module: fx.GraphModule) -> None:
-    """Replace `chunk` and `split` by `split_with_sizes`, so that every part has a size of its own to rewrite."""
-    aten = torch.ops.aten
-    for node in list(module.graph.nodes):
-        if node.target not in (aten.chunk.default, aten.split.Tensor):
-            continue
-        bound = arguments(node)
-        axis = bound.dim % len(node_shape(node.args[0]))
-        sizes = [shape_of(part)[axis] for part in node.meta["val"]]
-        if all(isinstance(size, int) for size in sizes):
-            node.target = aten.split_with_sizes.default
-            node.args = (bound.self, sizes, axis)
-            node.kwargs = {}
-    module.recompile()
 
 
 def _describe(tensors: dict[str, Dims], parameters: frozenset[str], trace: Trace) -> tuple[AxisInfo, ...]:

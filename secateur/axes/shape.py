@@ -17,6 +17,7 @@ from secateur.axes.terms import (
     fresh,
     leaves,
     product,
+    quotient,
     regroup,
     size_of,
     split_concat,
@@ -225,16 +226,15 @@ def expand(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
 
 @rule("repeat")
 def repeat(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
-    dims = (ONE,) * (len(a.repeats) - len(trace.dims(a.self))) + tuple(trace.dims(a.self))
+    sizes, dims = node_shape(node), trace.dims(a.self)
+    given = (ONE,) * (len(sizes) - len(dims)) + tuple(dims)
     out: list[Term] = []
-    for index, (term, times) in enumerate(zip(dims, a.repeats, strict=True)):
-        copies = fresh(times) if isinstance(times, int) else Axis(node_shape(node)[index], SPATIAL)
-        if isinstance(times, int):
-            trace.rewrite(node, "repeats", copies, index)
-            out.append(product([copies, term]))
-        else:
-            freeze(term, SPATIAL)
-            out.append(copies)
+    for position, (term, times) in enumerate(zip(given, a.repeats, strict=True)):
+        dynamic = not isinstance(times, int)
+        copies = fresh(quotient(sizes[position], size_of(term)) or 1, SPATIAL if dynamic else None)
+        if not dynamic:
+            trace.rewrite(node, "repeats", copies, position)
+        out.append(product([copies, term]))
     return tuple(out)
 
 
