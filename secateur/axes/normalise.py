@@ -17,6 +17,7 @@ _FOLDED = "_folded_"
 def normalise(module: fx.GraphModule) -> None:
     """Rewrite a graph module in place; it computes the same."""
     inline_regions(module)
+    drop_assertions(module)
     fold_constants(module)
     spell_out_splits(module)
     module.recompile()
@@ -63,6 +64,25 @@ def spell_out_splits(module: fx.GraphModule) -> None:
             node.kwargs = {}
 
 
+def drop_assertions(module: fx.GraphModule) -> None:
+    """Remove checks of shapes and types: exporting again makes new ones, and they would keep dead code alive."""
+    for node in list(module.graph.nodes):
+        if node.target in (_aten._assert_tensor_metadata.default, _aten._assert_scalar.default) and not node.users:
+            module.graph.erase_node(node)
+
+
+def remove_dead_code(module: fx.GraphModule) -> None:
+    """Remove nodes whose result nobody uses, dropout included, but for those that update a buffer."""
+
+    def kept(node: fx.Node) -> bool:
+        if node.op in ("placeholder", "output"):
+            return True
+        mutates = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        return mutates and any(source.op == "get_attr" for source in node.all_input_nodes[:1])
+
+    module.graph.eliminate_dead_code(kept)
+
+
 def fold_constants(module: fx.GraphModule) -> None:
     """Turn what the graph computes from nothing but constants (attention slopes, tables) into buffers.
 
@@ -86,7 +106,7 @@ def fold_constants(module: fx.GraphModule) -> None:
             stored = module.graph.get_attr(name)
         stored.meta.update(node.meta)
         node.replace_all_uses_with(stored)
-    module.graph.eliminate_dead_code()
+    remove_dead_code(module)
 
 
 def _is_foldable(node: fx.Node) -> bool:

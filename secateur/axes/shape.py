@@ -177,7 +177,7 @@ def _rewrite_sizes(trace: Trace, node: fx.Node, name: str, given: Sequence[Any],
             trace.rewrite(node, name, term, index)
 
 
-@rule("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size", "sym_constrain_range")
+@rule("_assert_async", "sym_constrain_range_for_size", "sym_constrain_range")
 def assertion(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     """Checks relate nothing; exporting again makes new ones."""
     return ()
