@@ -61,7 +61,9 @@ def ladder(info: AxisInfo, align: int, floor: float) -> list[int]:
 def uniform_order(axes: Sequence[AxisInfo], ladders: Sequence[list[int]]) -> list[Step]:
     """The same share off every axis, as nearly as the ladders allow."""
     return sorted(
-        Step(1 - w / info.size, i, w) for i, (info, widths) in enumerate(zip(axes, ladders, strict=True)) for w in widths[1:]
+        Step(1 - w / info.size, i, w)
+        for i, (info, widths) in enumerate(zip(axes, ladders, strict=True))
+        for w in widths[1:]
     )
 
 
@@ -124,9 +126,7 @@ def measure_of(
     return structure.count_parameters
 
 
-def reach(
-    axes: Sequence[AxisInfo], steps: Sequence[Step], goal: Goal, count: Callable[[Widths], int]
-) -> Widths:
+def reach(axes: Sequence[AxisInfo], steps: Sequence[Step], goal: Goal, count: Callable[[Widths], int]) -> Widths:
     """Take steps in order until the goal is met, as nearly as one step allows: over-pruned by at most half of one.
 
     Raises:

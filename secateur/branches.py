@@ -168,15 +168,15 @@ def _layers(module: fx.GraphModule, structure: Structure, order: dict[fx.Node, i
     return found
 
 
-def _entry(
-    inside: set[fx.Node], exit_: fx.Node, structure: Structure, order: dict[fx.Node, int]
-) -> fx.Node | None:
+def _entry(inside: set[fx.Node], exit_: fx.Node, structure: Structure, order: dict[fx.Node, int]) -> fx.Node | None:
     """The latest tensor from outside that has the layout of the exit."""
     outside = {
         source
         for node in inside
         for source in node.all_input_nodes
-        if source not in inside and source in structure.trace.computed and isinstance(source.meta.get("val"), torch.Tensor)
+        if source not in inside
+        and source in structure.trace.computed
+        and isinstance(source.meta.get("val"), torch.Tensor)
     }
     fitting = [node for node in outside if _same_shape(structure, node, exit_)]
     return max(fitting, key=order.__getitem__) if fitting else None

@@ -65,7 +65,9 @@ def check_batches(batches: Sequence[Batch], specs: Mapping[str, Any]) -> None:
         raise InputError("calibration: expected at least one batch of (inputs..., target), got none")
     for number, batch in enumerate(batches):
         if len(batch) != len(specs) + 1:
-            raise InputError(f"calibration: expected {len(specs)} inputs and a target in each batch, batch {number} has {len(batch)}")
+            raise InputError(
+                f"calibration: expected {len(specs)} inputs and a target in each batch, batch {number} has {len(batch)}"
+            )
         for tensor, (name, (shape, dtype)) in zip(batch, specs.items(), strict=False):
             fits = tensor.dim() == len(shape) and all(s in (None, n) for s, n in zip(shape, tensor.shape, strict=True))
             if not fits or tensor.dtype != dtype:
@@ -113,7 +115,7 @@ class _Watcher(fx.Interpreter):
         return super().run_node(node)
 
 
-def _consumers(module: fx.GraphModule) -> list[tuple[fx.Node, str]]:
+def consumers(module: fx.GraphModule) -> list[tuple[fx.Node, str]]:
     """The contractions of an activation with a stored weight, and the weight's name."""
     found = []
     for node in module.graph.nodes:
@@ -128,7 +130,7 @@ def _collect_activations(
     module: fx.GraphModule, structure: Structure, batches: Sequence[Batch], statistics: Statistics
 ) -> None:
     see: dict[fx.Node, Callable[[torch.Tensor], None]] = {}
-    for node, weight in _consumers(module):
+    for node, weight in consumers(module):
         moments = Moments(node, weight)
         statistics.moments.append(moments)
         see[node] = _accumulator(moments)

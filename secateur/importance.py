@@ -80,7 +80,9 @@ def norm_scale(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     }
     on_axis = {name: evidence.weight(name).abs() for name, _ in info.members if name in scales}
     if not on_axis:
-        raise InputError(f"criterion norm_scale: {info.name} has no batch norm with a scale; choose another criterion or kind")
+        raise InputError(
+            f"criterion norm_scale: {info.name} has no batch norm with a scale; choose another criterion or kind"
+        )
     return units_sum(evidence.structure, info, on_axis) / len(on_axis)
 
 
@@ -193,9 +195,7 @@ def _matrices(evidence: Evidence, info: AxisInfo) -> list[str]:
     return [name for name in names if len(evidence.structure.tensors[name]) > 1] or names
 
 
-def _weights(
-    evidence: Evidence, info: AxisInfo, of: Callable[[torch.Tensor], torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def _weights(evidence: Evidence, info: AxisInfo, of: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: of(evidence.weight(name)) for name in _matrices(evidence, info)}
 
 

@@ -137,7 +137,9 @@ def prune(
         info.axis: _strongest(scores[info.name], widths[info.axis]) for info in chosen if widths[info.axis] < info.size
     }
     if not kept:
-        raise InputError(f"goal: {goal} would remove nothing from {len(chosen)} axes at align {align}; ask for more or lower it")
+        raise InputError(
+            f"goal: {goal} would remove nothing from {len(chosen)} axes at align {align}; ask for more or lower it"
+        )
     pruned, report = _cut(program, module, structure, kept, scores)
     _check_counts(report, structure, symbols, widths, goal)
     return pruned, report
@@ -159,7 +161,9 @@ def replay(program: ExportedProgram, kept: Mapping[str, Sequence[int]]) -> tuple
         if name not in by_name:
             raise InputError(f"kept: expected axes of this program, got {name!r}; it is not the model that was cut")
         if not units or list(units) != sorted(set(units)) or not 0 <= units[0] <= units[-1] < by_name[name].size:
-            raise InputError(f"kept: expected ascending units below {by_name[name].size} for {name}, got {list(units)[:5]}...")
+            raise InputError(
+                f"kept: expected ascending units below {by_name[name].size} for {name}, got {list(units)[:5]}..."
+            )
     chosen = {by_name[name].axis: np.array(units, dtype=np.int64) for name, units in kept.items()}
     return _cut(program, module, structure, chosen, {name: np.zeros(by_name[name].size) for name in kept})
 
@@ -241,7 +245,9 @@ def _score(
     scores = {info.name: criterion.score(evidence, info) for info in chosen}
     broken = next((name for name, score in scores.items() if not np.isfinite(score).all()), None)
     if broken:
-        raise InputError(f"criterion {choice.criterion}: scores of {broken} are not finite; are the weights or the data NaN?")
+        raise InputError(
+            f"criterion {choice.criterion}: scores of {broken} are not finite; are the weights or the data NaN?"
+        )
     return scores
 
 
@@ -262,7 +268,9 @@ def _allocate(
     elif choice.allocation == "sensitivity":
         assert curves is not None
         if missing := [info.name for info in chosen if info.name not in curves]:
-            raise InputError(f"curves: expected one for every chosen axis, {missing[0]} has none; measure this program again")
+            raise InputError(
+                f"curves: expected one for every chosen axis, {missing[0]} has none; measure this program again"
+            )
         steps = allocate.sensitivity_order(structure, chosen, ladders, curves)
     else:
         order = allocate.global_order if choice.allocation == "global" else allocate.grouped_order
@@ -313,7 +321,9 @@ def _cut(
     return pruned, report
 
 
-def _masked_error(reference: fx.GraphModule, pruned: ExportedProgram, program: ExportedProgram, exact: bool) -> float | None:
+def _masked_error(
+    reference: fx.GraphModule, pruned: ExportedProgram, program: ExportedProgram, exact: bool
+) -> float | None:
     """Run the cut program at two batch sizes; its largest relative difference from the masked dense one."""
     dynamic = bool(programs.per_example_symbols(program))
     worst = 0.0
@@ -326,7 +336,9 @@ def _masked_error(reference: fx.GraphModule, pruned: ExportedProgram, program: E
                 if isinstance(a, torch.Tensor) and a.is_floating_point():
                     worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)))
     if exact and not worst <= MASKED_TOLERANCE:
-        raise RuntimeError(f"the cut program differs from the masked dense one by {worst:.2e} (limit {MASKED_TOLERANCE})")
+        raise RuntimeError(
+            f"the cut program differs from the masked dense one by {worst:.2e} (limit {MASKED_TOLERANCE})"
+        )
     return worst if exact else None
 
 
