@@ -6,8 +6,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV_VERSION := 0.13.9
 
-# uv reads its own variable; where pip is told to look for wheels, uv shall look too.
-UV_ENV = $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(PIP_FIND_LINKS)",)
+# uv reads its own variable, with commas; where pip is told to look for wheels, uv shall look too.
+comma := ,
+empty :=
+space := $(empty) $(empty)
+UV_ENV = $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))",)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow up down lint bench-overhead

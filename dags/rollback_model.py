@@ -20,7 +20,9 @@ PARAMS = {
         description="Version of `<model>-onnx` that shall serve: a number, or `previous`.",
         pattern=r"^([1-9][0-9]*|previous)$",
     ),
-    "reason": Param(type="string", title="Reason", description="Why; it is kept in the promotion journal.", minLength=1),
+    "reason": Param(
+        type="string", title="Reason", description="Why; it is kept in the promotion journal.", minLength=1
+    ),
     "who": Param(
         None, type=["null", "string"], title="Who", description="Who asks for it; empty: the user who triggers the run."
     ),

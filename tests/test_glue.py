@@ -177,7 +177,9 @@ def test_skipped_cycles_arrive_as_none_in_a_real_run(tmp_path: Path) -> None:
     }
 
     def python(*arguments: str) -> str:
-        done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -43,7 +45,10 @@ def small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return [s3, Piece("mlflow", (sys.executable, "-c", PARENT_OF_SLEEPER), dict(os.environ), lambda _: True)]
 
     monkeypatch.setattr(pieces, "pieces", two_pieces)
-    monkeypatch.setattr(pieces, "DEFAULT_PORTS", {"airflow": 28080, "mlflow": 25000, "s3": 29000})
+    with socket.socket() as probe:
+        probe.bind((pieces.LOOPBACK, 0))
+        unused = probe.getsockname()[1]
+    monkeypatch.setattr(pieces, "DEFAULT_PORTS", dict.fromkeys(("airflow", "mlflow", "s3"), unused))
     monkeypatch.setattr(stack, "_prepare_airflow", lambda *_: None)
     return folder
 
@@ -68,7 +73,7 @@ def wait_for(condition: object, seconds: float = 10.0) -> None:
 def test_a_process_is_told_from_another_with_its_id(folder: Path) -> None:
     started = start(folder, SLEEPER)
     assert processes.alive(started, folder)
-    assert not processes.alive(processes.Started(started.pid, started.created - 60), folder)
+    assert not processes.alive(replace(started, mark="s3:another start"), folder)
     assert not processes.alive(started, folder.parent)
 
 
@@ -114,7 +119,11 @@ def test_secrets_are_kept_and_only_their_owner_reads_them(folder: Path) -> None:
     assert pieces.credentials(folder) == first
     made = Stack(folder, pieces.DEFAULT_PORTS, first)
     pieces.write_configuration(made)
-    for path in (folder / "credentials.json", folder / "airflow" / "airflow.cfg", folder / "airflow" / "passwords.json"):
+    for path in (
+        folder / "credentials.json",
+        folder / "airflow" / "airflow.cfg",
+        folder / "airflow" / "passwords.json",
+    ):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -125,7 +134,9 @@ def test_no_secret_is_on_a_command_line(folder: Path) -> None:
     assert not any(secret in words for secret in secrets)
 
 
-def test_what_the_shell_says_about_another_installation_stays_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_shell_says_about_another_installation_stays_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("AWS_SESSION_TOKEN", "AIRFLOW__CORE__EXECUTOR", "MLFLOW_TRACKING_TOKEN", "RCLONE_VERBOSE"):
         monkeypatch.setenv(name, "theirs")
     made = Stack(folder, pieces.DEFAULT_PORTS, pieces.credentials(folder))
@@ -164,15 +175,17 @@ def test_up_works_when_everything_was_killed_and_the_record_is_damaged(small: Pa
     assert len(processes.owned(small)) == 3
 
 
-def test_a_taken_port_is_said_and_another_one_used(small: Path) -> None:
+def test_a_taken_port_is_said_and_another_one_used(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind((pieces.LOOPBACK, 29000))
+        taken.bind((pieces.LOOPBACK, 0))
         taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(pieces, "DEFAULT_PORTS", {"s3": port, "airflow": port, "mlflow": port})
         said: list[str] = []
         stack.up(said.append)
-    assert "Port 29000 is taken by another program: s3 uses 29001." in said
-    assert settings.stack_environment()["AWS_ENDPOINT_URL_S3"] == "http://127.0.0.1:29001"
+    used = urlsplit(settings.stack_environment()["AWS_ENDPOINT_URL_S3"]).port
+    assert used != port
+    assert f"Port {port} is taken by another program: s3 uses {used}." in said
 
 
 def test_a_piece_that_dies_is_reported_with_the_end_of_its_log(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,11 +198,26 @@ def test_a_piece_that_dies_is_reported_with_the_end_of_its_log(small: Path, monk
     assert processes.owned(small) == []
 
 
-def test_an_interrupted_job_stops_the_stack(small: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), stack.running(lambda _: None):
-        assert stack.is_up()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
+def test_an_interrupted_job_stops_the_stack_even_when_it_is_interrupted_again(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    down = stack.down
+
+    def impatient(say: stack.Say) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        return down(say)
+
+    monkeypatch.setattr(stack, "down", impatient)
+
+    def job() -> None:
+        with stack.running(lambda _: None):
+            assert stack.is_up()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        job()
     assert processes.owned(small) == []
 
 
@@ -209,7 +237,7 @@ def test_down_without_a_stack_says_so(folder: Path) -> None:
 def test_settings_come_from_the_environment_before_the_stack(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(folder)
-    with pytest.raises(InputError, match="MLFLOW_TRACKING_URI is not set .* `make up`"):
+    with pytest.raises(InputError, match=r"MLFLOW_TRACKING_URI is not set .* `make up`"):
         settings.setting("MLFLOW_TRACKING_URI")
     (folder / "env.json").write_text(json.dumps({"MLFLOW_TRACKING_URI": "http://stack"}))
     assert settings.setting("MLFLOW_TRACKING_URI") == "http://stack"

@@ -147,7 +147,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _get(client: httpx.Client, path: str, *, what: str, params: Mapping[str, str | int] | None = None) -> dict[str, Any]:
+def _get(
+    client: httpx.Client, path: str, *, what: str, params: Mapping[str, str | int] | None = None
+) -> dict[str, Any]:
     return dict(_send(client, "GET", path, params=params, what=what).json())
 
 
@@ -173,7 +175,9 @@ def _send(
         # The first line is the sentence; what follows is the JSON schema that refused.
         raise AirflowError(_detail(response).partition("\n")[0])
     if response.is_error and response.status_code != httpx.codes.NOT_FOUND:
-        raise AirflowError(f"Airflow at {client.base_url} answered {response.status_code} to {what}: {_detail(response)}")
+        raise AirflowError(
+            f"Airflow at {client.base_url} answered {response.status_code} to {what}: {_detail(response)}"
+        )
     return response
 
 

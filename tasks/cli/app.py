@@ -64,7 +64,9 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Serve an earlier version again."""
-    outcome = _trigger_and_follow("rollback_model", {"model": model, "to": to, "reason": reason}, follow.rollback_outcome)
+    outcome = _trigger_and_follow(
+        "rollback_model", {"model": model, "to": to, "reason": reason}, follow.rollback_outcome
+    )
     _print(outcome, as_json)
     raise typer.Exit(outcome.exit_code)
 
@@ -122,7 +124,7 @@ def _trigger_and_follow(dag: str, conf: dict[str, Any], collect: Collect) -> fol
             with show.progress(console) as report:
                 state = follow.follow(client, dag, run_id, report)
         except KeyboardInterrupt:
-            console.print(f"The run goes on without this command: {url}", soft_wrap=True)
+            console.print(f"This ends the watching, not the run: {url}", soft_wrap=True)
             raise
         return collect(client, dag, run_id, state)
 
@@ -138,7 +140,9 @@ def _print(outcome: follow.Outcome, as_json: bool) -> None:
 
 
 def _end(sentence: str, status: int) -> NoReturn:
-    Console(stderr=True).print(f"Error: {sentence}" if status == 1 else sentence, style="red", markup=False, soft_wrap=True)
+    Console(stderr=True).print(
+        f"Error: {sentence}" if status == 1 else sentence, style="red", markup=False, soft_wrap=True
+    )
     sys.exit(status)
 
 

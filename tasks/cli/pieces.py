@@ -61,7 +61,7 @@ _LOCAL_SETTINGS = '''"""Written by `secateur up`: imports once, in the scheduler
 import importlib
 import os
 
-if os.environ.get("SECATEUR_STACK_PIECE") == "airflow-scheduler":
+if os.environ.get("SECATEUR_STACK_PIECE", "").startswith("airflow-scheduler:"):
     for _name in {names!r}:
         importlib.import_module(_name)
 '''
@@ -119,7 +119,9 @@ def pieces(stack: Stack) -> list[Piece]:
     # The components of `airflow standalone`, each a process of ours: one that dies is seen and started alone. The
     # log servers stay out (two more ports): the API server reads the log files itself.
     return [
-        Piece("mlflow", _mlflow_argv(stack), _mlflow_environment(), lambda _: _answers(f"{stack.url('mlflow')}/health")),
+        Piece(
+            "mlflow", _mlflow_argv(stack), _mlflow_environment(), lambda _: _answers(f"{stack.url('mlflow')}/health")
+        ),
         Piece("s3", _s3_argv(stack), _s3_environment(stack), lambda _: _listens(stack.ports["s3"])),
         component("scheduler", "--skip-serve-logs"),
         component("api-server", "--host", LOOPBACK, "--port", str(stack.ports["airflow"])),
@@ -203,7 +205,9 @@ def free_port(wanted: int, taken: set[int], *, patience: float = 0.0) -> int:
     for port in range(wanted, min(wanted + 200, 65536)):
         if port not in taken and _bindable(port):
             return port
-    raise InputError(f"No free port between {wanted} and {wanted + 199} on {LOOPBACK}: stop something that listens there.")
+    raise InputError(
+        f"No free port between {wanted} and {wanted + 199} on {LOOPBACK}: stop something that listens there."
+    )
 
 
 def _open_private(path: Path) -> int:
@@ -269,7 +273,12 @@ def _mlflow_argv(stack: Stack) -> tuple[str, ...]:
     home = stack.folder / "mlflow"
     hosts = ",".join(name for host in ("localhost", LOOPBACK) for name in (host, f"{host}:{port}"))
     command = (sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port), "--workers", "1")
-    storage = ("--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}", "--artifacts-destination", str(home / "artifacts"))
+    storage = (
+        "--backend-store-uri",
+        f"sqlite:///{home / 'mlflow.db'}",
+        "--artifacts-destination",
+        str(home / "artifacts"),
+    )
     return (*command, *storage, "--serve-artifacts", "--allowed-hosts", hosts)
 
 

@@ -1,11 +1,13 @@
 """Starts, recognises and stops the processes of the local stack, and never touches any other.
 
-Every process started here carries the state folder's path in its environment, and so do its own children. That mark, and
-not a bare process id, is the proof of ownership: ids are reused, the environment of a running process is not.
+Every process started here carries two marks in its environment, and so do its own children: the state folder's path, and
+the piece's name with a random word of that very start. The marks, and not a bare process id, are the proof of ownership:
+ids are reused, and the time at which a process was created moves with the system's clock.
 """
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -17,35 +19,38 @@ import psutil
 
 MARK = "SECATEUR_STACK"
 PIECE_MARK = "SECATEUR_STACK_PIECE"
-_SAME_START_SECONDS = 1.0
+_MARKED_WITHIN = 5.0
 _ROUNDS = 5
 
 
 @dataclass(frozen=True)
 class Started:
-    """A started process: its id and the time the system says it was created."""
+    """A started process: its id, when it was started (epoch seconds), and the mark of this start."""
 
     pid: int
     created: float
+    mark: str
 
 
 def start(argv: Sequence[str], *, env: Mapping[str, str], log: Path, folder: Path, piece: str) -> Started:
     """Start `argv` in a session of its own, its output appended to `log`, marked as `piece` of the stack in `folder`."""
+    started = time.time()
+    mark = f"{piece}:{secrets.token_hex(8)}"
     with log.open("ab") as sink:
         process = subprocess.Popen(
             list(argv),
-            env=_marked(env, folder, piece),
+            env=_marked(env, folder, mark),
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    try:
-        created = psutil.Process(process.pid).create_time()
-    except psutil.NoSuchProcess:
-        created = 0.0
-    return Started(process.pid, created)
+    # For a moment after its start a process shows no environment yet.
+    deadline = time.monotonic() + _MARKED_WITHIN
+    while process.poll() is None and not _environment(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return Started(process.pid, started, mark)
 
 
 def run(argv: Sequence[str], *, env: Mapping[str, str], log: Path, folder: Path, piece: str) -> int:
@@ -63,19 +68,15 @@ def run(argv: Sequence[str], *, env: Mapping[str, str], log: Path, folder: Path,
         ).returncode
 
 
-def _marked(env: Mapping[str, str], folder: Path, piece: str) -> dict[str, str]:
+def _marked(env: Mapping[str, str], folder: Path, mark: str) -> dict[str, str]:
     # setproctitle, which Airflow uses, would otherwise overwrite the memory in which the mark is read.
-    return {**env, MARK: str(folder), PIECE_MARK: piece, "SPT_NOENV": "1"}
+    return {**env, MARK: str(folder), PIECE_MARK: mark, "SPT_NOENV": "1"}
 
 
 def alive(started: Started, folder: Path) -> bool:
     """True when the very process that was started still runs (a reused id or a zombie does not count)."""
-    try:
-        process = psutil.Process(started.pid)
-        same = abs(process.create_time() - started.created) < _SAME_START_SECONDS
-        return same and _is_ours(process, folder, None)
-    except psutil.Error:
-        return False
+    environment = _environment(started.pid)
+    return environment.get(MARK) == str(folder) and environment.get(PIECE_MARK) == started.mark
 
 
 def owned(folder: Path, names: Collection[str] | None = None) -> list[psutil.Process]:
@@ -96,17 +97,26 @@ def stop(folder: Path, names: Collection[str] | None = None, *, grace: float = 8
         _terminate(found, grace)
         grace = 0.0
         found = owned(folder, names)
+        if not found:
+            time.sleep(0.05)  # one that was just being started showed no mark yet
+            found = owned(folder, names)
     return len(first)
 
 
 def _is_ours(process: psutil.Process, folder: Path, names: Collection[str] | None) -> bool:
-    try:
-        environment = process.environ() if process.pid != os.getpid() and _runs(process) else {}
-    except (psutil.Error, OSError):
-        return False
+    environment = _environment(process.pid) if process.pid != os.getpid() else {}
     if environment.get(MARK) != str(folder):
         return False
-    return names is None or environment.get(PIECE_MARK) in names
+    return names is None or environment.get(PIECE_MARK, "").partition(":")[0] in names
+
+
+def _environment(pid: int) -> dict[str, str]:
+    """The environment of a running process of ours; empty for a zombie, for somebody else's, and for none."""
+    try:
+        process = psutil.Process(pid)
+        return dict(process.environ()) if _runs(process) else {}
+    except (psutil.Error, OSError):
+        return {}
 
 
 def _runs(process: psutil.Process) -> bool:

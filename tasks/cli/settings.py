@@ -20,7 +20,9 @@ def setting(name: str) -> str:
     """The value of one setting, such as `MLFLOW_TRACKING_URI`; one sentence of error when nothing gives it."""
     value = os.environ.get(name) or stack_environment().get(name)
     if not value:
-        raise InputError(f"{name} is not set and no local stack runs here: set {name}, or start the stack with `make up`.")
+        raise InputError(
+            f"{name} is not set and no local stack runs here: set {name}, or start the stack with `make up`."
+        )
     return value
 
 

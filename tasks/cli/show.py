@@ -102,8 +102,8 @@ def speedup_sentence(metrics: Mapping[str, float]) -> str:
 
 def promotion_sentence(promotion: Mapping[str, Any]) -> str:
     """What now serves, and what did before."""
-    before = promotion.get("from_version")
-    return f"Champion is version {promotion.get('to_version')}" + (f" (before: {before})." if before else ".")
+    before = promotion.get("previous")
+    return f"Champion is version {promotion['version']}" + (f" (before: {before})." if before else ".")
 
 
 def history(model: str, entries: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -111,17 +111,15 @@ def history(model: str, entries: Sequence[Mapping[str, Any]]) -> RenderableType:
     if not entries:
         return Text(f"Nothing was ever promoted for {model!r}.")
     table = Table(title=f"Promotions of {model}", title_justify="left")
-    for title in ("#", "when", "who", "action", "from", "to", "reason", "evidence", "entry"):
+    for title in ("#", "when", "action", "version"):
+        table.add_column(title, no_wrap=True)
+    for title in ("who", "reason"):
         table.add_column(title, overflow="fold")
     for entry in entries:
-        table.add_row(
-            *(
-                escape(str(entry[name] or "-"))
-                for name in ("number", "when", "who", "action", "from_version", "to_version", "reason")
-            ),
-            str(entry["evidence"])[:12] or "-",
-            str(entry["digest"])[:12],
-        )
+        when = str(entry["when"])[:16].replace("T", " ")
+        version = f"{entry['from_version'] or '-'} -> {entry['to_version']}"
+        cells = (entry["number"], when, entry["action"], version, entry["who"], entry["reason"])
+        table.add_row(*(escape(str(cell)) for cell in cells))
     return table
 
 
@@ -166,7 +164,9 @@ def _line_reporter(console: Console) -> Report:
     seen: set[tuple[str, str | None, int]] = set()
 
     def report(state: str, tasks: list[Task]) -> None:
-        del state
+        if state == "queued" and not seen:
+            seen.add(("", state, 0))
+            console.print("waiting: one run of a DAG at a time", style="dim")
         for task in tasks:
             key = (task.name, task.state, task.tries)
             if key in seen or task.state not in _SETTLED | {"up_for_retry"}:
@@ -179,16 +179,16 @@ def _line_reporter(console: Console) -> Report:
 
 
 def _verdict(verdict: Mapping[str, Any]) -> list[RenderableType]:
-    outcome = str(verdict.get("outcome"))
-    head = Text.assemble(
-        "Verdict: ", (outcome, f"bold {_STYLE_OF_VERDICT.get(outcome, 'red')}"), f" - {verdict.get('reason')}"
-    )
-    return [head, *(_rule(rule) for rule in verdict.get("rules", []))]
+    outcome, rules = str(verdict.get("outcome")), verdict.get("rules") or []
+    head = Text.assemble("Verdict: ", (outcome, f"bold {_STYLE_OF_VERDICT.get(outcome, 'red')}"))
+    if not rules:
+        head.append(f" - {verdict.get('reason')}")
+    return [head, *(_rule(rule) for rule in rules)]
 
 
 def _rule(rule: Mapping[str, Any]) -> Text:
     style = _STYLE_OF_VERDICT.get(rule["outcome"], "red")
-    return Text.assemble("  ", (f"{rule['outcome']:12} ", style), f"{rule['name']}: {rule['sentence']}")
+    return Text.assemble("  ", (f"{rule['outcome']:12} ", style), rule["sentence"])
 
 
 def _value(row: Row, value: float | None) -> str:

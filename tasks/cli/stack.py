@@ -25,6 +25,7 @@ from tasks.cli.settings import REPOSITORY, state_folder
 
 Say = Callable[[str], None]
 
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _HEALTHY_WITHIN = 240.0
 _DAGS_WITHIN = 60.0
 _LOG_TAIL_LINES = 20
@@ -34,7 +35,7 @@ class StackError(RuntimeError):
     """The stack could not be started; the message holds the end of the log that says why."""
 
 
-class _Gone(Exception):
+class _GoneError(Exception):
     """A piece that ran when we looked does not any more: a large process takes a moment to die."""
 
 
@@ -54,7 +55,7 @@ def up(say: Say = print) -> None:
         while stack is None:
             try:
                 stack = _up(folder, say)
-            except _Gone as gone:
+            except _GoneError as gone:
                 say(f"{gone} has died meanwhile; looking again.")
         pieces.write_private(folder / "env.json", json.dumps(pieces.client_environment(stack), indent=2))
     _introduce(stack, say)
@@ -79,14 +80,15 @@ def running(say: Say = print) -> Iterator[None]:
     """The stack for the length of a `with` block; one that ran already is left running after it."""
     was_up = is_up()
     # Asked to end, by whatever signal: through the same door as Ctrl-C, so that the stack is stopped.
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in _ENDINGS}
     try:
         up(say)
         yield
     finally:
+        # A second one (make and the terminal each send theirs) would leave the stack half stopped.
+        for number in _ENDINGS:
+            signal.signal(number, signal.SIG_IGN)
         if not was_up:
-            # An impatient second Ctrl-C would leave it half stopped.
-            before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
             down(say)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -100,7 +102,9 @@ def is_up() -> bool:
 
 def _prepare_folder() -> Path:
     if not (REPOSITORY / "dags").is_dir():
-        raise InputError(f"The local stack runs from a clone of the repository: there is no folder `dags` in {REPOSITORY}.")
+        raise InputError(
+            f"The local stack runs from a clone of the repository: there is no folder `dags` in {REPOSITORY}."
+        )
     folder = state_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     (folder / "logs").mkdir(exist_ok=True)
@@ -199,7 +203,7 @@ def _await_all(stack: Stack, started: Mapping[str, Started], missing: list[Piece
                 raise (
                     StackError(_with_log(stack, piece, "stopped right after its start"))
                     if piece.name in fresh
-                    else _Gone(piece.name)
+                    else _GoneError(piece.name)
                 )
         ready = [piece for piece in waiting if piece.ready(started[piece.name].created)]
         for piece in ready:
