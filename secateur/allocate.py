@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -76,7 +77,7 @@ def global_order(
     for i, (info, widths) in enumerate(zip(axes, ladders, strict=True)):
         ranked = np.sort(scores[info.name] / max(float(scores[info.name].mean()), np.finfo(float).tiny))
         cost = -np.inf
-        for wider, width in zip(widths, widths[1:], strict=False):
+        for wider, width in pairwise(widths):
             cost = max(cost, float(ranked[info.size - wider : info.size - width].mean()))
             steps.append(Step(cost, i, width))
     return sorted(steps, key=lambda s: (s.key, -s.width / axes[s.index].size, s.index))
@@ -107,7 +108,7 @@ def sensitivity_order(
     for i, (info, widths) in enumerate(zip(axes, ladders, strict=True)):
         shares, losses = (np.array(x) for x in zip(*sorted(curves[info.name].items()), strict=True))
         cost = -np.inf
-        for wider, width in zip(widths, widths[1:], strict=False):
+        for wider, width in pairwise(widths):
             extra = np.interp([1 - width / info.size, 1 - wider / info.size], shares, losses)
             saved = structure.count_parameters({info.axis: wider}) - structure.count_parameters({info.axis: width})
             cost = max(cost, float(extra[0] - extra[1]) / max(saved / dense, 1e-12))

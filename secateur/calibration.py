@@ -50,7 +50,6 @@ class Statistics:
     squared_gradients: dict[str, torch.Tensor] = field(default_factory=dict)  # mean of per-sample squares
     contributions: dict[str, np.ndarray] = field(default_factory=dict)  # by axis name
     movement: dict[str, torch.Tensor] = field(default_factory=dict)  # -sum over steps of g w
-    similarity: dict[str, float] = field(default_factory=dict)  # by branch name: mean cosine of entry and exit
 
 
 def classification_loss(output: Any, target: torch.Tensor) -> torch.Tensor:
@@ -113,6 +112,21 @@ class _Watcher(fx.Interpreter):
         if node in self.see:
             self.see[node](self.env[node.args[1] if node.target is torch.ops.aten.addmm.default else node.args[0]])
         return super().run_node(node)
+
+
+def values_of(module: fx.GraphModule, nodes: set[fx.Node], inputs: Sequence[torch.Tensor]) -> dict[fx.Node, torch.Tensor]:
+    """What chosen nodes compute for one batch of inputs."""
+    seen: dict[fx.Node, torch.Tensor] = {}
+
+    class Keeper(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:
+            value = super().run_node(node)
+            if node in nodes:
+                seen[node] = value
+            return value
+
+    Keeper(module).run(*inputs, enable_io_processing=True)
+    return seen
 
 
 def consumers(module: fx.GraphModule) -> list[tuple[fx.Node, str]]:
