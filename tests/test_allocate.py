@@ -1,0 +1,118 @@
+"""A goal becomes widths: as near to it as alignment allows, never beyond by more than half a step."""
+
+import functools
+
+import models
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secateur import program as programs
+from secateur.allocate import ALIGNED_KINDS, Goal, Macs, Parameters, Ratio, uniform
+from secateur.axes.infer import AxisInfo, Structure, infer
+from secateur.axes.terms import Axis, Widths
+from secateur.axes.trace import Trace
+from secateur.errors import InputError
+
+NOTHING = Structure((), {}, {}, frozenset(), Trace())  # a ratio needs no counts
+ROUNDING = 1e-9
+
+sizes = st.integers(2, 130)
+shares = st.floats(0.01, 0.99)
+aligns = st.sampled_from([1, 2, 4, 8, 16])
+
+
+def axis(size: int, kind: str = "channel") -> AxisInfo:
+    return AxisInfo(f"{kind}{size}", kind, Axis(size), size, (), normalised=False, frozen=None)
+
+
+def width_of(info: AxisInfo, goal: Goal, align: int) -> int:
+    return uniform(NOTHING, [info], goal, {}, align)[info.axis]
+
+
+@given(sizes, shares, aligns)
+def test_a_ratio_never_removes_half_a_step_too_much(size: int, share: float, align: int) -> None:
+    removed = size - width_of(axis(size), Ratio(share), align)
+    assert removed <= size * share + min(align, size) / 2 + ROUNDING
+
+
+@given(sizes, shares, aligns)
+def test_a_ratio_falls_short_by_half_a_step_at_most_until_one_step_is_left(size: int, share: float, align: int) -> None:
+    step = min(align, size)
+    width = width_of(axis(size), Ratio(share), align)
+    assert width == step or size - width >= size * share - step / 2 - ROUNDING
+
+
+@given(sizes, shares, aligns)
+def test_a_cut_axis_is_a_positive_multiple_of_the_alignment(size: int, share: float, align: int) -> None:
+    width = width_of(axis(size), Ratio(share), align)
+    assert width == size or (width > 0 and width % align == 0)
+
+
+@given(sizes, shares, aligns, st.sampled_from(["head", "kv_group", "q_per_group", "qk_width", "v_width"]))
+def test_kinds_without_a_vector_width_are_not_aligned(size: int, share: float, align: int, kind: str) -> None:
+    assert kind not in ALIGNED_KINDS
+    assert width_of(axis(size, kind), Ratio(share), align) == width_of(axis(size, kind), Ratio(share), 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "share", "align", "width"),
+    [(8, 0.5, 1, 4), (64, 0.05, 8, 64), (64, 0.06, 8, 64), (64, 0.07, 8, 56), (10, 0.25, 1, 8), (8, 0.99, 8, 8)],
+)
+def test_a_ratio_gives_the_nearest_aligned_width_and_the_wider_of_two(
+    size: int, share: float, align: int, width: int
+) -> None:
+    assert width_of(axis(size), Ratio(share), align) == width
+
+
+@functools.cache
+def structure_of(name: str) -> Structure:
+    return infer(programs.graph_module(models.exported(name)))
+
+
+def path(axes: list[AxisInfo], align: int) -> list[Widths]:
+    """Every allocation on the way from dense to one step of each axis, smallest share of an axis first."""
+    steps = []
+    for index, info in enumerate(axes):
+        step = min(align, info.size) if info.kind in ALIGNED_KINDS else 1
+        widths = [w for w in range(info.size - 1, 0, -1) if w % step == 0]
+        steps += [((info.size - w) / info.size, index, w) for w in widths]
+    allocations = [{info.axis: info.size for info in axes}]
+    for _, index, width in sorted(steps):
+        allocations.append({**allocations[-1], axes[index].axis: width})
+    return allocations
+
+
+@given(st.sampled_from(["residual", "branches"]), shares, st.sampled_from([1, 2, 4]), st.booleans())
+@settings(max_examples=25)
+def test_a_goal_for_the_whole_program_is_met_as_nearly_as_any_uniform_allocation_can(
+    name: str, share: float, align: int, by_parameters: bool
+) -> None:
+    program = models.exported(name)
+    structure, symbols = structure_of(name), programs.per_example_symbols(program)
+    axes = list(structure.prunable)
+
+    def removed(widths: Widths) -> float:
+        if by_parameters:
+            return 1 - structure.count_parameters(widths) / structure.count_parameters()
+        return 1 - structure.count_macs(symbols, widths) / structure.count_macs(symbols)
+
+    shares_of_path = [removed(widths) for widths in path(axes, align)]
+    goal = Parameters(share) if by_parameters else Macs(share)
+    if share > shares_of_path[-1]:
+        with pytest.raises(InputError, match="more than these axes can give"):
+            uniform(structure, axes, goal, symbols, align)
+        return
+    seen = removed(uniform(structure, axes, goal, symbols, align))
+    assert abs(seen - share) == pytest.approx(min(abs(s - share) for s in shares_of_path), abs=ROUNDING)
+
+
+def test_a_goal_beyond_reach_names_the_share_that_can_be_reached() -> None:
+    structure = structure_of("residual")
+    axes = list(structure.prunable)
+    lowest = {info.axis: 4 for info in axes}
+    possible = 1 - structure.count_parameters(lowest) / structure.count_parameters()
+    with pytest.raises(InputError, match=r"^goal: ") as error:
+        uniform(structure, axes, Parameters(0.95), {}, align=4)
+    for part in ("Parameters(share=0.95)", f"at most {possible:.3f}", "align 4", f"{len(axes)} axes", "got 0.95"):
+        assert part in str(error.value)

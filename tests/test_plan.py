@@ -1,0 +1,75 @@
+"""The plan: a goal becomes cycles that each remove the same share, epochs that add up, and reasons."""
+
+import itertools
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from services import Job, another_job, recipe_for
+
+from tasks import plan, recipe, tracking
+from tasks.references import Plan
+
+pytestmark = pytest.mark.usefixtures("services")
+
+
+def planned(job: Job, **changes: Any) -> Plan:
+    """The plan of the shared job's model for a recipe with these sections."""
+    wanted = recipe.Recipe.model_validate(recipe_for("data.npz", **changes)).model_dump(mode="json")
+    pinned = another_job(job.pinned, f"plan {tracking.digest(changes)}")
+    return plan.run(replace(pinned, recipe=wanted), job.baseline)
+
+
+@pytest.mark.parametrize(
+    ("share", "asked", "cycles", "why"),
+    [
+        (0.05, None, 1, "one-shot"),
+        (0.3, None, 1, "one-shot"),
+        (0.31, None, 2, "two cycles"),
+        (0.5, None, 2, "two cycles"),
+        (0.51, None, 3, "three cycles"),
+        (0.95, None, 3, "three cycles"),
+        (0.95, 1, 1, "set in the recipe"),
+        (0.05, 5, 5, "set in the recipe"),
+    ],
+)
+def test_the_more_goes_the_more_cycles_unless_the_recipe_says_how_many(
+    share: float, asked: int | None, cycles: int, why: str
+) -> None:
+    count, reason = plan.cycles_for(share, asked)
+    assert count == cycles
+    assert why in reason
+
+
+def test_every_cycle_takes_the_same_share_of_what_is_left_and_the_last_one_meets_the_goal(job: Job) -> None:
+    made = planned(job, goal={"sparsity": 0.75})
+    left = [1.0, *(1 - share for share in made.shares)]
+    ratios = [after / before for before, after in itertools.pairwise(left)]
+    assert made.measure == "sparsity"
+    assert made.shares[-1] == pytest.approx(0.75)
+    assert ratios == pytest.approx([ratios[0]] * 3)
+
+
+@pytest.mark.parametrize("epochs", [3, 7, 12])
+def test_the_cycles_share_out_all_epochs_evenly(job: Job, epochs: int) -> None:
+    made = planned(job, goal={"macs": 0.6}, budget={"recovery_epochs": epochs})
+    assert made.measure == "macs"
+    assert sum(made.epochs) == epochs
+    assert max(made.epochs) - min(made.epochs) <= 1
+
+
+def test_a_speedup_starts_from_as_many_fewer_multiplications(job: Job) -> None:
+    made = planned(job, goal={"speedup": 4.0})
+    assert made.measure == "macs"
+    assert made.shares[-1] == pytest.approx(1 - 1 / 4)
+    assert any("speedup 4x" in reason for reason in made.reasons)
+    assert all(math.isfinite(share) for share in made.shares)
+
+
+def test_the_plan_with_its_reasons_is_an_artifact_of_the_run(job: Job) -> None:
+    stored = tracking.client().download_artifacts(job.pinned.run_id, "plan.json")
+    assert tuple(json.loads(Path(stored).read_text())["reasons"]) == job.plan.reasons
+    assert any("two cycles" in reason for reason in job.plan.reasons)

@@ -1,0 +1,222 @@
+"""The cut as a user calls it: the goal is met, the report is true, and what cannot be done is refused in a sentence."""
+
+from pathlib import Path
+
+import models
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from secateur import InputError, Macs, Parameters, Ratio, Report, prune
+from secateur import program as programs
+from secateur.allocate import Goal
+from secateur.axes.infer import infer
+from secateur.pruning import MASKED_TOLERANCE, check_prunable
+
+ALL_KINDS = ("head", "kv_group", "q_per_group", "qk_width", "v_width", "embedding", "channel", "width")
+
+
+def parameters(program: ExportedProgram) -> int:
+    return sum(p.numel() for p in programs.graph_module(program).parameters())
+
+
+@pytest.fixture(scope="module")
+def halved() -> tuple[ExportedProgram, Report]:
+    return prune(models.exported("residual"), goal=Ratio(0.5))
+
+
+def test_a_ratio_halves_every_axis(halved: tuple[ExportedProgram, Report]) -> None:
+    widths = {(cut.before, cut.after) for cut in halved[1].axes}
+    assert widths == {(models.CHANNELS, models.CHANNELS // 2), (models.HIDDEN, models.HIDDEN // 2)}
+
+
+def test_the_report_counts_what_the_programs_hold(halved: tuple[ExportedProgram, Report]) -> None:
+    pruned, report = halved
+    dense = models.exported("residual")
+    assert (report.parameters_before, report.parameters_after) == (parameters(dense), parameters(pruned))
+    assert report.sparsity == 1 - parameters(pruned) / parameters(dense)
+    for program, macs in ((dense, report.macs_before), (pruned, report.macs_after)):
+        again = infer(programs.graph_module(program))
+        assert again.count_macs(programs.per_example_symbols(program)) == macs
+
+
+def test_the_report_gives_the_reason_of_every_frozen_axis(halved: tuple[ExportedProgram, Report]) -> None:
+    spatial = "is a spatial or sequence dimension"  # the flattened classifier's weight holds positions too
+    assert {reason for _, reason in halved[1].frozen} == {"is a graph input", "is a graph output", spatial}
+
+
+def test_the_report_prints_every_axis_and_the_totals(halved: tuple[ExportedProgram, Report]) -> None:
+    report = halved[1]
+    printed = str(report)
+    for axis in report.axes:
+        (line,) = [line for line in printed.splitlines() if axis.name in line and "frozen" not in line]
+        assert str(axis.before) in line
+        assert str(axis.after) in line
+    assert f"{report.parameters_before:,} -> {report.parameters_after:,} ({report.sparsity:.1%} removed)" in printed
+    assert f"MACs {report.macs_before:,} -> {report.macs_after:,}" in printed
+
+
+def test_the_cut_equals_the_masked_program(halved: tuple[ExportedProgram, Report]) -> None:
+    assert halved[1].masked_error is not None
+    assert halved[1].masked_error <= MASKED_TOLERANCE
+
+
+def test_no_masked_error_is_claimed_where_a_normalisation_runs_over_a_cut_axis() -> None:
+    _, report = prune(models.exported("encoder"), goal=Ratio(0.5), kinds=["embedding"])
+    assert report.masked_error is None
+
+
+def test_the_pruned_program_takes_any_batch(halved: tuple[ExportedProgram, Report]) -> None:
+    module = halved[0].module(check_guards=False)
+    for batch in (1, 7):
+        assert module(torch.from_numpy(models.images(batch))).shape == (batch, models.CLASSES)
+
+
+def test_the_input_program_is_not_modified() -> None:
+    program = models.exported("branches")
+    before = programs.digest(program)
+    prune(program, goal=Ratio(0.5))
+    assert programs.digest(program) == before
+
+
+def test_a_pruned_program_can_be_saved_loaded_and_pruned_again(
+    halved: tuple[ExportedProgram, Report], tmp_path: Path
+) -> None:
+    programs.save(halved[0], tmp_path / "cut.pt2")
+    again, report = prune(programs.load(tmp_path / "cut.pt2"), goal=Ratio(0.5))
+    assert report.parameters_before == halved[1].parameters_after
+    assert parameters(again) == report.parameters_after < report.parameters_before
+
+
+def test_the_strongest_units_stay_in_their_order() -> None:
+    made = models.Perceptron()
+    strength = torch.tensor([5.0, 1.0, 6.0, 2.0, 4.0, 3.0])
+    with torch.no_grad():
+        made.first.weight.copy_(strength[:, None].expand(-1, models.FEATURES))
+        made.second.weight.zero_()
+    pruned, report = prune(models.export(made, torch.zeros(2, models.FEATURES)), goal=Ratio(0.5))
+    assert pruned.state_dict["first.weight"][:, 0].tolist() == [5.0, 6.0, 4.0]
+    assert (report.axes[0].lowest_score, report.axes[0].highest_score) == (2.0, 12.0)
+
+
+def test_of_equal_units_the_earlier_stay() -> None:
+    made = models.Perceptron()
+    with torch.no_grad():
+        made.first.weight.fill_(1.0)
+        made.second.weight.fill_(1.0)
+        made.first.bias.copy_(torch.arange(models.HIDDEN))
+    pruned, _ = prune(models.export(made, torch.zeros(2, models.FEATURES)), goal=Ratio(0.5))
+    assert pruned.state_dict["first.bias"].tolist() == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("goal", [Parameters(0.4), Macs(0.4)])
+def test_a_goal_for_the_whole_program_is_reached_within_one_step(goal: Goal) -> None:
+    _, report = prune(models.exported("residual"), goal=goal)
+    removed = report.sparsity if isinstance(goal, Parameters) else 1 - report.macs_after / report.macs_before
+    assert removed == pytest.approx(goal.share, abs=1 / models.HIDDEN)
+
+
+@pytest.mark.parametrize("kinds", [("kv_group",), ("q_per_group",), ("qk_width", "v_width"), ALL_KINDS])
+def test_only_the_asked_kinds_are_cut_from_attention(kinds: tuple[str, ...]) -> None:
+    pruned, report = prune(models.exported("encoder"), goal=Ratio(0.5), kinds=kinds)
+    assert {cut.kind for cut in report.axes} == set(kinds) - {"head", "channel"}
+    assert pruned.module(check_guards=False)(torch.from_numpy(models.tokens(4))).shape == (4, models.CLASSES)
+
+
+def test_the_same_call_gives_the_same_program(halved: tuple[ExportedProgram, Report]) -> None:
+    again, report = prune(models.exported("residual"), goal=Ratio(0.5))
+    assert programs.digest(again) == programs.digest(halved[0])
+    assert report == halved[1]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 1.5, float("nan")])
+def test_a_share_outside_of_zero_to_one_is_refused(share: float) -> None:
+    with pytest.raises(InputError, match=rf"^goal: expected a share between 0 and 1 .*share={share}"):
+        prune(models.exported("perceptron"), goal=Ratio(share))
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"^kinds: expected some of head, .*width, got layer, neuron$"):
+        prune(models.exported("perceptron"), goal=Ratio(0.5), kinds=["width", "neuron", "layer"])
+
+
+def test_an_unknown_criterion_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"^criterion: expected one of l2, got 'l3'$"):
+        prune(models.exported("perceptron"), goal=Ratio(0.5), criterion="l3")
+
+
+def test_an_alignment_below_one_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^align: expected a multiple of at least 1, got 0$"):
+        prune(models.exported("perceptron"), goal=Ratio(0.5), align=0)
+
+
+def test_a_program_without_the_asked_kinds_is_refused_with_what_it_has_and_why_not_more() -> None:
+    with pytest.raises(InputError) as error:
+        prune(models.exported("perceptron"), goal=Ratio(0.5), kinds=["head", "channel"])
+    for part in ("kinds: expected at least one axis of head, channel", "the program has width", "is a graph input"):
+        assert part in str(error.value)
+
+
+def test_a_goal_that_would_remove_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^goal: Ratio\(share=0.01\) would remove nothing from 1 axes at align 1"):
+        prune(models.exported("perceptron"), goal=Ratio(0.01))
+
+
+def test_a_goal_beyond_reach_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^goal: Parameters\(share=0.99\) asks for more"):
+        prune(models.exported("perceptron"), goal=Parameters(0.99))
+
+
+def test_prunable_choices_are_checked_before_any_goal_is_known() -> None:
+    check_prunable(models.exported("perceptron"), ["width"], "l2")
+    with pytest.raises(InputError, match=r"^kinds: expected at least one axis of head"):
+        check_prunable(models.exported("perceptron"), ["head"], "l2")
+    with pytest.raises(InputError, match=r"^criterion:"):
+        check_prunable(models.exported("perceptron"), ["width"], "l3")
+
+
+def test_outputs_that_are_not_numbers_are_never_called_equal() -> None:
+    made = models.Perceptron()
+    with torch.no_grad():
+        made.second.bias[0] = float("nan")
+    with pytest.raises(RuntimeError, match="differs from the masked dense one"):
+        prune(models.export(made, torch.zeros(2, models.FEATURES)), goal=Ratio(0.5))
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.InstanceNorm2d(6), nn.BatchNorm2d(6, track_running_stats=False)], ids=["instance", "batch"]
+)
+def test_a_norm_without_running_statistics_goes_on_using_those_of_its_input(norm: nn.Module) -> None:
+    made = nn.Sequential(nn.Conv2d(3, 6, 1), norm, nn.ReLU(), nn.Conv2d(6, 3, 1))
+    pruned, report = prune(models.export(made, torch.from_numpy(models.images(2))), goal=Ratio(0.5))
+    assert report.axes[0].after == 3
+    assert pruned.module(check_guards=False)(torch.from_numpy(models.images(5))).shape == (5, *models.IMAGE)
+
+
+class FixedBatch(nn.Module):
+    """Four sequences of any length: the batch is part of the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(x)).view(4, -1, 6).mean(1))
+
+
+def test_a_program_whose_batch_is_fixed_beside_a_dynamic_length_can_be_cut() -> None:
+    inputs = torch.zeros(4, 5, 4)
+    program = torch.export.export(FixedBatch(), (inputs,), dynamic_shapes=({1: Dim.AUTO},))
+    pruned, report = prune(program, goal=Ratio(0.5))
+    assert report.axes[0].after == 3
+    assert pruned.module(check_guards=False)(torch.zeros(4, 9, 4)).shape == (4, 3)
+
+
+def test_a_program_of_fixed_shape_can_be_cut() -> None:
+    inputs = torch.from_numpy(models.vectors(3))
+    program = torch.export.export(models.module("perceptron"), (inputs,))
+    pruned, report = prune(program, goal=Ratio(0.5))
+    assert report.masked_error is not None
+    assert np.isfinite(pruned.module(check_guards=False)(inputs).detach().numpy()).all()

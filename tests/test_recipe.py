@@ -1,0 +1,156 @@
+"""Recipes: defaults are filled in, and whatever is wrong is one sentence that names the setting."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secateur.errors import InputError
+from tasks import recipe
+
+MINIMAL: dict[str, Any] = {"model": "m", "data": {"source": "digits"}, "goal": {"sparsity": 0.5}}
+SHIPPED = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
+
+
+def parse(**changes: Any) -> recipe.Recipe:
+    """The minimal recipe with whole sections replaced."""
+    return recipe.parse(yaml.safe_dump(MINIMAL | changes), "test")
+
+
+def refusal(text: str) -> str:
+    """The sentence with which a text is refused."""
+    with pytest.raises(InputError) as caught:
+        recipe.parse(text, "test")
+    return str(caught.value)
+
+
+def test_every_default_is_filled_in() -> None:
+    filled = parse().model_dump()
+    assert filled["budget"] == {"accuracy_drop": 0.01, "recovery_epochs": 12}
+    assert filled["gate"] == {"confidence": 0.95, "speedup": 1.0, "parity": 1e-4}
+    assert filled["target"] == {"provider": "CPUExecutionProvider", "threads": 1, "batch": 1}
+
+
+def test_a_filled_in_recipe_reads_back_as_itself() -> None:
+    filled = parse(goal={"speedup": 2.0}, prune={"cycles": 2})
+    assert recipe.Recipe.model_validate(filled.model_dump(mode="json")) == filled
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("# ")
+    assert recipe.parse(text, path.stem).model
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"budgett": {}}, ["budgett: unknown setting", "budget,"]),
+        ({"gate": {"speedupp": 2}}, ["gate.speedupp: unknown setting", "confidence, speedup, parity"]),
+        ({"data": {"source": "digits", "paths": "x"}}, ["data.paths: unknown setting", "source, path, split"]),
+        ({"goal": {"sparsity": 1.2}}, ["goal.sparsity", "less than 1", "got 1.2"]),
+        ({"goal": {"sparsity": 0}}, ["goal.sparsity", "greater than 0", "got 0"]),
+        ({"goal": {"sparsity": "half"}}, ["goal.sparsity", "number", "'half'"]),
+        ({"goal": {"speedup": 1}}, ["goal.speedup", "greater than 1", "got 1"]),
+        ({"goal": {"sparsity": 0.5, "speedup": 2}}, ["goal", "exactly one", "sparsity, speedup"]),
+        ({"goal": {}}, ["goal", "exactly one", "got none"]),
+        ({"data": {"source": "npz"}}, ["data", "path is needed"]),
+        ({"data": {"source": "digits", "path": "x.npz"}}, ["data", "path is needed", "only there"]),
+        ({"data": {"source": "csv"}}, ["data.source", "'digits' or 'npz'", "'csv'"]),
+        ({"data": {"source": "digits", "split": [0.5, 0.2, 0.2]}}, ["data", "sum to 1", "0.9"]),
+        ({"data": {"source": "digits", "split": [0.5, 0.5]}}, ["data.split"]),
+        ({"data": {"source": "digits", "split": [1.5, -0.25, -0.25]}}, ["data.split.0", "less than 1", "1.5"]),
+        ({"objective": "ranking"}, ["objective", "'classification'", "'ranking'"]),
+        ({"prune": {"cycles": 6}}, ["prune.cycles", "less than or equal to 5", "6"]),
+        ({"target": {"threads": 0}}, ["target.threads", "greater than or equal to 1", "0"]),
+        ({"gate": {"confidence": 95}}, ["gate.confidence", "less than 1", "95"]),
+        ({"seed": -1}, ["seed", "greater than or equal to 0", "-1"]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_setting_is_named_with_what_was_expected_and_seen(changes: dict[str, Any], names: list[str]) -> None:
+    sentence = refusal(yaml.safe_dump(MINIMAL | changes))
+    assert sentence.startswith("recipe test: ")
+    assert "\n" not in sentence
+    for name in names:
+        assert name in sentence
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf"])
+@pytest.mark.parametrize("setting", ["goal.speedup", "gate.speedup", "gate.parity", "recovery.learning_rate"])
+def test_a_number_that_is_not_finite_is_refused(setting: str, number: str) -> None:
+    section, key = setting.split(".")
+    sentence = refusal(yaml.safe_dump(MINIMAL | {section: {key: float(number[1:])}}))
+    assert setting in sentence
+
+
+def test_a_missing_section_is_named() -> None:
+    assert "goal: field required" in refusal("model: m\ndata: {source: digits}\n")
+
+
+def test_every_wrong_setting_is_reported_at_once() -> None:
+    sentence = refusal(yaml.safe_dump(MINIMAL | {"seed": -1, "goal": {"sparsity": 2}}))
+    assert "seed" in sentence
+    assert "goal.sparsity" in sentence
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
+def test_what_is_no_mapping_is_refused(text: str) -> None:
+    assert "expected a mapping of settings" in refusal(text)
+
+
+@pytest.mark.parametrize("text", ["model: [", "model: {a: }}", "a: b: c", "\tmodel: m", "!!python/object:os.system {}"])
+def test_what_is_not_plain_yaml_is_refused_in_one_line(text: str) -> None:
+    sentence = refusal(text)
+    assert "not valid YAML" in sentence
+    assert "\n" not in sentence
+
+
+def test_a_date_that_does_not_exist_is_refused_as_any_other_wrong_text() -> None:
+    assert "recipe test" in refusal("model: 2026-13-45\n")
+
+
+@given(
+    st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.dictionaries(st.text(), inner))
+)
+@settings(max_examples=40)
+def test_any_value_is_a_recipe_or_refused_in_a_sentence(value: Any) -> None:
+    for content in (value, MINIMAL | {"prune": value}, MINIMAL | {"goal": value}):
+        try:
+            recipe.parse(yaml.safe_dump(content), "test")
+        except InputError as error:
+            refused = str(error)
+        else:
+            continue
+        assert refused.startswith("recipe test: ")
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/passwd", "a/b", "UPPER", "", ".hidden", "a" * 101, "tiny\n", "tiny\0"]
+)
+def test_a_name_never_leads_out_of_the_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret.yaml").write_text(yaml.safe_dump(MINIMAL))
+    (tmp_path / "recipes").mkdir()
+    monkeypatch.setenv("SECATEUR_RECIPES", str(tmp_path / "recipes"))
+    with pytest.raises(InputError, match="recipe: expected"):
+        recipe.load(name)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECATEUR_RECIPES", str(tmp_path))
+    for known in ("half", "quarter"):
+        (tmp_path / f"{known}.yaml").write_text(yaml.safe_dump(MINIMAL))
+    assert recipe.load("half").goal.sparsity == 0.5
+    with pytest.raises(InputError, match=r"expected one of half, quarter .*, got 'third'"):
+        recipe.load("third")
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECATEUR_RECIPES", str(tmp_path))
+    (tmp_path / "binary.yaml").write_bytes(b"model: \xff\xfe\n")
+    with pytest.raises(InputError, match="binary"):
+        recipe.load("binary")

@@ -1,0 +1,57 @@
+"""Selection: the fastest cycle within the accuracy budget; if there is none, the most accurate."""
+
+import pytest
+from services import Job, another_job
+
+from secateur.errors import InputError
+from tasks import select, tracking
+from tasks.references import Cycle, Pinned
+
+pytestmark = pytest.mark.usefixtures("services")
+
+# accuracy given up and speedup, cycle by cycle; the shared recipe allows 0.2
+MILD, MIDDLE, STEEP = (-0.01, 1.5), (-0.2, 2.0), (-0.21, 4.0)
+
+
+@pytest.fixture
+def pinned(job: Job, request: pytest.FixtureRequest) -> Pinned:
+    """A job of its own."""
+    return another_job(job.pinned, request.node.name)
+
+
+def cycles(job: Job, *ends: tuple[float, float]) -> list[Cycle | None]:
+    """Finished cycles that ended so, and one that was skipped."""
+    template = vars(job.cycles[0])
+    made = [
+        Cycle(**{**template, "cycle": number, "accuracy_delta": delta, "speedup": speedup})
+        for number, (delta, speedup) in enumerate(ends, 1)
+    ]
+    return [*made, None]
+
+
+@pytest.mark.parametrize(
+    ("ends", "chosen"),
+    [
+        ((MILD,), 1),
+        ((MILD, MIDDLE), 2),
+        ((MIDDLE, MILD), 1),
+        ((MILD, MIDDLE, STEEP), 2),
+        ((STEEP, (-0.5, 9.0)), 1),
+        (((0.1, 1.1), (0.0, 1.2)), 2),
+    ],
+)
+def test_the_fastest_within_the_budget_goes_on(
+    job: Job, pinned: Pinned, ends: tuple[tuple[float, float], ...], chosen: int
+) -> None:
+    assert select.run(pinned, job.baseline, cycles(job, *ends)).cycle.cycle == chosen
+
+
+def test_the_reason_is_kept_and_says_when_none_is_within_the_budget(job: Job, pinned: Pinned) -> None:
+    selected = select.run(pinned, job.baseline, cycles(job, STEEP))
+    assert selected.reason == "cycle 1: none is within 0.2 of the dense accuracy, this is the nearest"
+    assert tracking.client().get_run(pinned.run_id).data.tags["secateur.selected"] == selected.reason
+
+
+def test_without_a_finished_cycle_there_is_nothing_to_select(job: Job, pinned: Pinned) -> None:
+    with pytest.raises(InputError, match="cycles: expected at least one finished cycle, got none"):
+        select.run(pinned, job.baseline, [None, None])

@@ -1,0 +1,283 @@
+"""A cut program computes what the dense one computes with the same units zeroed, whatever is cut from whatever graph."""
+
+import copy
+
+import models
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.nn import functional
+
+from secateur import program as programs
+from secateur import surgery
+from secateur.axes.infer import Structure, infer
+from secateur.axes.terms import Kept
+
+TOLERANCE = 1e-9  # in double precision, so that only a wrong cut can differ
+SIDE = 8  # of the images that random networks see
+IMAGE_STEPS = ("conv", "norm", "relu", "sigmoid", "residual", "depthwise", "grouped", "join", "gate", "pool")
+VECTOR_STEPS = ("linear", "norm", "gelu", "residual", "join", "gate", "heads", "scale")
+
+
+def some_units(structure: Structure, seed: int) -> Kept:
+    """At least one unit of each axis that no normalisation runs over; an axis may also stay whole."""
+    rng = np.random.default_rng(seed)
+    axes = [info for info in structure.prunable if not info.normalised]
+    counts = [int(rng.integers(1, info.size + 1)) for info in axes]
+    return {info.axis: np.sort(rng.permutation(info.size)[:count]) for info, count in zip(axes, counts, strict=True)}
+
+
+def cut_and_masked(program: ExportedProgram, seed: int) -> tuple[fx.GraphModule, fx.GraphModule, Kept]:
+    """Both in double precision, the same random units gone from one and zero in the other."""
+    cut = programs.graph_module(program).double()
+    structure = infer(cut)
+    kept = some_units(structure, seed)
+    masked = copy.deepcopy(cut)
+    surgery.mask(masked, structure, kept)
+    surgery.cut(cut, structure, kept)
+    return cut, masked, kept
+
+
+def difference(first: fx.GraphModule, second: fx.GraphModule, inputs: torch.Tensor) -> float:
+    """The largest difference of the outputs, relative to the largest output."""
+    inputs = inputs.double() if inputs.is_floating_point() else inputs
+    with programs.evaluating(first), programs.evaluating(second):
+        a, b = first(inputs), second(inputs)
+    return float((a - b).abs().max() / a.abs().max())
+
+
+@given(st.sampled_from(sorted(models.MODELS)), st.integers(0, 2**16))
+@settings(max_examples=20)
+def test_cut_equals_masked_for_any_kept_units(name: str, seed: int) -> None:
+    cut, masked, _ = cut_and_masked(models.exported(name), seed)
+    assert difference(masked, cut, torch.from_numpy(models.MODELS[name][1](3))) < TOLERANCE
+
+
+class RandomImages(nn.Module):
+    """A chain of drawn steps over images, flattened or averaged into a classifier."""
+
+    def __init__(self, steps: list[str], widths: list[int], flatten: bool) -> None:
+        super().__init__()
+        self.steps, self.flatten = steps, flatten
+        self.layers = nn.ModuleList()
+        channels, side = 3, SIDE
+        for step, width in zip(steps, widths, strict=True):
+            layer, channels = self._layer(step, channels, width)
+            self.layers.append(layer)
+            side = side // 2 if step == "pool" and side > 1 else side
+        self.head = nn.Linear(channels * (side * side if flatten else 1), 3)
+
+    @staticmethod
+    def _layer(step: str, channels: int, width: int) -> tuple[nn.Module, int]:
+        if step == "conv":
+            return nn.Conv2d(channels, width, 3, padding=1), width
+        if step in ("residual", "join", "depthwise"):
+            groups = channels if step == "depthwise" else 1
+            return nn.Conv2d(channels, channels, 3, padding=1, groups=groups), channels * (1 + (step == "join"))
+        if step == "grouped":
+            groups = 2 if channels % 2 == 0 else 1
+            return nn.Conv2d(channels, 2 * width, 1, groups=groups), 2 * width
+        if step == "gate":
+            return nn.Conv2d(channels, 2 * width, 1), width
+        return nn.BatchNorm2d(channels) if step == "norm" else nn.Identity(), channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for step, layer in zip(self.steps, self.layers, strict=True):
+            x = self._step(step, layer, x)
+        return self.head(x.flatten(1) if self.flatten else x.mean((2, 3)))
+
+    @staticmethod
+    def _step(step: str, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = layer(x)
+        match step:
+            case "relu" | "sigmoid":
+                return getattr(torch, step)(y)
+            case "residual":
+                return x + y
+            case "join":
+                return torch.cat([y, x], 1)
+            case "gate":
+                value, gate = y.chunk(2, 1)
+                return value * torch.sigmoid(gate)
+            case "pool":
+                return functional.max_pool2d(y, 2) if y.shape[-1] > 1 else y
+            case _:
+                return y
+
+
+class RandomVectors(nn.Module):
+    """A chain of drawn steps over sequences of vectors [N, 5, 4], read at the first position."""
+
+    def __init__(self, steps: list[str], widths: list[int]) -> None:
+        super().__init__()
+        self.steps = steps
+        self.layers = nn.ModuleList()
+        features = models.FEATURES
+        for step, width in zip(steps, widths, strict=True):
+            layer, features = self._layer(step, features, width)
+            self.layers.append(layer)
+        self.head = nn.Linear(features, 3)
+
+    @staticmethod
+    def _layer(step: str, features: int, width: int) -> tuple[nn.Module, int]:
+        if step == "linear":
+            return nn.Linear(features, width), width
+        if step in ("residual", "join"):
+            return nn.Linear(features, features), features * (1 + (step == "join"))
+        if step == "gate":
+            return nn.Linear(features, 2 * width), width
+        if step == "heads":
+            return nn.Linear(features, 3 * 2 * width), 2 * width
+        if step == "scale":
+            return nn.ParameterList([torch.rand(features)]), features
+        return nn.LayerNorm(features) if step == "norm" else nn.Identity(), features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for step, layer in zip(self.steps, self.layers, strict=True):
+            x = self._step(step, layer, x)
+        return self.head(x[:, 0])
+
+    @staticmethod
+    def _step(step: str, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        if step == "scale":
+            assert isinstance(layer, nn.ParameterList)
+            return x * layer[0]
+        y = layer(x)
+        match step:
+            case "gelu":
+                return functional.gelu(y)
+            case "residual":
+                return x + y
+            case "join":
+                return torch.cat([x, y], -1)
+            case "gate":
+                value, gate = y.chunk(2, -1)
+                return value * functional.silu(gate)
+            case "heads":
+                q, k, v = y.view(y.shape[0], models.LENGTH, 3, 2, -1).permute(2, 0, 3, 1, 4)
+                return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            case _:
+                return y
+
+
+def check(made: nn.Module, inputs: torch.Tensor, seed: int) -> None:
+    """Cut equals masked, and the cut graph exports again with the same result."""
+    program = models.export(models.with_lived_in_norms(made), inputs)
+    cut, masked, _ = cut_and_masked(program, seed)
+    assert difference(masked, cut, inputs) < TOLERANCE
+
+
+def steps_of(kinds: tuple[str, ...]) -> st.SearchStrategy[list[tuple[str, int]]]:
+    """A chain that begins with a layer that has something to cut."""
+    step = st.tuples(st.sampled_from(kinds), st.integers(2, 6))
+    return st.lists(step, min_size=1, max_size=5).map(lambda rest: [(kinds[0], 6), *rest])
+
+
+@given(steps_of(IMAGE_STEPS), st.booleans(), st.integers(0, 2**16))
+@settings(max_examples=10)
+def test_cut_equals_masked_for_random_image_networks(steps: list[tuple[str, int]], flatten: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    made = RandomImages([s for s, _ in steps], [w for _, w in steps], flatten)
+    check(made, torch.randn(2, 3, SIDE, SIDE), seed)
+
+
+@given(steps_of(VECTOR_STEPS), st.integers(0, 2**16))
+@settings(max_examples=10)
+def test_cut_equals_masked_for_random_sequence_networks(steps: list[tuple[str, int]], seed: int) -> None:
+    torch.manual_seed(seed)
+    made = RandomVectors([s for s, _ in steps], [w for _, w in steps])
+    check(made, torch.randn(2, models.LENGTH, models.FEATURES), seed)
+
+
+def cut_half(name: str, kinds: set[str]) -> tuple[fx.GraphModule, Structure]:
+    """The first half of the units of every axis of the given kinds, rounded up."""
+    module = programs.graph_module(models.exported(name))
+    structure = infer(module)
+    kept = {i.axis: np.arange((i.size + 1) // 2) for i in structure.prunable if i.kind in kinds}
+    assert kept
+    surgery.cut(module, structure, kept)
+    return module, structure
+
+
+def test_a_cut_keeps_the_rows_and_columns_of_the_kept_units() -> None:
+    dense = models.module("perceptron").state_dict()
+    module = programs.graph_module(models.exported("perceptron"))
+    structure = infer(module)
+    keep = np.array([1, 4])
+    surgery.cut(module, structure, {structure.prunable[0].axis: keep})
+    seen = module.state_dict()
+    assert torch.equal(seen["first.weight"], dense["first.weight"][keep])
+    assert torch.equal(seen["first.bias"], dense["first.bias"][keep])
+    assert torch.equal(seen["second.weight"], dense["second.weight"][:, keep])
+    assert torch.equal(seen["second.bias"], dense["second.bias"])
+
+
+def test_a_mask_zeroes_exactly_the_units_that_a_cut_removes() -> None:
+    dense = models.module("perceptron").state_dict()
+    module = programs.graph_module(models.exported("perceptron"))
+    structure = infer(module)
+    keep, gone = [1, 4], [0, 2, 3, 5]
+    surgery.mask(module, structure, {structure.prunable[0].axis: np.array(keep)})
+    seen = module.state_dict()
+    assert {name: t.shape for name, t in seen.items()} == {name: t.shape for name, t in dense.items()}
+    assert not seen["first.weight"][gone].any()
+    assert not seen["first.bias"][gone].any()
+    assert not seen["second.weight"][:, gone].any()
+    assert torch.equal(seen["first.weight"][keep], dense["first.weight"][keep])
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("residual", {"channel"}),
+        ("branches", {"channel"}),
+        ("encoder", {"kv_group"}),
+        ("encoder", {"q_per_group"}),
+        ("encoder", {"qk_width", "v_width"}),
+        ("encoder", {"embedding", "width"}),
+        ("tied", {"embedding"}),
+    ],
+)
+def test_a_cut_graph_exports_again_and_takes_any_batch(name: str, kinds: set[str]) -> None:
+    module, _ = cut_half(name, kinds)
+    again = programs.reexport(module, models.exported(name)).module(check_guards=False)
+    for batch in (1, 5):
+        inputs = torch.from_numpy(models.MODELS[name][1](batch))
+        with programs.evaluating(module), torch.no_grad():
+            assert torch.allclose(again(inputs), module(inputs), atol=1e-6)
+
+
+def test_attention_keeps_the_scale_of_the_dense_width() -> None:
+    module, _ = cut_half("encoder", {"qk_width"})
+    (attention,) = [n for n in module.graph.nodes if "scaled_dot_product" in str(n.target)]
+    assert attention.kwargs["scale"] == pytest.approx(models.HEAD_DIM**-0.5)
+
+
+def test_tied_weights_stay_one_parameter_through_a_cut() -> None:
+    module, _ = cut_half("tied", {"embedding"})
+    assert module.get_parameter("embed.weight") is module.get_parameter("head.weight")
+    assert module.get_parameter("embed.weight").shape == (models.VOCABULARY, models.EMBEDDING // 2)
+
+
+def test_cut_parameters_are_contiguous_and_train_as_before() -> None:
+    program = models.exported("residual")
+    module = programs.graph_module(program)
+    module.get_parameter("inner.weight").requires_grad_(False)
+    structure = infer(module)
+    surgery.cut(module, structure, some_units(structure, seed=3))
+    assert all(p.is_contiguous() for p in module.parameters())
+    assert [n for n, p in module.named_parameters() if not p.requires_grad] == ["inner.weight"]
+    module(torch.from_numpy(models.images(2))).sum().backward()
+    assert all(p.grad is not None for n, p in module.named_parameters() if n != "inner.weight")
+
+
+def test_keeping_every_unit_changes_nothing() -> None:
+    module = programs.graph_module(models.exported("branches"))
+    structure = infer(module)
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    surgery.cut(module, structure, {info.axis: np.arange(info.size) for info in structure.prunable})
+    assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
