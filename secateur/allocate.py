@@ -45,10 +45,10 @@ Goal = Ratio | Parameters | Macs
 
 
 class Step(NamedTuple):
-    """Narrow axis number `index` to `width`; steps are taken in the order of `key`."""
+    """Narrow axis number `which` to `width`; steps are taken in the order of `key`."""
 
     key: float
-    index: int
+    which: int
     width: int
 
 
@@ -80,7 +80,7 @@ def global_order(
         for wider, width in pairwise(widths):
             cost = max(cost, float(ranked[info.size - wider : info.size - width].mean()))
             steps.append(Step(cost, i, width))
-    return sorted(steps, key=lambda s: (s.key, -s.width / axes[s.index].size, s.index))
+    return sorted(steps, key=lambda s: (s.key, -s.width / axes[s.which].size, s.which))
 
 
 def grouped_order(
@@ -92,10 +92,10 @@ def grouped_order(
     widths = [info.size for info in axes]
     steps: list[Step] = []
     for step in global_order(axes, ladders, scores):
-        kind = axes[step.index].kind
-        taken[kind] += widths[step.index] - step.width
-        widths[step.index] = step.width
-        steps.append(Step(taken[kind] / total[kind], step.index, step.width))
+        kind = axes[step.which].kind
+        taken[kind] += widths[step.which] - step.width
+        widths[step.which] = step.width
+        steps.append(Step(taken[kind] / total[kind], step.which, step.width))
     return sorted(steps, key=lambda s: s.key)
 
 
@@ -113,7 +113,7 @@ def sensitivity_order(
             saved = structure.count_parameters({info.axis: wider}) - structure.count_parameters({info.axis: width})
             cost = max(cost, float(extra[0] - extra[1]) / max(saved / dense, 1e-12))
             steps.append(Step(cost, i, width))
-    return sorted(steps, key=lambda s: (s.key, -s.width / axes[s.index].size, s.index))
+    return sorted(steps, key=lambda s: (s.key, -s.width / axes[s.which].size, s.which))
 
 
 def measure_of(
@@ -138,7 +138,7 @@ def reach(axes: Sequence[AxisInfo], steps: Sequence[Step], goal: Goal, count: Ca
     def after(taken: int) -> Widths:
         widths = {info.axis: info.size for info in axes}
         for step in steps[:taken]:
-            widths[axes[step.index].axis] = step.width
+            widths[axes[step.which].axis] = step.width
         return widths
 
     def removed(taken: int) -> float:

@@ -110,11 +110,18 @@ class _Watcher(fx.Interpreter):
 
     def run_node(self, node: fx.Node) -> Any:
         if node in self.see:
-            self.see[node](self.env[node.args[1] if node.target is torch.ops.aten.addmm.default else node.args[0]])
+            self.see[node](self.env[_source(node)])
         return super().run_node(node)
 
 
-def values_of(module: fx.GraphModule, nodes: set[fx.Node], inputs: Sequence[torch.Tensor]) -> dict[fx.Node, torch.Tensor]:
+def _source(node: fx.Node) -> Any:
+    """The activation that a contraction reads; `addmm` has its bias in front."""
+    return node.args[1 if node.target is torch.ops.aten.addmm.default else 0]
+
+
+def values_of(
+    module: fx.GraphModule, nodes: set[fx.Node], inputs: Sequence[torch.Tensor]
+) -> dict[fx.Node, torch.Tensor]:
     """What chosen nodes compute for one batch of inputs."""
     seen: dict[fx.Node, torch.Tensor] = {}
 
@@ -220,7 +227,7 @@ def _collect_movement(
             for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
                 if gradient is not None:
                     moved[name] -= gradient * parameter
-                    parameter -= learning_rate * gradient
+                    parameter.sub_(learning_rate * gradient)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(start[name])
@@ -246,8 +253,7 @@ def units_sum(structure: Structure, info: AxisInfo, values: Mapping[str, torch.T
 def carries(structure: Structure, info: AxisInfo, moments: Moments) -> np.ndarray | None:
     """For each input feature of a contraction the unit of the axis it belongs to; None when it belongs to none."""
     weight = structure.tensors.get(moments.weight)
-    source = moments.node.args[1] if moments.node.target is torch.ops.aten.addmm.default else moments.node.args[0]
-    dims = structure.trace.layouts[source]
+    dims = structure.trace.layouts[_source(moments.node)]
     position = 1 if "conv" in str(moments.node.target) else len(dims) - 1
     if weight is None or info.axis not in set(leaves(dims[position])):
         return None

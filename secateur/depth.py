@@ -34,7 +34,9 @@ class DepthReport:
     macs_after: int
 
     def __str__(self) -> str:
-        lines = [f"{'dropped' if name in self.dropped else 'kept':8} {score:10.4g}  {name}" for name, score in self.scores]
+        lines = [
+            f"{'dropped' if name in self.dropped else 'kept':8} {score:10.4g}  {name}" for name, score in self.scores
+        ]
         counts = f"parameters {self.parameters_before:,} -> {self.parameters_after:,}, MACs {self.macs_before:,} -> {self.macs_after:,}"
         return "\n".join([*lines, counts])
 

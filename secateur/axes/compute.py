@@ -33,16 +33,17 @@ def convolution(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
         return transposed_convolution(trace, node, a)
     dims, (out, per_group, *kernel) = trace.dims(a.input), trace.dims(a.weight)
     _grouped(trace, node, a, dims[1], per_group, out, fresh(_ratio(out, a.groups)))
-    return _convolved(trace, node, a, out, per_group, kernel)
+    return _convolved(trace, node, a, out, per_group, kernel, swept=None)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed_convolution(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     dims, (into, per_group, *kernel) = trace.dims(a.input), trace.dims(a.weight)
     unify(dims[1], into)
-    out = fresh(node_shape(node)[1])
-    _grouped(trace, node, a, into, fresh(_ratio(into, a.groups)), out, per_group)
-    return _convolved(trace, node, a, out, product([into]), kernel)
+    out, in_each = fresh(node_shape(node)[1]), fresh(_ratio(into, a.groups))
+    _grouped(trace, node, a, into, in_each, out, per_group)
+    # every input position is spread over the kernel: the sum runs over the input's positions, not the output's
+    return _convolved(trace, node, a, out, in_each, kernel, swept=dims[2:])
 
 
 def _ratio(term: Term, groups: int) -> int:
@@ -61,14 +62,16 @@ def _grouped(
     trace.role("channel", into, out)
 
 
-def _convolved(trace: Trace, node: fx.Node, a: SimpleNamespace, out: Term, inner: Term, kernel: list[Term]) -> Dims:
+def _convolved(
+    trace: Trace, node: fx.Node, a: SimpleNamespace, out: Term, inner: Term, kernel: list[Term], swept: Dims | None
+) -> Dims:
     for term in kernel:
         freeze(term, KERNEL)
     if is_tensor(a.bias):
         unify(trace.dims(a.bias)[0], out)
     spatial = frozen_dims(node_shape(node)[2:], SPATIAL)
     batch = trace.dims(a.input)[0]
-    trace.contract(node, (batch, out, inner, *kernel, *spatial))
+    trace.contract(node, (batch, out, inner, *kernel, *(spatial if swept is None else swept)))
     return (batch, out, *spatial)
 
 

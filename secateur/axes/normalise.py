@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
@@ -33,20 +34,25 @@ def inline_regions(module: fx.GraphModule) -> None:
         position = regions.get(node.target)
         if position is None:
             continue
-        body, arguments_ = node.args[position], node.args[position + 1 :]
+        body: Any = node.args[position]
         inner = module.get_submodule(str(body.target))
-        places = dict(zip(inner.graph.find_nodes(op="placeholder"), arguments_, strict=True))
+        places: Any = dict(zip(inner.graph.find_nodes(op="placeholder"), node.args[position + 1 :], strict=True))
+        without_gradients = position == 1 and node.args[0] is False
         with module.graph.inserting_before(node):
-            results = module.graph.graph_copy(inner.graph, places)
-            if position == 1 and node.args[0] is False:
-                results = [module.graph.call_function(torch.ops.aten.detach.default, (r,)) for r in results]
-                for result in results:
-                    result.meta.update(result.args[0].meta)
-        for user in list(node.users):
+            results: Any = module.graph.graph_copy(inner.graph, places)
+            if without_gradients:
+                results = [_detached(module.graph, result) for result in results]
+        for user in list(node.users):  # the parts of the region's tuple
             user.replace_all_uses_with(results[user.args[1]])
             module.graph.erase_node(user)
         module.graph.erase_node(node)
         module.graph.erase_node(body)
+
+
+def _detached(graph: fx.Graph, source: fx.Node) -> fx.Node:
+    node = graph.call_function(_aten.detach.default, (source,))
+    node.meta.update(source.meta)
+    return node
 
 
 def spell_out_splits(module: fx.GraphModule) -> None:
