@@ -35,7 +35,7 @@ def inline_regions(module: fx.GraphModule) -> None:
         if position is None:
             continue
         body: Any = node.args[position]
-        inner = module.get_submodule(str(body.target))
+        inner: Any = module.get_submodule(str(body.target))
         places: Any = dict(zip(inner.graph.find_nodes(op="placeholder"), node.args[position + 1 :], strict=True))
         without_gradients = position == 1 and node.args[0] is False
         with module.graph.inserting_before(node):
