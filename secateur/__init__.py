@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secateur.allocate import Macs, Parameters, Ratio
     from secateur.errors import InputError
-    from secateur.pruning import Report, prune
+    from secateur.pruning import Report, prune, replay
 
 _HOME = {
     "InputError": "secateur.errors",
@@ -18,8 +18,9 @@ _HOME = {
     "Ratio": "secateur.allocate",
     "Report": "secateur.pruning",
     "prune": "secateur.pruning",
+    "replay": "secateur.pruning",
 }
-__all__ = ["InputError", "Macs", "Parameters", "Ratio", "Report", "prune"]
+__all__ = ["InputError", "Macs", "Parameters", "Ratio", "Report", "prune", "replay"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,14 @@
-"""Turns a goal into how many units each axis keeps."""
+"""Turns a goal into how many units each axis keeps: an order in which steps are taken, and how far to go along it."""
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
+import numpy as np
 import sympy
 
 from secateur.axes.infer import AxisInfo, Structure
@@ -13,11 +16,13 @@ from secateur.axes.terms import Widths
 from secateur.errors import InputError
 
 ALIGNED_KINDS = ("channel", "width", "embedding")  # a head count has no vector width to fill
+ALLOCATIONS = ("uniform", "global", "grouped", "sensitivity")
+Curves = Mapping[str, Mapping[float, float]]  # by axis name: loss at each share removed, 0.0 included
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Remove this share of the units of every chosen axis."""
+    """Remove this share of the units of the chosen axes: of each under uniform allocation, of all otherwise."""
 
     share: float
 
@@ -39,53 +44,118 @@ class Macs:
 Goal = Ratio | Parameters | Macs
 
 
-def measure_of(goal: Goal, structure: Structure, symbols: dict[sympy.Symbol, int]) -> Callable[[Widths], int]:
+class Step(NamedTuple):
+    """Narrow axis number `which` to `width`; steps are taken in the order of `key`."""
+
+    key: float
+    which: int
+    width: int
+
+
+def ladder(info: AxisInfo, align: int, floor: float) -> list[int]:
+    """The widths an axis may have, from dense downwards: multiples of `align`, at least `floor` of it, at least one step."""
+    step = min(align, info.size) if info.kind in ALIGNED_KINDS else 1
+    lowest = max(step, int(np.ceil(info.size * floor)))
+    return [info.size, *(w for w in range((info.size - 1) // step * step, 0, -step) if w >= lowest)]
+
+
+def uniform_order(axes: Sequence[AxisInfo], ladders: Sequence[list[int]]) -> list[Step]:
+    """The same share off every axis, as nearly as the ladders allow."""
+    return sorted(
+        Step(1 - w / info.size, i, w)
+        for i, (info, widths) in enumerate(zip(axes, ladders, strict=True))
+        for w in widths[1:]
+    )
+
+
+def global_order(
+    axes: Sequence[AxisInfo], ladders: Sequence[list[int]], scores: Mapping[str, np.ndarray]
+) -> list[Step]:
+    """The least important units anywhere first. Scores are divided by their axis's mean, so that axes of unlike
+    magnitude compare; a step costs the mean of the units it takes, and never less than the step before it."""
+    steps: list[Step] = []
+    for i, (info, widths) in enumerate(zip(axes, ladders, strict=True)):
+        ranked = np.sort(scores[info.name] / max(float(scores[info.name].mean()), np.finfo(float).tiny))
+        cost = -np.inf
+        for wider, width in pairwise(widths):
+            cost = max(cost, float(ranked[info.size - wider : info.size - width].mean()))
+            steps.append(Step(cost, i, width))
+    return sorted(steps, key=lambda s: (s.key, -s.width / axes[s.which].size, s.which))
+
+
+def grouped_order(
+    axes: Sequence[AxisInfo], ladders: Sequence[list[int]], scores: Mapping[str, np.ndarray]
+) -> list[Step]:
+    """Global within each kind, the same share off every kind."""
+    total = {kind: sum(info.size for info in axes if info.kind == kind) for kind in {info.kind for info in axes}}
+    taken = dict.fromkeys(total, 0)
+    widths = [info.size for info in axes]
+    steps: list[Step] = []
+    for step in global_order(axes, ladders, scores):
+        kind = axes[step.which].kind
+        taken[kind] += widths[step.which] - step.width
+        widths[step.which] = step.width
+        steps.append(Step(taken[kind] / total[kind], step.which, step.width))
+    return sorted(steps, key=lambda s: s.key)
+
+
+def sensitivity_order(
+    structure: Structure, axes: Sequence[AxisInfo], ladders: Sequence[list[int]], curves: Curves
+) -> list[Step]:
+    """The least loss per removed parameter first, from curves of loss against share, interpolated."""
+    dense = structure.count_parameters()
+    steps: list[Step] = []
+    for i, (info, widths) in enumerate(zip(axes, ladders, strict=True)):
+        shares, losses = (np.array(x) for x in zip(*sorted(curves[info.name].items()), strict=True))
+        cost = -np.inf
+        for wider, width in pairwise(widths):
+            extra = np.interp([1 - width / info.size, 1 - wider / info.size], shares, losses)
+            saved = structure.count_parameters({info.axis: wider}) - structure.count_parameters({info.axis: width})
+            cost = max(cost, float(extra[0] - extra[1]) / max(saved / dense, 1e-12))
+            steps.append(Step(cost, i, width))
+    return sorted(steps, key=lambda s: (s.key, -s.width / axes[s.which].size, s.which))
+
+
+def measure_of(
+    goal: Goal, structure: Structure, axes: Sequence[AxisInfo], symbols: dict[sympy.Symbol, int]
+) -> Callable[[Widths], int]:
     """What the goal counts, as a function of the widths that are left."""
     if isinstance(goal, Macs):
         return lambda widths: structure.count_macs(symbols, widths)
+    if isinstance(goal, Ratio):
+        return lambda widths: sum(widths.get(info.axis, info.size) for info in axes)
     return structure.count_parameters
 
 
-def uniform(
-    structure: Structure, axes: Sequence[AxisInfo], goal: Goal, symbols: dict[sympy.Symbol, int], align: int
-) -> Widths:
-    """The same share off every axis, as nearly as alignment allows, so that the goal is met within one step of one axis.
-
-    Widths of channels, FFNs and embeddings stay multiples of `align`; every axis keeps at least one step.
+def reach(axes: Sequence[AxisInfo], steps: Sequence[Step], goal: Goal, count: Callable[[Widths], int]) -> Widths:
+    """Take steps in order until the goal is met, as nearly as one step allows: over-pruned by at most half of one.
 
     Raises:
-        InputError: the goal lies beyond what these axes can give; the message says what they can.
+        InputError: the goal lies beyond what all the steps give; the message says what that is.
     """
-    if isinstance(goal, Ratio):
-        return {info.axis: _nearest(info, goal.share, align) for info in axes}
-    steps = sorted(
-        ((1 - width / info.size, index, width) for index, info in enumerate(axes) for width in _ladder(info, align)[1:])
-    )
-    count = measure_of(goal, structure, symbols)
     dense = count({})
 
     def after(taken: int) -> Widths:
         widths = {info.axis: info.size for info in axes}
-        for _, index, width in steps[:taken]:
-            widths[axes[index].axis] = width
+        for step in steps[:taken]:
+            widths[axes[step.which].axis] = step.width
         return widths
 
-    reachable = 1 - count(after(len(steps))) / dense
-    if goal.share > reachable:
+    def removed(taken: int) -> float:
+        return 1 - count(after(taken)) / dense
+
+    if goal.share > (reachable := removed(len(steps))):
         raise InputError(
-            f"goal: {goal} asks for more than these axes can give: expected a share of at most {reachable:.3f} "
-            f"(align {align}, {len(axes)} axes), got {goal.share}; allow more kinds or a smaller alignment"
+            f"goal: {goal} asks for more than these {len(axes)} axes can give: expected a share of at most {reachable:.3f}, "
+            f"got {goal.share}; allow more kinds, a smaller alignment or a lower floor"
         )
-    taken = bisect.bisect_left(range(len(steps)), goal.share, key=lambda k: 1 - count(after(k)) / dense)
-    candidates = [after(k) for k in (max(taken - 1, 0), taken)]
-    return min(candidates, key=lambda widths: abs(1 - count(widths) / dense - goal.share))
+    taken = bisect.bisect_left(range(len(steps)), goal.share, key=removed)
+    return after(min(max(taken - 1, 0), taken, key=lambda k: abs(removed(k) - goal.share)))
 
 
-def _ladder(info: AxisInfo, align: int) -> list[int]:
-    """The widths an axis may have, from dense downwards."""
-    step = min(align, info.size) if info.kind in ALIGNED_KINDS else 1
-    return [info.size, *range((info.size - 1) // step * step, 0, -step)]
-
-
-def _nearest(info: AxisInfo, share: float, align: int) -> int:
-    return min(_ladder(info, align), key=lambda width: (abs(info.size * (1 - share) - width), -width))
+def nearest(axes: Sequence[AxisInfo], ladders: Sequence[list[int]], share: float) -> Widths:
+    """For each axis by itself the allowed width nearest to the share; of two as near, the wider."""
+    return {
+        info.axis: min(widths, key=lambda w: (abs(info.size * (1 - share) - w), -w))
+        for info, widths in zip(axes, ladders, strict=True)
+    }

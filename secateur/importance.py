@@ -1,9 +1,14 @@
-"""Scores of units: how much the model is expected to lose when a unit is removed. Higher is kept."""
+"""Scores of units: how much the model is expected to lose when a unit is removed. Higher is kept.
+
+A criterion is a pure function of the weights and of what calibration saw. One that an axis gives no ground for says so.
+"""
 
 from __future__ import annotations
 
 import operator
+import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,32 +16,212 @@ from torch import fx
 
 from secateur.axes.infer import AxisInfo, Structure
 from secateur.axes.terms import unit_index
+from secateur.calibration import ACTIVATIONS, GRADIENTS, MOVEMENT, Moments, Statistics, carries, units_sum
+from secateur.errors import InputError
 
-Criterion = Callable[[fx.GraphModule, Structure, AxisInfo], np.ndarray]
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a criterion may look at."""
+
+    module: fx.GraphModule
+    structure: Structure
+    statistics: Statistics
+    seed: int = 0
+
+    def weight(self, name: str) -> torch.Tensor:
+        """A parameter, detached, in double precision."""
+        return operator.attrgetter(name)(self.module).detach().double()
 
 
-def l2(module: fx.GraphModule, structure: Structure, info: AxisInfo) -> np.ndarray:
-    """Euclidean norm of everything that goes with a unit, over all coupled parameters: sqrt(sum of squares).
+@dataclass(frozen=True)
+class Criterion:
+    """A scoring function [size] and the statistics that it needs from calibration (none: weights suffice)."""
 
-    The group norm of Li et al., "Pruning Filters for Efficient ConvNets" (ICLR 2017), taken over the whole dependency
-    group as in Fang et al., "DepGraph" (CVPR 2023). Vectors (biases, norm scales) are left out where a matrix carries
-    the axis too, because their magnitude is of another kind.
+    score: Callable[[Evidence, AxisInfo], np.ndarray]
+    needs: frozenset[str] = frozenset()
 
-    Returns:
-        One score per unit, shape [size].
+
+def random(evidence: Evidence, info: AxisInfo) -> np.ndarray:
+    """Uniform noise from the seed and the axis: the control that every criterion must beat."""
+    return np.random.default_rng([evidence.seed, zlib.crc32(info.name.encode())]).random(info.size)
+
+
+def l1(evidence: Evidence, info: AxisInfo) -> np.ndarray:
+    """sum |w| over the group (Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017)."""
+    return units_sum(evidence.structure, info, _weights(evidence, info, torch.abs))
+
+
+def l2(evidence: Evidence, info: AxisInfo) -> np.ndarray:
+    """sqrt(sum w^2) over all coupled parameters, the group norm of Fang et al., "DepGraph" (CVPR 2023).
+
+    Vectors (biases, norm scales) are left out where a matrix carries the axis too: their magnitude is of another kind.
     """
-    names = [name for name, _ in info.members if name in structure.parameters]
-    matrices = [name for name in names if len(structure.tensors[name]) > 1]
-    squares = np.zeros(info.size)
-    for name, position in info.members:
-        if name not in (matrices or names):
+    return np.sqrt(units_sum(evidence.structure, info, _weights(evidence, info, torch.square)))
+
+
+def geometric_median(evidence: Evidence, info: AxisInfo) -> np.ndarray:
+    """sum over v of |f_u - f_v|: units near the geometric median are replaceable (He et al., "FPGM", CVPR 2019).
+
+    f_u is everything in the producing weights (those with the axis in their first dimension, else all matrices).
+    """
+    members = [(n, p) for n, p in info.members if n in _matrices(evidence, info)]
+    producing = [(n, p) for n, p in members if p == 0] or members
+    vectors = torch.cat([_unit_rows(evidence, info, name, position) for name, position in producing], 1)
+    return torch.cdist(vectors, vectors).sum(1).cpu().numpy()
+
+
+def norm_scale(evidence: Evidence, info: AxisInfo) -> np.ndarray:
+    """mean |gamma| of the batch norms on the axis (Liu et al., "Network Slimming", ICCV 2017)."""
+    scales = {
+        str(node.args[1].target)
+        for node in evidence.module.graph.nodes
+        if node.target is torch.ops.aten.batch_norm.default and isinstance(node.args[1], fx.Node)
+    }
+    on_axis = {name: evidence.weight(name).abs() for name, _ in info.members if name in scales}
+    if not on_axis:
+        raise InputError(
+            f"criterion norm_scale: {info.name} has no batch norm with a scale; choose another criterion or kind"
+        )
+    return units_sum(evidence.structure, info, on_axis) / len(on_axis)
+
+
+def lamp(evidence: Evidence, info: AxisInfo) -> np.ndarray:
+    """s_u = |w_u|^2 / sum over v with |w_v| >= |w_u| of |w_v|^2 (Lee et al., "LAMP", ICLR 2021), by group norms."""
+    return lamp_of(l2(evidence, info) ** 2)
+
+
+def lamp_of(squares: np.ndarray) -> np.ndarray:
+    """LAMP scores of squared magnitudes: each over the sum of itself and everything not smaller."""
+    order = np.argsort(squares, kind="stable")
+    tail = np.cumsum(squares[order][::-1])[::-1]
+    scores = np.empty_like(squares)
+    scores[order] = squares[order] / np.maximum(tail, np.finfo(float).tiny)
+    return scores
+
+
+def gradient(evidence: Evidence, info: AxisInfo) -> np.ndarray:
+    """sum |dL/dw| of the mean gradient over the group (as in Blalock et al., MLSys 2020)."""
+    absolute = {name: g.abs() for name, g in evidence.statistics.gradients.items()}
+    return units_sum(evidence.structure, info, absolute)
+
+
+def taylor(evidence: Evidence, info: AxisInfo) -> np.ndarray:
+    """(mean over samples of sum g w)^2, first-order Taylor (Molchanov et al., "Importance Estimation", CVPR 2019).
+
+    The sum runs over all parameters of the group, norms included.
+    """
+    return evidence.statistics.contributions[info.name].mean(0) ** 2
+
+
+def fisher(evidence: Evidence, info: AxisInfo) -> np.ndarray:
+    """mean over samples of (sum g w)^2, the empirical Fisher diagonal (Theis et al. 2018; Liu et al., ICML 2021)."""
+    return (evidence.statistics.contributions[info.name] ** 2).mean(0)
+
+
+def activation(evidence: Evidence, info: AxisInfo) -> np.ndarray:
+    """mean |x| of what the unit sends on (Molchanov et al. 2017)."""
+    return _over_inputs(evidence, info, lambda m: m.absolute / m.count)
+
+
+def apoz(evidence: Evidence, info: AxisInfo) -> np.ndarray:
+    """1 - average percentage of zeros of what the unit sends on (Hu et al., "Network Trimming", 2016)."""
+    return _over_inputs(evidence, info, lambda m: 1 - m.zeros / m.count)
+
+
+def wanda(evidence: Evidence, info: AxisInfo) -> np.ndarray:
+    """sum over consuming weights of |w_ij| |x_j|_2 (Sun et al., "Wanda", ICLR 2024), summed over the unit's inputs."""
+
+    def weighted(m: Moments) -> torch.Tensor:
+        weight = evidence.weight(m.weight)
+        rows = weight.flatten(2).abs().sum(2) if weight.dim() > 2 else weight.abs()
+        if "linear" not in str(m.node.target) and weight.dim() == 2:
+            rows = rows.T  # matmul and addmm hold [in, out]
+        return rows.sum(0) * m.squares.sqrt()
+
+    return _over_inputs(evidence, info, weighted, divide=False)
+
+
+def movement(evidence: Evidence, info: AxisInfo) -> np.ndarray:
+    """-sum over training steps of g w: weights that move away from zero stay (Sanh et al., NeurIPS 2020)."""
+    return units_sum(evidence.structure, info, evidence.statistics.movement)
+
+
+def variance(evidence: Evidence, info: AxisInfo) -> np.ndarray:
+    """trace(W_u Cov(x_u) W_u^T): the part of the consuming layers' output variance that comes through the unit alone.
+
+    For heads this is what the output projection receives from each (cf. Nova et al., "Gradient-free", ICML 2023).
+    """
+    total = np.zeros(info.size)
+    found = False
+    for moments, units in _feeding(evidence, info):
+        if moments.gram is None:
             continue
-        tensor = operator.attrgetter(name)(module).detach().to(torch.float64).square()
-        per_position = tensor.sum(dim=[d for d in range(tensor.dim()) if d != position]).cpu().numpy()
-        units = unit_index(structure.tensors[name][position], info.axis)
+        found = True
+        mean = moments.total / moments.count
+        covariance = moments.gram / moments.count - torch.outer(mean, mean)
+        weight = evidence.weight(moments.weight)
+        weight = weight if "linear" in str(moments.node.target) else weight.T
+        for unit in range(info.size):
+            inputs = torch.from_numpy(np.flatnonzero(units == unit))
+            part = weight[:, inputs]
+            total[unit] += float(((part @ covariance[inputs][:, inputs]) * part).sum())
+    if not found:
+        raise InputError(f"criterion variance: {info.name} feeds no linear layer; choose another criterion or kind")
+    return total
+
+
+CRITERIA: dict[str, Criterion] = {
+    "random": Criterion(random),
+    "l1": Criterion(l1),
+    "l2": Criterion(l2),
+    "fpgm": Criterion(geometric_median),
+    "norm_scale": Criterion(norm_scale),
+    "lamp": Criterion(lamp),
+    "gradient": Criterion(gradient, frozenset({GRADIENTS})),
+    "taylor": Criterion(taylor, frozenset({GRADIENTS})),
+    "fisher": Criterion(fisher, frozenset({GRADIENTS})),
+    "activation": Criterion(activation, frozenset({ACTIVATIONS})),
+    "apoz": Criterion(apoz, frozenset({ACTIVATIONS})),
+    "wanda": Criterion(wanda, frozenset({ACTIVATIONS})),
+    "movement": Criterion(movement, frozenset({MOVEMENT})),
+    "variance": Criterion(variance, frozenset({ACTIVATIONS})),
+}
+
+
+def _matrices(evidence: Evidence, info: AxisInfo) -> list[str]:
+    """The axis's parameters of two or more dimensions; all of them when there is none."""
+    names = list(dict.fromkeys(name for name, _ in info.members if name in evidence.structure.parameters))
+    return [name for name in names if len(evidence.structure.tensors[name]) > 1] or names
+
+
+def _weights(evidence: Evidence, info: AxisInfo, of: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: of(evidence.weight(name)) for name in _matrices(evidence, info)}
+
+
+def _unit_rows(evidence: Evidence, info: AxisInfo, name: str, position: int) -> torch.Tensor:
+    """What one tensor holds of each unit, as rows [size, everything else]."""
+    weight = evidence.weight(name).movedim(position, 0)
+    units = unit_index(evidence.structure.tensors[name][position], info.axis)
+    order = torch.from_numpy(np.argsort(units[units >= 0], kind="stable"))
+    return weight[torch.from_numpy(np.flatnonzero(units >= 0))][order].reshape(info.size, -1)
+
+
+def _feeding(evidence: Evidence, info: AxisInfo) -> list[tuple[Moments, np.ndarray]]:
+    """The contractions that the axis feeds, with the unit of each input feature."""
+    found = ((m, carries(evidence.structure, info, m)) for m in evidence.statistics.moments if m.count)
+    return [(moments, units) for moments, units in found if units is not None]
+
+
+def _over_inputs(
+    evidence: Evidence, info: AxisInfo, of: Callable[[Moments], torch.Tensor], divide: bool = True
+) -> np.ndarray:
+    """A value per input feature, gathered by unit over all contractions that the axis feeds; means when `divide`."""
+    total, count = np.zeros(info.size), np.zeros(info.size)
+    for moments, units in _feeding(evidence, info):
         carried = units >= 0
-        np.add.at(squares, units[carried], per_position[carried])
-    return np.sqrt(squares)
-
-
-CRITERIA: dict[str, Criterion] = {"l2": l2}
+        np.add.at(total, units[carried], of(moments).cpu().numpy()[carried])
+        np.add.at(count, units[carried], 1)
+    if not count.any():
+        raise InputError(f"criterion: {info.name} feeds no linear layer or convolution whose input could be watched")
+    return total / count if divide else total

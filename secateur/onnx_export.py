@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,23 +37,40 @@ def export(program: ExportedProgram, path: str | Path) -> None:
 
 
 def _check_parameters(program: ExportedProgram, model: onnx.ModelProto) -> None:
-    """Every weight is in the file in its own shape, save those of batch norms, which the exporter folds into weights."""
+    """Every weight is in the file, under its name or, transposed for a MatMul, under one that the exporter made up.
+
+    Left out are the scales of batch norms, which the exporter folds into the weights before them.
+    """
     stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    folded = {
+    parameters = {name: tuple(parameter.shape) for name, parameter in program.named_parameters()}
+    renamed = Counter(tuple(sorted(shape)) for name, shape in stored.items() if name not in parameters)
+    missing = []
+    for name in _used_parameters(program) - _folded_parameters(program):
+        shape = parameters[name]
+        if stored.get(name) in (shape, shape[::-1]):
+            continue
+        renamed.subtract([tuple(sorted(shape))])
+        if name in stored or renamed[tuple(sorted(shape))] < 0:
+            missing.append(f"{name} {shape} (file: {stored.get(name)})")
+    if missing:
+        raise RuntimeError(f"the ONNX file does not hold the program's weights: {'; '.join(sorted(missing)[:3])}")
+
+
+def _folded_parameters(program: ExportedProgram) -> set[str]:
+    return {
         str(node.target)
         for norm in program.module(check_guards=False).graph.nodes
         if norm.target is torch.ops.aten.batch_norm.default
         for node in norm.all_input_nodes
         if node.op == "get_attr"
     }
-    used = {str(s.target) for s in program.graph_signature.input_specs if s.arg.name in _used_inputs(program)}
-    missing = []
-    for name, parameter in program.named_parameters():
-        shape = tuple(parameter.shape)
-        if name in used - folded and stored.get(name) not in (shape, shape[::-1]):
-            missing.append(f"{name} {shape} (file: {stored.get(name)})")
-    if missing:
-        raise RuntimeError(f"the ONNX file does not hold the program's weights: {'; '.join(missing[:3])}")
+
+
+def _used_parameters(program: ExportedProgram) -> set[str]:
+    used = _used_inputs(program)
+    inputs = program.graph_signature.input_specs
+    parameters = {name for name, _ in program.named_parameters()}
+    return {str(spec.target) for spec in inputs if spec.arg.name in used and spec.target in parameters}
 
 
 def _used_inputs(program: ExportedProgram) -> set[str]:

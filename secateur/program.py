@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import operator
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,14 @@ from torch.export import Dim, ExportedProgram
 from secateur.errors import InputError
 
 LINEAGE = "secateur.json"
+# what torch.export.save writes; anything else (compiled code, custom objects) is refused before torch opens the file
+_RECORD = re.compile(
+    r"models/[^/]+\.json|extra/.+|archive_format|archive_version|byteorder|\.data/\w+|\.format_version"
+    r"|data/sample_inputs/[^/]+\.pt|data/weights/(weight_\d+|[^/]+_config\.json)"
+    r"|data/constants/(tensor_\d+|[^/]+_config\.json)"
+)
+_TABLE = re.compile(r"data/(?P<kind>weights|constants)/(?P<model>[^/]+)_(?P=kind)_config\.json")
+_RAW = re.compile(r"/(weight|tensor)_\d+$")
 _aten = torch.ops.aten
 # position of the `training` argument of the operators that behave differently in training
 _TRAINING_ARGUMENT = {
@@ -53,29 +62,36 @@ def load(path: str | Path) -> ExportedProgram:
 
 
 def _refuse_pickles(path: Path) -> None:
-    """Every record must be JSON, text, raw tensor bytes, or readable by torch's tensors-only unpickler."""
+    """Let only records pass that torch reads as JSON, text or tensors, so that nothing in the file can be executed."""
     try:
         with zipfile.ZipFile(path) as archive:
+            names = [info.filename for info in archive.infolist()]
+            if not any(name.endswith(("/archive_format", "/data.pkl")) for name in names):
+                raise InputError(f"program: {path.name} is not a torch.export archive; save it with torch.export.save")
             raw = _raw_tensors(archive)
-            for name in archive.namelist():
-                content = archive.read(name)
-                if name not in raw and not _is_text(content) and not _is_plain_tensors(content):
+            for name in names:
+                harmless = names.count(name) == 1 and _RECORD.fullmatch(name.partition("/")[2]) is not None
+                content = archive.read(name) if harmless else b""
+                if not harmless or not (name in raw or _is_text(content) or _is_plain_tensors(content)):
                     raise InputError(
-                        f"program: {path.name} holds a pickled object ({name}); only plain tensors are read"
+                        f"program: {path.name} holds a pickled object, or a record that no program needs ({name}); "
+                        "only plain tensors are read"
                     )
     except zipfile.BadZipFile as error:
         raise InputError(f"program: {path.name} is not a .pt2 archive; save it with torch.export.save") from error
 
 
 def _raw_tensors(archive: zipfile.ZipFile) -> set[str]:
-    """The records that the archive's own tables declare to be raw bytes of tensors."""
-    raw: set[str] = set()
+    """The weights that the tables which torch reads (one per model) declare to be raw bytes, and nowhere pickled."""
+    declared: dict[bool, set[str]] = {True: set(), False: set()}
     for name in archive.namelist():
-        if name.endswith(("weights_config.json", "constants_config.json")):
+        root, _, record = name.partition("/")
+        table = _TABLE.fullmatch(record)
+        if table and f"{root}/models/{table['model']}.json" in archive.namelist():
             for entry in json.loads(archive.read(name)).get("config", {}).values():
-                if not entry.get("use_pickle", True):
-                    raw.add(f"{name.rpartition('/')[0]}/{entry['path_name']}")
-    return raw
+                place = f"{root}/data/{table['kind']}/{entry['path_name']}"
+                declared[bool(entry.get("use_pickle", True))].add(place)
+    return {name for name in declared[False] - declared[True] if _RAW.search(name)}
 
 
 def _is_text(content: bytes) -> bool:
@@ -121,13 +137,12 @@ def digest(program: ExportedProgram) -> str:
 def graph_module(program: ExportedProgram) -> fx.GraphModule:
     """An independent, trainable copy of the program, tied weights tied again (loading a file unties them)."""
     module = copy.deepcopy(program.module(check_guards=False))
-    owners: dict[int, nn.Parameter] = {}
+    owners: dict[tuple[object, ...], nn.Parameter] = {}
     for name, original in program.state_dict.items():
         if isinstance(original, nn.Parameter) and original.numel():
-            owner = owners.setdefault(original.data_ptr(), operator.attrgetter(name)(module))
-            if owner.shape == original.shape:
-                path, _, attribute = name.rpartition(".")
-                setattr(module.get_submodule(path), attribute, owner)
+            memory = original.data_ptr(), original.shape, original.stride()
+            path, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(path), attribute, owners.setdefault(memory, operator.attrgetter(name)(module)))
     return module
 
 
@@ -135,9 +150,14 @@ def set_training(module: fx.GraphModule, training: bool) -> None:
     """Switch batch normalisation and dropout, which exported graphs hold as a constant argument."""
     for node in module.graph.nodes:
         position = _TRAINING_ARGUMENT.get(node.target)
-        if position is not None:
+        if position is not None and not _has_no_running_statistics(node):
             node.args = (*node.args[:position], training, *node.args[position + 1 :])
     module.recompile()
+
+
+def _has_no_running_statistics(node: fx.Node) -> bool:
+    """Whether a norm can only use the statistics of its input, in evaluation too."""
+    return node.target in (_aten.batch_norm.default, _aten.instance_norm.default) and node.args[3] is None
 
 
 @contextlib.contextmanager
@@ -208,6 +228,11 @@ def per_example_symbols(program: ExportedProgram) -> dict[Any, int]:
             if isinstance(size, torch.SymInt):
                 symbols.setdefault(size.node.expr, 1 if position == 0 else int(leaf.shape[position]))
     return symbols
+
+
+def has_dynamic_batch(program: ExportedProgram) -> bool:
+    """Whether the first dimension of an input tensor is dynamic."""
+    return any(shape and shape[0] is None for shape, _ in input_specs(program).values())
 
 
 def batch_of_example(program: ExportedProgram, size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

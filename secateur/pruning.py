@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import fnmatch
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,28 +14,48 @@ from rich.table import Table
 from torch import fx
 from torch.export import ExportedProgram
 
+from secateur import allocate, calibration, surgery
 from secateur import program as programs
-from secateur import surgery
-from secateur.allocate import Goal, Macs, Ratio, measure_of, uniform
-from secateur.axes.infer import KINDS, Structure, infer
-from secateur.axes.terms import Kept
+from secateur.allocate import Curves, Goal, Macs, Ratio
+from secateur.axes.infer import KINDS, AxisInfo, Structure, infer
+from secateur.axes.terms import Kept, Widths
+from secateur.calibration import Batch, Loss, Statistics, classification_loss
 from secateur.errors import InputError
-from secateur.importance import CRITERIA
+from secateur.importance import CRITERIA, Evidence
 
 DEFAULT_KINDS = ("head", "kv_group", "q_per_group", "channel", "width")
 MASKED_TOLERANCE = 1e-5  # relative to the largest output
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Which axes may be cut, and by what. `include` and `exclude` are globs on axis names (`module.path:kind`)."""
+
+    kinds: tuple[str, ...] = DEFAULT_KINDS
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    criterion: str = "l2"
+    allocation: str = "uniform"
+    align: int = 1
+    floor: float = 0.0  # share of every axis that stays
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class AxisCut:
-    """What happened to one axis; scores are the lowest and the highest of its units."""
+    """What happened to one axis: the units that stayed; scores are the lowest and the highest of all its units."""
 
     name: str
     kind: str
     before: int
-    after: int
+    kept: tuple[int, ...]
     lowest_score: float
     highest_score: float
+
+    @property
+    def after(self) -> int:
+        """How many units stayed."""
+        return len(self.kept)
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,11 @@ class Report:
     def sparsity(self) -> float:
         """Share of the parameters removed."""
         return 1 - self.parameters_after / self.parameters_before
+
+    @property
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """The units that stayed, by axis name: what `replay` takes."""
+        return {axis.name: axis.kept for axis in self.axes}
 
     def __str__(self) -> str:
         table = Table("axis", "kind", "before", "after", "scores", title="cut")
@@ -75,8 +101,16 @@ def prune(
     *,
     goal: Goal,
     kinds: Sequence[str] = DEFAULT_KINDS,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
     criterion: str = "l2",
+    allocation: str = "uniform",
     align: int = 1,
+    floor: float = 0.0,
+    seed: int = 0,
+    calibration: Sequence[Batch] = (),
+    loss: Loss = classification_loss,
+    curves: Curves | None = None,
 ) -> tuple[ExportedProgram, Report]:
     """Remove the least important units so that the goal is met, and prove that the result is what it should be.
 
@@ -84,37 +118,198 @@ def prune(
     sizes; the goal is reached within one alignment step; the dense program with the same units zeroed gives the same
     outputs, unless a normalisation runs over a cut axis.
 
+    Args:
+        calibration: batches of (inputs..., target), for the criteria that look at activations or gradients.
+        curves: for allocation "sensitivity", what `secateur.sensitivity` measured.
+
     Raises:
-        InputError: no axis can be cut, the goal cannot be reached, or a name is unknown.
+        InputError: no axis can be cut, the goal cannot be reached, a name is unknown, or data is missing or misfits.
     """
-    _check_arguments(goal, kinds, criterion, align)
+    choice = Choice(tuple(kinds), tuple(include), tuple(exclude), criterion, allocation, align, floor, seed)
+    _check_arguments(goal, choice, calibration, curves)
     module = programs.graph_module(program)
     structure = infer(module)
-    chosen = [info for info in structure.prunable if info.kind in kinds]
-    if not chosen:
-        raise InputError(_nothing_prunable(structure, kinds))
+    chosen = choose_axes(structure, choice)
     symbols = programs.per_example_symbols(program)
-    widths = uniform(structure, chosen, goal, symbols, align)
-    scores = {
-        info.axis: CRITERIA[criterion](module, structure, info) for info in chosen if widths[info.axis] < info.size
+    scores = _score(program, module, structure, chosen, choice, calibration, loss)
+    widths = _allocate(structure, chosen, choice, goal, symbols, scores, curves)
+    kept = {
+        info.axis: _strongest(scores[info.name], widths[info.axis]) for info in chosen if widths[info.axis] < info.size
     }
-    kept: Kept = {axis: _strongest(score, widths[axis]) for axis, score in scores.items()}
     if not kept:
         raise InputError(
             f"goal: {goal} would remove nothing from {len(chosen)} axes at align {align}; ask for more or lower it"
         )
-    before = structure.count_parameters(), structure.count_macs(symbols)
+    pruned, report = _cut(program, module, structure, kept, scores)
+    _check_counts(report, structure, symbols, widths, goal)
+    return pruned, report
+
+
+def replay(program: ExportedProgram, kept: Mapping[str, Sequence[int]]) -> tuple[ExportedProgram, Report]:
+    """Cut a program to exactly the units that a report or a lineage names.
+
+    With the early weights of the same model this is lottery-ticket rewinding: the survivors start from their early
+    values (Frankle and Carbin, ICLR 2019; late rewinding, Frankle et al., ICML 2020).
+
+    Raises:
+        InputError: an axis or a unit that this program does not have.
+    """
+    module = programs.graph_module(program)
+    structure = infer(module)
+    by_name = {info.name: info for info in structure.prunable}
+    for name, units in kept.items():
+        if name not in by_name:
+            raise InputError(f"kept: expected axes of this program, got {name!r}; it is not the model that was cut")
+        if not units or list(units) != sorted(set(units)) or not 0 <= units[0] <= units[-1] < by_name[name].size:
+            raise InputError(
+                f"kept: expected ascending units below {by_name[name].size} for {name}, got {list(units)[:5]}..."
+            )
+    chosen = {by_name[name].axis: np.array(units, dtype=np.int64) for name, units in kept.items()}
+    return _cut(program, module, structure, chosen, {name: np.zeros(by_name[name].size) for name in kept})
+
+
+def check_prunable(program: ExportedProgram, kinds: Sequence[str], criterion: str) -> None:
+    """Raise InputError when `prune` could do nothing with these choices, whatever the goal."""
+    choice = Choice(kinds=tuple(kinds), criterion=criterion)
+    _check_choice(choice)
+    choose_axes(infer(programs.graph_module(program)), choice)
+
+
+def choose_axes(structure: Structure, choice: Choice) -> list[AxisInfo]:
+    """The axes that may be cut.
+
+    Raises:
+        InputError: there is none, or a glob matches nothing.
+    """
+    names = [info.name for info in structure.prunable]
+    for pattern in (*choice.include, *choice.exclude):
+        if names and not fnmatch.filter(names, pattern):
+            raise InputError(f"include/exclude: {pattern!r} matches none of {len(names)} axes, such as {names[0]}")
+    chosen = [
+        info
+        for info in structure.prunable
+        if info.kind in choice.kinds
+        and any(fnmatch.fnmatchcase(info.name, p) for p in choice.include)
+        and not any(fnmatch.fnmatchcase(info.name, p) for p in choice.exclude)
+    ]
+    if not chosen:
+        found = sorted({info.kind for info in structure.prunable})
+        reasons = sorted({f"{info.name} {info.frozen}" for info in structure.axes if info.frozen})[:3]
+        raise InputError(
+            f"kinds: expected at least one axis of {', '.join(choice.kinds)} that can be cut; the program has "
+            f"{', '.join(found) or 'none'}; frozen: {'; '.join(reasons) or 'none'}"
+        )
+    return chosen
+
+
+def _check_arguments(goal: Goal, choice: Choice, batches: Sequence[Batch], curves: Curves | None) -> None:
+    if not 0 < goal.share < 1:
+        raise InputError(f"goal: expected a share between 0 and 1 (exclusive), got {goal}")
+    _check_choice(choice)
+    if CRITERIA[choice.criterion].needs and not batches:
+        raise InputError(f"criterion {choice.criterion}: needs calibration batches of (inputs..., target), got none")
+    if choice.allocation == "sensitivity" and curves is None:
+        raise InputError("allocation sensitivity: needs curves; measure them with secateur.sensitivity")
+
+
+def _check_choice(choice: Choice) -> None:
+    if unknown := set(choice.kinds) - set(KINDS):
+        raise InputError(f"kinds: expected some of {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
+    for setting, value, known in (
+        ("criterion", choice.criterion, tuple(CRITERIA)),
+        ("allocation", choice.allocation, allocate.ALLOCATIONS),
+    ):
+        if value not in known:
+            raise InputError(f"{setting}: expected one of {', '.join(known)}, got {value!r}")
+    if choice.align < 1:
+        raise InputError(f"align: expected a multiple of at least 1, got {choice.align}")
+    if not 0 <= choice.floor < 1:
+        raise InputError(f"floor: expected a share from 0 up to 1, got {choice.floor}")
+
+
+def _score(
+    program: ExportedProgram,
+    module: fx.GraphModule,
+    structure: Structure,
+    chosen: Sequence[AxisInfo],
+    choice: Choice,
+    batches: Sequence[Batch],
+    loss: Loss,
+) -> dict[str, np.ndarray]:
+    criterion = CRITERIA[choice.criterion]
+    statistics = Statistics()
+    if criterion.needs:
+        calibration.check_batches(batches, programs.input_specs(program))
+        statistics = calibration.collect(module, structure, batches, criterion.needs, loss=loss)
+    evidence = Evidence(module, structure, statistics, choice.seed)
+    scores = {info.name: criterion.score(evidence, info) for info in chosen}
+    broken = next((name for name, score in scores.items() if not np.isfinite(score).all()), None)
+    if broken:
+        raise InputError(
+            f"criterion {choice.criterion}: scores of {broken} are not finite; are the weights or the data NaN?"
+        )
+    return scores
+
+
+def _allocate(
+    structure: Structure,
+    chosen: Sequence[AxisInfo],
+    choice: Choice,
+    goal: Goal,
+    symbols: dict,
+    scores: Mapping[str, np.ndarray],
+    curves: Curves | None,
+) -> Widths:
+    ladders = [allocate.ladder(info, choice.align, choice.floor) for info in chosen]
+    if choice.allocation == "uniform":
+        if isinstance(goal, Ratio):
+            return allocate.nearest(chosen, ladders, goal.share)
+        steps = allocate.uniform_order(chosen, ladders)
+    elif choice.allocation == "sensitivity":
+        assert curves is not None
+        if missing := [info.name for info in chosen if info.name not in curves]:
+            raise InputError(
+                f"curves: expected one for every chosen axis, {missing[0]} has none; measure this program again"
+            )
+        steps = allocate.sensitivity_order(structure, chosen, ladders, curves)
+    else:
+        order = allocate.global_order if choice.allocation == "global" else allocate.grouped_order
+        steps = order(chosen, ladders, scores)
+    return allocate.reach(chosen, steps, goal, allocate.measure_of(goal, structure, chosen, symbols))
+
+
+def _strongest(scores: np.ndarray, count: int) -> np.ndarray:
+    """The units with the highest scores, ascending; ties go to the earlier unit."""
+    return np.sort(np.argsort(-scores, kind="stable")[:count])
+
+
+def _cut(
+    program: ExportedProgram,
+    module: fx.GraphModule,
+    structure: Structure,
+    kept: Kept,
+    scores: Mapping[str, np.ndarray],
+) -> tuple[ExportedProgram, Report]:
+    """Cut `module`, a copy of the program that `structure` describes, export it again, hold it against the masked one."""
+    infos = [info for info in structure.axes if info.axis in kept]
+    before = structure.count_parameters(), structure.count_macs(programs.per_example_symbols(program))
     reference = copy.deepcopy(module)
     surgery.mask(reference, structure, kept)
     surgery.cut(module, structure, kept)
     pruned = programs.reexport(module, program)
-    error = _masked_error(reference, pruned, program, exact=not any(i.normalised for i in chosen if i.axis in kept))
+    error = _masked_error(reference, pruned, program, exact=not any(info.normalised for info in infos))
     recounted = infer(programs.graph_module(pruned))
     report = Report(
         axes=tuple(
-            AxisCut(i.name, i.kind, i.size, len(kept[i.axis]), float(scores[i.axis].min()), float(scores[i.axis].max()))
-            for i in chosen
-            if i.axis in kept
+            AxisCut(
+                info.name,
+                info.kind,
+                info.size,
+                tuple(map(int, kept[info.axis])),
+                float(scores[info.name].min()),
+                float(scores[info.name].max()),
+            )
+            for info in infos
         ),
         frozen=tuple((info.name, info.frozen) for info in structure.axes if info.frozen),
         parameters_before=before[0],
@@ -123,57 +318,25 @@ def prune(
         macs_after=recounted.count_macs(programs.per_example_symbols(pruned)),
         masked_error=error,
     )
-    _check_counts(report, measure_of(goal, structure, symbols)(widths), goal)
     return pruned, report
-
-
-def check_prunable(program: ExportedProgram, kinds: Sequence[str], criterion: str) -> None:
-    """Raise InputError when `prune` could do nothing with these choices, whatever the goal."""
-    _check_arguments(Ratio(0.5), kinds, criterion, align=1)
-    structure = infer(programs.graph_module(program))
-    if not any(info.kind in kinds for info in structure.prunable):
-        raise InputError(_nothing_prunable(structure, kinds))
-
-
-def _check_arguments(goal: Goal, kinds: Sequence[str], criterion: str, align: int) -> None:
-    if not 0 < goal.share < 1:
-        raise InputError(f"goal: expected a share between 0 and 1 (exclusive), got {goal}")
-    if unknown := set(kinds) - set(KINDS):
-        raise InputError(f"kinds: expected some of {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
-    if criterion not in CRITERIA:
-        raise InputError(f"criterion: expected one of {', '.join(CRITERIA)}, got {criterion!r}")
-    if align < 1:
-        raise InputError(f"align: expected a multiple of at least 1, got {align}")
-
-
-def _nothing_prunable(structure: Structure, kinds: Sequence[str]) -> str:
-    found = sorted({info.kind for info in structure.prunable})
-    reasons = sorted({f"{info.name} {info.frozen}" for info in structure.axes if info.frozen})[:3]
-    return (
-        f"kinds: expected at least one axis of {', '.join(kinds)} that can be cut; the program has "
-        f"{', '.join(found) or 'none'}; frozen: {'; '.join(reasons) or 'none'}"
-    )
-
-
-def _strongest(scores: np.ndarray, count: int) -> np.ndarray:
-    """The units with the highest scores, ascending; ties go to the earlier unit."""
-    return np.sort(np.argsort(-scores, kind="stable")[:count])
 
 
 def _masked_error(
     reference: fx.GraphModule, pruned: ExportedProgram, program: ExportedProgram, exact: bool
 ) -> float | None:
     """Run the cut program at two batch sizes; its largest relative difference from the masked dense one."""
-    dynamic = bool(programs.per_example_symbols(program))
-    worst = 0.0
     module = pruned.module(check_guards=False)
+    errors = [0.0]
     with programs.evaluating(reference):
-        for size in (2, 3) if dynamic else (None,):
+        for size in (2, 3) if programs.has_dynamic_batch(program) else (None,):
             args, kwargs = programs.batch_of_example(program, size) if size else programs.example(program)
             expected, seen = (torch.utils._pytree.tree_leaves(m(*args, **kwargs)) for m in (reference, module))
-            for a, b in zip(expected, seen, strict=True):
-                if isinstance(a, torch.Tensor) and a.is_floating_point():
-                    worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)))
+            errors += [
+                float((a - b).abs().max() / a.abs().max().clamp_min(1e-30))
+                for a, b in zip(expected, seen, strict=True)
+                if isinstance(a, torch.Tensor) and a.is_floating_point()
+            ]
+    worst = float(np.max(errors))  # a NaN stays one
     if exact and not worst <= MASKED_TOLERANCE:
         raise RuntimeError(
             f"the cut program differs from the masked dense one by {worst:.2e} (limit {MASKED_TOLERANCE})"
@@ -181,8 +344,10 @@ def _masked_error(
     return worst if exact else None
 
 
-def _check_counts(report: Report, planned: int, goal: Goal) -> None:
-    """The artifact has what the layouts promised, and fewer units on every axis that was cut."""
-    counted = report.macs_after if isinstance(goal, Macs) else report.parameters_after
+def _check_counts(report: Report, structure: Structure, symbols: dict, widths: Widths, goal: Goal) -> None:
+    """The artifact has what the layouts promised."""
+    by_macs = isinstance(goal, Macs)
+    counted = report.macs_after if by_macs else report.parameters_after
+    planned = structure.count_macs(symbols, widths) if by_macs else structure.count_parameters(widths)
     if counted != planned:
         raise RuntimeError(f"the exported program counts {counted:,} where the cut planned {planned:,}")

@@ -84,7 +84,10 @@ def recover(
     programs.set_training(guide, False)
     steps = settings.epochs * math.ceil(len(data.train) / settings.batch)
     optimizer = torch.optim.SGD(
-        _decay_groups(module, settings.weight_decay), settings.learning_rate, momentum=settings.momentum, nesterov=True
+        _decay_groups(module, settings.weight_decay),
+        settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.momentum > 0,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, steps))
     state = _resume(checkpoint, module, optimizer, schedule)
@@ -163,6 +166,10 @@ def _train_epoch(
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
+        raise FloatingPointError(
+            f"recovery diverged: weights are not finite after epoch {epoch}; lower the learning rate"
+        )
     return float(np.mean(losses))
 
 

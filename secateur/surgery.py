@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from secateur.axes.compute import implied_scale
 from secateur.axes.infer import Structure
-from secateur.axes.terms import Kept, kept_positions, leaves, size_of
+from secateur.axes.terms import Kept, Product, Term, Widths, kept_positions, leaves, resolve, size_of
 from secateur.axes.trace import Rewrite
 
 Edit = Callable[[torch.Tensor, int, np.ndarray], torch.Tensor]
@@ -24,9 +24,7 @@ def cut(module: fx.GraphModule, structure: Structure, kept: Kept) -> None:
     widths = {axis: len(units) for axis, units in kept.items()}
     for rewrite in structure.trace.rewrites:
         if any(axis in kept for axis in leaves(rewrite.term)):
-            _rewrite(
-                rewrite, int(size_of(rewrite.term)) if rewrite.argument == "scale" else size_of(rewrite.term, widths)
-            )
+            _rewrite(rewrite, widths)
     module.recompile()
 
 
@@ -57,16 +55,33 @@ def _edit_tensors(module: fx.GraphModule, structure: Structure, kept: Kept, edit
             setattr(module.get_submodule(owner), attribute, changed)
 
 
-def _rewrite(rewrite: Rewrite, size: Any) -> None:
-    """Put a new size where the graph holds the old one; a size that the graph computes is left to the reshape (-1)."""
+def _rewrite(rewrite: Rewrite, widths: Widths) -> None:
+    """Put a new size where the graph holds the old one."""
     node = rewrite.node
-    value: Any = implied_scale(size) if rewrite.argument == "scale" else size if isinstance(size, int) else -1
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
     position = names.index(rewrite.argument)
     given = node.args[position] if position < len(node.args) else node.kwargs.get(rewrite.argument)
+    old: Any = given if rewrite.position is None else given[rewrite.position]  # type: ignore[index]
+    value: Any
+    if rewrite.argument == "scale":
+        value = implied_scale(int(size_of(rewrite.term)))
+    elif isinstance(old, fx.Node):
+        value = _recomputed(node, old, rewrite.term, widths)
+    else:
+        value = size_of(rewrite.term, widths)
     if rewrite.position is not None:
-        value = [value if i == rewrite.position else old for i, old in enumerate(given)]  # type: ignore[arg-type]
+        value = [value if i == rewrite.position else x for i, x in enumerate(given)]  # type: ignore[arg-type]
     if position < len(node.args):
         node.args = (*node.args[:position], value, *node.args[position + 1 :])
     else:
         node.kwargs = {**node.kwargs, rewrite.argument: value}
+
+
+def _recomputed(node: fx.Node, size: fx.Node, term: Term, widths: Widths) -> fx.Node:
+    """A size that the graph computes, such as batch x heads, with its static part exchanged."""
+    resolved = resolve(term)
+    factors = resolved.factors if isinstance(resolved, Product) else (resolved,)
+    static = tuple(factor for factor in factors if isinstance(size_of(factor), int))
+    with node.graph.inserting_before(node):
+        rest = node.graph.call_function(operator.floordiv, (size, size_of(Product(static))))
+        return node.graph.call_function(operator.mul, (rest, size_of(Product(static), widths)))

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from secateur import program as programs
 from secateur import surgery
-from secateur.axes.infer import KINDS, AxisInfo, Structure, infer, spell_out_splits
+from secateur.axes.infer import KINDS, AxisInfo, Structure, infer
+from secateur.axes.normalise import spell_out_splits
 from secateur.pruning import _strongest
 
 

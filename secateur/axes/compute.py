@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import fx
 
 from secateur.axes.shape import SPATIAL, broadcast
@@ -32,16 +33,17 @@ def convolution(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
         return transposed_convolution(trace, node, a)
     dims, (out, per_group, *kernel) = trace.dims(a.input), trace.dims(a.weight)
     _grouped(trace, node, a, dims[1], per_group, out, fresh(_ratio(out, a.groups)))
-    return _convolved(trace, node, a, out, per_group, kernel)
+    return _convolved(trace, node, a, out, per_group, kernel, swept=None)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed_convolution(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     dims, (into, per_group, *kernel) = trace.dims(a.input), trace.dims(a.weight)
     unify(dims[1], into)
-    out = fresh(node_shape(node)[1])
-    _grouped(trace, node, a, into, fresh(_ratio(into, a.groups)), out, per_group)
-    return _convolved(trace, node, a, out, product([into]), kernel)
+    out, in_each = fresh(node_shape(node)[1]), fresh(_ratio(into, a.groups))
+    _grouped(trace, node, a, into, in_each, out, per_group)
+    # every input position is spread over the kernel: the sum runs over the input's positions, not the output's
+    return _convolved(trace, node, a, out, in_each, kernel, swept=dims[2:])
 
 
 def _ratio(term: Term, groups: int) -> int:
@@ -60,14 +62,16 @@ def _grouped(
     trace.role("channel", into, out)
 
 
-def _convolved(trace: Trace, node: fx.Node, a: SimpleNamespace, out: Term, inner: Term, kernel: list[Term]) -> Dims:
+def _convolved(
+    trace: Trace, node: fx.Node, a: SimpleNamespace, out: Term, inner: Term, kernel: list[Term], swept: Dims | None
+) -> Dims:
     for term in kernel:
         freeze(term, KERNEL)
     if is_tensor(a.bias):
         unify(trace.dims(a.bias)[0], out)
     spatial = frozen_dims(node_shape(node)[2:], SPATIAL)
     batch = trace.dims(a.input)[0]
-    trace.contract(node, (batch, out, inner, *kernel, *spatial))
+    trace.contract(node, (batch, out, inner, *kernel, *(spatial if swept is None else swept)))
     return (batch, out, *spatial)
 
 
@@ -160,18 +164,14 @@ def matmul(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     y = right if len(right) > 1 else (*right, ONE)
     batch = broadcast([x[:-2], y[:-2]], max(len(x), len(y)) - 2)
     unify(x[-1], y[-2])
-    trace.role("head" if _both_computed(node) else "width", *batch[1:])
-    trace.role("qk_width" if _both_computed(node) else "width", x[-1])
-    trace.role("v_width" if _both_computed(node) else "width", x[-2], y[-1])
+    attends = all(factor in trace.computed for factor in node.args[:2])  # scores or values, not a projection
+    trace.role("head" if attends else "width", *batch)
+    trace.role("qk_width" if attends else "width", x[-1])
+    trace.role("v_width" if attends else "width", x[-2], y[-1])
     trace.contract(node, (*batch, x[-2], x[-1], y[-1]))
     rows = (x[-2],) if len(left) > 1 else ()
     columns = (y[-1],) if len(right) > 1 else ()
     return (*batch, *rows, *columns)
-
-
-def _both_computed(node: fx.Node) -> bool:
-    """Whether both factors are computed from the input, as scores and values in attention are."""
-    return not any(n.op == "get_attr" for n in node.args[:2])  # type: ignore[union-attr]
 
 
 @rule("addmm", "baddbmm")
@@ -228,3 +228,24 @@ def einsum(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Any:
     trace.role("width", *bound.values())
     trace.contract(node, tuple(bound.values()))
     return tuple(bound[letter] for letter in output)
+
+
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Any:
+    """weight = g v / |v|, the norm over all dimensions but one (Salimans and Kingma 2016)."""
+    dims, scale = trace.dims(a.v), trace.dims(a.g)
+    kept = a.dim % len(dims)
+    broadcast([dims, scale], len(dims))
+    trace.normalised.extend(term for position, term in enumerate(dims) if position != kept)
+    return dims if isinstance(node.meta["val"], torch.Tensor) else [dims, scale]
+
+
+@rule("_grouped_mm", "grouped_mm_fallback")
+def grouped_matmul(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    """Rows sorted by expert, each multiplied with its expert's matrix; the experts' inner widths are shared."""
+    x, y = (trace.dims(n) for n in node.args[:2])  # type: ignore[arg-type]
+    freeze(y[0], "counts experts that rows are routed to")
+    unify(x[-1], y[-2])
+    trace.role("width", x[-1], y[-1])
+    trace.contract(node, (*x[:-1], x[-1], y[-1]))
+    return (*x[:-1], y[-1])

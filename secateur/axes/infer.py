@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from secateur.axes import compute, shape  # noqa: F401  (importing them registers their rules)
+from secateur.axes.normalise import normalise
 from secateur.axes.terms import Axis, Size, Term, Widths, fresh, leaves, resolve, size_of
 from secateur.axes.trace import (
     RULES,
@@ -20,7 +21,6 @@ from secateur.axes.trace import (
     arguments,
     freeze_inputs,
     frozen_dims,
-    node_shape,
     shape_of,
 )
 
@@ -73,21 +73,23 @@ def _volume(terms: Iterable[Term], widths: Widths | None) -> Size:
 
 
 def infer(module: fx.GraphModule) -> Structure:
-    """Find the axes of the graph module of an exported program; equal-sized splits are rewritten in place first."""
-    spell_out_splits(module)
+    """Find the axes of the graph module of an exported program; the graph is normalised in place first."""
+    normalise(module)
     trace = Trace()
-    owners: dict[tuple[object, ...], str] = {}
+    owners = {_identity(tensor): name for name, tensor in reversed(_named_tensors(module))}
     tensors: dict[str, Dims] = {}
-    aliases: dict[str, tuple[str, ...]] = {}
     for node in module.graph.nodes:
+        if node.op == "placeholder" or any(source in trace.computed for source in node.all_input_nodes):
+            trace.computed.add(node)
         if node.op == "placeholder":
             trace.layouts[node] = _input(node)
         elif node.op == "get_attr":
-            trace.layouts[node] = _parameter(module, node, owners, tensors, aliases)
+            trace.layouts[node] = _parameter(module, node, owners, tensors)
         elif node.op == "output":
             freeze_inputs(trace, node, "is a graph output")
         else:
             trace.layouts[node] = _apply_rule(trace, node)
+    aliases = _aliases(module, owners)
     parameters = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False) if name in tensors)
     resolved = {name: tuple(map(resolve, dims)) for name, dims in tensors.items()}
     return Structure(_describe(resolved, parameters, trace), resolved, aliases, parameters, trace)
@@ -99,23 +101,32 @@ def _input(node: fx.Node) -> Dims:
 
 
 def _parameter(
-    module: fx.GraphModule,
-    node: fx.Node,
-    owners: dict[tuple[object, ...], str],
-    tensors: dict[str, Dims],
-    aliases: dict[str, tuple[str, ...]],
+    module: fx.GraphModule, node: fx.Node, owners: dict[tuple[object, ...], str], tensors: dict[str, Dims]
 ) -> Dims:
     name = str(node.target)
     tensor = operator.attrgetter(name)(module)
     if not isinstance(tensor, torch.Tensor):
         return ()
     owner = owners.setdefault(_identity(tensor), name)
-    if owner != name:
-        aliases[owner] = (*aliases.get(owner, ()), name)
-        return tensors[owner]
-    reason = None if tensor.is_floating_point() else f"{name} holds {tensor.dtype}".replace("torch.", "")
-    tensors.setdefault(name, tuple(fresh(size, reason) for size in tensor.shape))
-    return tensors[name]
+    if owner not in tensors:
+        reason = None if tensor.is_floating_point() else f"{owner} holds {tensor.dtype}".replace("torch.", "")
+        tensors[owner] = tuple(fresh(size, reason) for size in tensor.shape)
+    return tensors[owner]
+
+
+def _named_tensors(module: fx.GraphModule) -> list[tuple[str, torch.Tensor]]:
+    """Parameters and buffers under every name they have."""
+    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+
+
+def _aliases(module: fx.GraphModule, owners: dict[tuple[object, ...], str]) -> dict[str, tuple[str, ...]]:
+    """The other names of each tensor that the graph uses, those that the graph itself never mentions included."""
+    aliases: dict[str, tuple[str, ...]] = {}
+    for name, tensor in _named_tensors(module):
+        owner = owners.get(_identity(tensor), name)
+        if owner != name:
+            aliases[owner] = (*aliases.get(owner, ()), name)
+    return aliases
 
 
 def _identity(tensor: torch.Tensor) -> tuple[object, ...]:
@@ -133,22 +144,6 @@ def _apply_rule(trace: Trace, node: fx.Node) -> object:
     if apply is None:
         return freeze_inputs(trace, node, f"meets {name}, which no rule explains")
     return apply(trace, node, arguments(node))
-
-
-def spell_out_splits(module: fx.GraphModule) -> None:
-    """Replace `chunk` and `split` by `split_with_sizes`, so that every part has a size of its own to rewrite."""
-    aten = torch.ops.aten
-    for node in list(module.graph.nodes):
-        if node.target not in (aten.chunk.default, aten.split.Tensor):
-            continue
-        bound = arguments(node)
-        axis = bound.dim % len(node_shape(node.args[0]))
-        sizes = [shape_of(part)[axis] for part in node.meta["val"]]
-        if all(isinstance(size, int) for size in sizes):
-            node.target = aten.split_with_sizes.default
-            node.args = (bound.self, sizes, axis)
-            node.kwargs = {}
-    module.recompile()
 
 
 def _describe(tensors: dict[str, Dims], parameters: frozenset[str], trace: Trace) -> tuple[AxisInfo, ...]:

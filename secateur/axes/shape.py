@@ -17,6 +17,7 @@ from secateur.axes.terms import (
     fresh,
     leaves,
     product,
+    quotient,
     regroup,
     size_of,
     split_concat,
@@ -36,6 +37,9 @@ SPATIAL = "is a spatial or sequence dimension"
 MADE = "is a position that the graph computes with"
 
 ELEMENTWISE = [
+    "__and__",
+    "__or__",
+    "__xor__",
     "abs",
     "add",
     "addcdiv",
@@ -167,17 +171,16 @@ def reshape(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
 
 
 def _rewrite_sizes(trace: Trace, node: fx.Node, name: str, given: Sequence[Any], terms: Sequence[Term]) -> None:
-    """Let the sizes of a reshape follow its layouts; a computed size that mixes in a cut axis becomes -1, once."""
-    inferred = -1 in [size for size in given if isinstance(size, int)]
+    """Let the sizes of a reshape follow its layouts, those that the graph computes too."""
     for index, (size, term) in enumerate(zip(given, terms, strict=True)):
-        if isinstance(size, int):
-            if size != -1:
-                trace.rewrite(node, name, term, index)
-        elif any(axis.frozen is None for axis in leaves(term)):
-            if inferred:
-                freeze(term, "is part of a size that the graph computes")
-            inferred = True
+        if not (isinstance(size, int) and size == -1):
             trace.rewrite(node, name, term, index)
+
+
+@rule("_assert_async", "sym_constrain_range_for_size", "sym_constrain_range")
+def assertion(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    """Checks relate nothing; exporting again makes new ones."""
+    return ()
 
 
 @rule("permute")
@@ -223,16 +226,15 @@ def expand(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
 
 @rule("repeat")
 def repeat(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
-    dims = (ONE,) * (len(a.repeats) - len(trace.dims(a.self))) + tuple(trace.dims(a.self))
+    sizes, dims = node_shape(node), trace.dims(a.self)
+    given = (ONE,) * (len(sizes) - len(dims)) + tuple(dims)
     out: list[Term] = []
-    for index, (term, times) in enumerate(zip(dims, a.repeats, strict=True)):
-        copies = fresh(times) if isinstance(times, int) else Axis(node_shape(node)[index], SPATIAL)
-        if isinstance(times, int):
-            trace.rewrite(node, "repeats", copies, index)
-            out.append(product([copies, term]))
-        else:
-            freeze(term, SPATIAL)
-            out.append(copies)
+    for position, (term, times) in enumerate(zip(given, a.repeats, strict=True)):
+        dynamic = not isinstance(times, int)
+        copies = fresh(quotient(sizes[position], size_of(term)) or 1, SPATIAL if dynamic else None)
+        if not dynamic:
+            trace.rewrite(node, "repeats", copies, position)
+        out.append(product([copies, term]))
     return tuple(out)
 
 
@@ -311,7 +313,8 @@ def slice_(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     total, length = size_of(dims[axis]), node_shape(node)[axis]
     if total == length and a.step == 1:
         return tuple(dims)
-    dims[axis] = _sliced(trace, node, a, dims[axis]) or fresh(length, SPATIAL)
+    whole = dims[axis]
+    dims[axis] = _sliced(trace, node, a, whole) or fresh(length, next((x.frozen for x in leaves(whole)), None) or MADE)
     return tuple(dims)
 
 

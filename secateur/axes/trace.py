@@ -47,6 +47,7 @@ class Trace:
     contractions: list[Contraction] = field(default_factory=list)
     roles: list[Role] = field(default_factory=list)
     normalised: list[Term] = field(default_factory=list)
+    computed: set[fx.Node] = field(default_factory=set)  # nodes that depend on an input, not on parameters alone
 
     def dims(self, node: fx.Node) -> Dims:
         """The layout of a node with one tensor output."""

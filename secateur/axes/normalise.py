@@ -1,0 +1,137 @@
+"""Brings an exported graph into the form that the rules read: no regions, no computed constants, every split spelt out."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from secateur.axes.trace import arguments, node_shape, shape_of
+
+_aten = torch.ops.aten
+_RANDOM = torch.Tag.nondeterministic_seeded
+_FOLDED = "_folded_"
+
+
+def normalise(module: fx.GraphModule) -> None:
+    """Rewrite a graph module in place; it computes the same."""
+    inline_regions(module)
+    drop_assertions(module)
+    fold_constants(module)
+    spell_out_splits(module)
+    module.recompile()
+
+
+def inline_regions(module: fx.GraphModule) -> None:
+    """Put the body of every no-grad and autocast region in its place, detached where it ran without gradients."""
+    regions = {
+        torch.ops.higher_order.wrap_with_set_grad_enabled: 1,
+        torch.ops.higher_order.wrap_with_autocast: 4,
+    }
+    for node in list(module.graph.nodes):
+        position = regions.get(node.target)
+        if position is None:
+            continue
+        body: Any = node.args[position]
+        inner: Any = module.get_submodule(str(body.target))
+        places: Any = dict(zip(inner.graph.find_nodes(op="placeholder"), node.args[position + 1 :], strict=True))
+        without_gradients = position == 1 and node.args[0] is False
+        with module.graph.inserting_before(node):
+            results: Any = module.graph.graph_copy(inner.graph, places)
+            if without_gradients:
+                results = [_detached(module.graph, result) for result in results]
+        for user in list(node.users):  # the parts of the region's tuple
+            user.replace_all_uses_with(results[user.args[1]])
+            module.graph.erase_node(user)
+        module.graph.erase_node(node)
+        module.graph.erase_node(body)
+
+
+def _detached(graph: fx.Graph, source: fx.Node) -> fx.Node:
+    node = graph.call_function(_aten.detach.default, (source,))
+    node.meta.update(source.meta)
+    return node
+
+
+def spell_out_splits(module: fx.GraphModule) -> None:
+    """Replace `chunk` and `split` by `split_with_sizes`, so that every part has a size of its own to rewrite."""
+    aten = torch.ops.aten
+    for node in list(module.graph.nodes):
+        if node.target not in (aten.chunk.default, aten.split.Tensor):
+            continue
+        bound = arguments(node)
+        axis = bound.dim % len(node_shape(node.args[0]))
+        sizes = [shape_of(part)[axis] for part in node.meta["val"]]
+        if all(isinstance(size, int) for size in sizes):
+            node.target = aten.split_with_sizes.default
+            node.args = (bound.self, sizes, axis)
+            node.kwargs = {}
+
+
+def drop_assertions(module: fx.GraphModule) -> None:
+    """Remove checks of shapes and types: exporting again makes new ones, and they would keep dead code alive."""
+    for node in list(module.graph.nodes):
+        if node.target in (_aten._assert_tensor_metadata.default, _aten._assert_scalar.default) and not node.users:
+            module.graph.erase_node(node)
+
+
+def remove_dead_code(module: fx.GraphModule) -> None:
+    """Remove nodes whose result nobody uses, dropout included, but for those that update a buffer."""
+
+    def kept(node: fx.Node) -> bool:
+        if node.op in ("placeholder", "output"):
+            return True
+        mutates = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        return mutates and any(source.op == "get_attr" for source in node.all_input_nodes[:1])
+
+    module.graph.eliminate_dead_code(kept)
+
+
+def fold_constants(module: fx.GraphModule) -> None:
+    """Turn what the graph computes from nothing but constants (attention slopes, tables) into buffers.
+
+    A buffer has a layout like any weight and can be cut; a chain of `arange` and `pow` cannot. Only floating-point
+    results of static size are stored: positions and masks stay computed.
+    """
+    constant: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            tensor = operator.attrgetter(str(node.target))(module)
+            plain = isinstance(tensor, torch.Tensor) and not isinstance(tensor, torch.nn.Parameter)
+            if plain and "lifted_tensor" in str(node.target):
+                constant.add(node)
+        elif _is_foldable(node) and all(source in constant for source in node.all_input_nodes):
+            constant.add(node)
+    values = _evaluate(module, constant)
+    for count, node in enumerate(n for n in values if any(user not in constant for user in n.users)):
+        name = f"{_FOLDED}{count}"
+        module.register_buffer(name, values[node])
+        with module.graph.inserting_before(node):
+            stored = module.graph.get_attr(name)
+        stored.meta.update(node.meta)
+        node.replace_all_uses_with(stored)
+    remove_dead_code(module)
+
+
+def _is_foldable(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    fixed = isinstance(value, torch.Tensor) and all(isinstance(size, int) for size in value.shape)
+    return fixed and not node.target._schema.is_mutable and _RANDOM not in node.target.tags
+
+
+def _evaluate(module: fx.GraphModule, constant: set[fx.Node]) -> dict[fx.Node, torch.Tensor]:
+    """The values of constant floating-point nodes that have at least one dimension."""
+    everything: dict[fx.Node, torch.Tensor] = {}
+    for node in module.graph.nodes:
+        if node not in constant:
+            continue
+        if node.op == "get_attr":
+            everything[node] = operator.attrgetter(str(node.target))(module)
+        else:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: everything[n])
+            everything[node] = node.target(*args, **kwargs)
+    return {n: v for n, v in everything.items() if n.op != "get_attr" and v.is_floating_point() and v.dim()}

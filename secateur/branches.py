@@ -1,0 +1,182 @@
+"""Depth: residual branches and repeated layers that can be removed whole, found from the graph alone."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from secateur.axes.infer import Structure
+from secateur.axes.normalise import remove_dead_code
+from secateur.axes.terms import resolve
+
+_ADD = {torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor}
+_ATTENDS = {"scaled_dot_product_attention", "softmax", "_softmax"}
+_CONVOLVES = ("conv", "convolution")
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Everything between `entry` and `exit`; removing it lets `exit` be `entry`. `kind`: attention, mlp, block, layer."""
+
+    name: str
+    kind: str
+    entry: fx.Node
+    exit: fx.Node
+    tensors: tuple[str, ...]  # parameters and buffers that nothing else uses
+    parameters: int
+
+
+def find(module: fx.GraphModule, structure: Structure) -> tuple[Branch, ...]:
+    """The residual branches y = x + f(x), and the repeated layers whose input and output have the same layout.
+
+    A branch sees earlier computation through x alone, except for what does not come from x (masks, position tables);
+    what it shares with the rest of the graph stays.
+    """
+    order = {node: position for position, node in enumerate(module.graph.nodes)}
+    residuals = _residuals(module, structure, order)
+    single = {branch.tensors for branch in residuals}  # a layer of one branch is that branch
+    found = [*residuals, *(layer for layer in _layers(module, structure, order) if layer.tensors not in single)]
+    return tuple(sorted(found, key=lambda branch: (order[branch.exit], branch.kind == "layer")))
+
+
+def drop(module: fx.GraphModule, branches: Iterable[Branch]) -> None:
+    """Remove branches in place, with the parameters that only they used."""
+    for branch in branches:
+        branch.exit.replace_all_uses_with(branch.entry)
+    remove_dead_code(module)
+    used = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
+    for branch in branches:
+        for name in branch.tensors:
+            if name not in used:
+                owner, _, attribute = name.rpartition(".")
+                delattr(module.get_submodule(owner), attribute)
+    module.recompile()
+
+
+def _residuals(module: fx.GraphModule, structure: Structure, order: dict[fx.Node, int]) -> list[Branch]:
+    found = []
+    for node in module.graph.nodes:
+        if node.target not in _ADD or not all(isinstance(a, fx.Node) for a in node.args[:2]):
+            continue
+        first, second = node.args[0], node.args[1]
+        for entry, inner in ((first, second), (second, first)):
+            region = _between(entry, inner, order)
+            if region and _same_shape(structure, entry, node):
+                branch = _describe(module, structure, region, entry, node)
+                if branch:
+                    found.append(branch)
+                break
+    return found
+
+
+def _between(entry: fx.Node, inner: fx.Node, order: dict[fx.Node, int]) -> set[fx.Node]:
+    """The nodes on paths from `entry` to `inner`; empty when there is none."""
+    reached = {entry}
+    for node in list(order)[order[entry] + 1 : order[inner] + 1]:
+        if any(source in reached for source in node.all_input_nodes):
+            reached.add(node)
+    if inner not in reached or inner is entry:
+        return set()
+    region: set[fx.Node] = set()
+    stack = [inner]
+    while stack:
+        node = stack.pop()
+        if node in reached and node is not entry and node not in region:
+            region.add(node)
+            stack.extend(node.all_input_nodes)
+    return region
+
+
+def _same_shape(structure: Structure, entry: fx.Node, exit_: fx.Node) -> bool:
+    """Whether both carry the same layout, so that one can stand for the other after every cut."""
+    layouts = structure.trace.layouts
+    before, after = layouts.get(entry), layouts.get(exit_)
+    if not isinstance(before, tuple) or not isinstance(after, tuple) or len(before) != len(after):
+        return False
+    shapes = [node.meta["val"].shape for node in (entry, exit_)]
+    # a size that is fixed or computed has an axis of its own in every tensor: there the sizes decide
+    return all(resolve(a) == resolve(b) or x == y for a, b, x, y in zip(before, after, *shapes, strict=True))
+
+
+def _describe(
+    module: fx.GraphModule, structure: Structure, region: set[fx.Node], entry: fx.Node, exit_: fx.Node
+) -> Branch | None:
+    inside = region | {exit_}
+    own = sorted(
+        {
+            str(source.target)
+            for node in inside
+            for source in node.all_input_nodes
+            if source.op == "get_attr" and all(user in inside for user in source.users)
+        }
+    )
+    count = sum(operator.attrgetter(name)(module).numel() for name in own if name in structure.parameters)
+    if not count:
+        return None
+    return Branch(_common_path(region), _kind(region), entry, exit_, tuple(own), count)
+
+
+def _kind(region: set[fx.Node]) -> str:
+    names = {getattr(getattr(node.target, "_overloadpacket", None), "__name__", "") for node in region}
+    if names & _ATTENDS:
+        return "attention"
+    return "block" if any(name.startswith(_CONVOLVES) for name in names) else "mlp"
+
+
+def _path(node: fx.Node) -> str:
+    """The module path that a node was traced in."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next((str(path) for path, _ in reversed(list(stack.values()))), "")
+
+
+def _common_path(region: Iterable[fx.Node]) -> str:
+    paths = [_path(node).split(".") for node in region if _path(node)]
+    common = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common) or "graph"
+
+
+def _layers(module: fx.GraphModule, structure: Structure, order: dict[fx.Node, int]) -> list[Branch]:
+    """Members of a numbered series of modules (`encoder.layer.3`) with one way in and one way out of equal layout."""
+    members: dict[str, list[fx.Node]] = {}
+    for node in order:
+        for match in re.finditer(r"\.\d+(?=\.|$)", _path(node)):
+            members.setdefault(_path(node)[: match.end()], []).append(node)
+    found = []
+    for path, nodes in members.items():
+        inside = set(nodes)
+        outs = [n for n in nodes if any(user not in inside for user in n.users) and n in structure.trace.computed]
+        outs = [n for n in outs if isinstance(n.meta.get("val"), torch.Tensor)]
+        if not outs:
+            continue
+        exit_ = outs[-1]
+        entry = _entry(inside, exit_, structure, order)
+        region = _between(entry, exit_, order) if entry else set()
+        if entry is None or not region or not region <= inside:
+            continue
+        branch = _describe(module, structure, region - {exit_}, entry, exit_)
+        if branch and _kind(region) == "attention":
+            found.append(Branch(path, "layer", entry, exit_, branch.tensors, branch.parameters))
+    return found
+
+
+def _entry(inside: set[fx.Node], exit_: fx.Node, structure: Structure, order: dict[fx.Node, int]) -> fx.Node | None:
+    """The latest tensor from outside that has the layout of the exit."""
+    outside = {
+        source
+        for node in inside
+        for source in node.all_input_nodes
+        if source not in inside
+        and source in structure.trace.computed
+        and isinstance(source.meta.get("val"), torch.Tensor)
+    }
+    fitting = [node for node in outside if _same_shape(structure, node, exit_)]
+    return max(fitting, key=order.__getitem__) if fitting else None

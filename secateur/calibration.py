@@ -1,0 +1,260 @@
+"""Runs calibration data through a program and keeps the few statistics that the importance criteria are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+from torch.nn import functional
+from torch.utils import _pytree
+
+from secateur import program as programs
+from secateur.axes.infer import AxisInfo, Structure
+from secateur.axes.terms import leaves, unit_index
+from secateur.errors import InputError
+
+Loss = Callable[[Any, torch.Tensor], torch.Tensor]
+Batch = tuple[torch.Tensor, ...]  # the inputs in order, the target last
+
+ACTIVATIONS, GRADIENTS, MOVEMENT = "activations", "gradients", "movement"
+_CONSUMERS = {"linear": 1, "conv1d": 1, "conv2d": 1, "conv3d": 1, "matmul": 1, "mm": 1, "addmm": 2}  # weight's argument
+
+
+@dataclass
+class Moments:
+    """Of the input of one contraction, over all positions: count, sum, sum of |x|, number of zeros, sum of x x^T.
+
+    `gram` has shape [features, features] for linear layers and is None elsewhere; the others [features].
+    """
+
+    node: fx.Node
+    weight: str
+    count: int = 0
+    total: Any = 0.0
+    absolute: Any = 0.0
+    zeros: Any = 0.0
+    squares: Any = 0.0
+    gram: torch.Tensor | None = None
+
+
+@dataclass
+class Statistics:
+    """What calibration saw. `contributions` are the signed first-order terms sum(g w), per axis [samples, units]."""
+
+    moments: list[Moments] = field(default_factory=list)
+    gradients: dict[str, torch.Tensor] = field(default_factory=dict)  # mean over samples
+    squared_gradients: dict[str, torch.Tensor] = field(default_factory=dict)  # mean of per-sample squares
+    contributions: dict[str, np.ndarray] = field(default_factory=dict)  # by axis name
+    movement: dict[str, torch.Tensor] = field(default_factory=dict)  # -sum over steps of g w
+
+
+def classification_loss(output: Any, target: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the first output's logits: [N, C] with [N], or [N, T, V] with [N, T], of which -100 is ignored."""
+    logits = _pytree.tree_leaves(output)[0]
+    return functional.cross_entropy(logits.flatten(0, -2), target.flatten(), ignore_index=-100)
+
+
+def check_batches(batches: Sequence[Batch], specs: Mapping[str, Any]) -> None:
+    """Raise InputError unless every batch has the program's inputs and a target, in sizes that fit."""
+    if not batches:
+        raise InputError("calibration: expected at least one batch of (inputs..., target), got none")
+    for number, batch in enumerate(batches):
+        if len(batch) != len(specs) + 1:
+            raise InputError(
+                f"calibration: expected {len(specs)} inputs and a target in each batch, batch {number} has {len(batch)}"
+            )
+        for tensor, (name, (shape, dtype)) in zip(batch, specs.items(), strict=False):
+            fits = tensor.dim() == len(shape) and all(s in (None, n) for s, n in zip(shape, tensor.shape, strict=True))
+            if not fits or tensor.dtype != dtype:
+                wanted = "x".join("any" if s is None else str(s) for s in shape)
+                raise InputError(
+                    f"calibration: expected {wanted} ({dtype}) for input {name}, batch {number} has "
+                    f"{'x'.join(map(str, tensor.shape))} ({tensor.dtype})"
+                )
+
+
+def collect(
+    module: fx.GraphModule,
+    structure: Structure,
+    batches: Sequence[Batch],
+    needs: frozenset[str],
+    *,
+    loss: Loss = classification_loss,
+    learning_rate: float = 1e-3,
+) -> Statistics:
+    """Run the batches and keep what is needed: activations, per-sample gradients, or movement over SGD steps.
+
+    The module is put back as it was. Gradients are taken per sample, because the square of a mean gradient is near
+    zero at a trained optimum while the mean of squares is not.
+    """
+    statistics = Statistics()
+    if ACTIVATIONS in needs:
+        _collect_activations(module, structure, batches, statistics)
+    if GRADIENTS in needs:
+        _collect_gradients(module, structure, batches, loss, statistics)
+    if MOVEMENT in needs:
+        _collect_movement(module, structure, batches, loss, learning_rate, statistics)
+    return statistics
+
+
+class _Watcher(fx.Interpreter):
+    """Runs a graph and shows chosen nodes' inputs to a callback."""
+
+    def __init__(self, module: fx.GraphModule, see: Mapping[fx.Node, Callable[[torch.Tensor], None]]) -> None:
+        super().__init__(module)
+        self.see = see
+
+    def run_node(self, node: fx.Node) -> Any:
+        if node in self.see:
+            self.see[node](self.env[_source(node)])
+        return super().run_node(node)
+
+
+def _source(node: fx.Node) -> Any:
+    """The activation that a contraction reads; `addmm` has its bias in front."""
+    return node.args[1 if node.target is torch.ops.aten.addmm.default else 0]
+
+
+def values_of(
+    module: fx.GraphModule, nodes: set[fx.Node], inputs: Sequence[torch.Tensor]
+) -> dict[fx.Node, torch.Tensor]:
+    """What chosen nodes compute for one batch of inputs."""
+    seen: dict[fx.Node, torch.Tensor] = {}
+
+    class Keeper(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:
+            value = super().run_node(node)
+            if node in nodes:
+                seen[node] = value
+            return value
+
+    Keeper(module).run(*inputs, enable_io_processing=True)
+    return seen
+
+
+def consumers(module: fx.GraphModule) -> list[tuple[fx.Node, str]]:
+    """The contractions of an activation with a stored weight, and the weight's name."""
+    found = []
+    for node in module.graph.nodes:
+        name = getattr(getattr(node.target, "_overloadpacket", None), "__name__", "")
+        weight = node.args[_CONSUMERS[name]] if name in _CONSUMERS else None
+        if isinstance(weight, fx.Node) and weight.op == "get_attr":
+            found.append((node, str(weight.target)))
+    return found
+
+
+def _collect_activations(
+    module: fx.GraphModule, structure: Structure, batches: Sequence[Batch], statistics: Statistics
+) -> None:
+    see: dict[fx.Node, Callable[[torch.Tensor], None]] = {}
+    for node, weight in consumers(module):
+        moments = Moments(node, weight)
+        statistics.moments.append(moments)
+        see[node] = _accumulator(moments)
+    with programs.evaluating(module):
+        for batch in batches:
+            _Watcher(module, see).run(*batch[:-1], enable_io_processing=True)
+
+
+def _accumulator(moments: Moments) -> Callable[[torch.Tensor], None]:
+    convolves = "conv" in str(moments.node.target)
+
+    def accumulate(x: torch.Tensor) -> None:
+        features = x.movedim(1, -1).flatten(0, -2) if convolves else x.flatten(0, -2)
+        features = features.double()
+        moments.count += len(features)
+        moments.total = moments.total + features.sum(0)
+        moments.absolute = moments.absolute + features.abs().sum(0)
+        moments.zeros = moments.zeros + (features == 0).sum(0)
+        moments.squares = moments.squares + features.square().sum(0)
+        if not convolves:
+            gram = features.T @ features
+            moments.gram = gram if moments.gram is None else moments.gram + gram
+
+    return accumulate
+
+
+def _collect_gradients(
+    module: fx.GraphModule, structure: Structure, batches: Sequence[Batch], loss: Loss, statistics: Statistics
+) -> None:
+    parameters = {name: module.get_parameter(name) for name in structure.parameters}
+    before = [(node, node.args) for node in module.graph.nodes]
+    sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    rows: dict[str, list[np.ndarray]] = {info.name: [] for info in structure.prunable}
+    programs.set_training(module, False)
+    samples = 0
+    for batch in batches:
+        for i in range(len(batch[0])):
+            one = [tensor[i : i + 1] for tensor in batch]
+            value = loss(module(*one[:-1]), one[-1])
+            gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+            known = {n: g for n, g in zip(parameters, gradients, strict=True) if g is not None}
+            for name, gradient in known.items():
+                sums[name] += gradient
+                squares[name] += gradient.square()
+            products = {name: gradient * parameters[name].detach() for name, gradient in known.items()}
+            for info in structure.prunable:
+                rows[info.name].append(units_sum(structure, info, products))
+            samples += 1
+    for node, args in before:
+        node.args = args
+    module.recompile()
+    statistics.gradients = {name: total / samples for name, total in sums.items()}
+    statistics.squared_gradients = {name: total / samples for name, total in squares.items()}
+    statistics.contributions = {name: np.stack(values) for name, values in rows.items()}
+
+
+def _collect_movement(
+    module: fx.GraphModule,
+    structure: Structure,
+    batches: Sequence[Batch],
+    loss: Loss,
+    learning_rate: float,
+    statistics: Statistics,
+) -> None:
+    parameters = {name: module.get_parameter(name) for name in structure.parameters}
+    start = {name: p.detach().clone() for name, p in parameters.items()}
+    moved = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for batch in batches:
+        value = loss(module(*batch[:-1]), batch[-1])
+        gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+        with torch.no_grad():
+            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+                if gradient is not None:
+                    moved[name] -= gradient * parameter
+                    parameter.sub_(learning_rate * gradient)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(start[name])
+    statistics.movement = moved
+
+
+def units_sum(structure: Structure, info: AxisInfo, values: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """Sum values that have the shapes of parameters over everything that belongs to each unit of an axis: [size].
+
+    An element that two dimensions tie to the axis (a square matrix on a residual stream) counts for the units of both.
+    """
+    total = np.zeros(info.size)
+    for name, position in info.members:
+        if name in values:
+            value = values[name].detach()
+            per_position = value.movedim(position, 0).flatten(1).sum(1) if value.dim() > 1 else value
+            units = unit_index(structure.tensors[name][position], info.axis)
+            carried = units >= 0
+            np.add.at(total, units[carried], per_position.double().cpu().numpy()[carried])
+    return total
+
+
+def carries(structure: Structure, info: AxisInfo, moments: Moments) -> np.ndarray | None:
+    """For each input feature of a contraction the unit of the axis it belongs to; None when it belongs to none."""
+    weight = structure.tensors.get(moments.weight)
+    dims = structure.trace.layouts[_source(moments.node)]
+    position = 1 if "conv" in str(moments.node.target) else len(dims) - 1
+    if weight is None or info.axis not in set(leaves(dims[position])):
+        return None
+    return unit_index(dims[position], info.axis)

@@ -1,0 +1,133 @@
+"""Removes whole branches and layers: which ones matter least, and the cut itself with its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.nn import functional
+
+from secateur import branches as graph_branches
+from secateur import calibration as calibrating
+from secateur import program as programs
+from secateur.axes.infer import infer
+from secateur.branches import Branch
+from secateur.calibration import Batch
+from secateur.errors import InputError
+
+KINDS = ("attention", "mlp", "block", "layer")
+CRITERIA = ("influence", "variance", "last", "random")
+
+
+@dataclass(frozen=True)
+class DepthReport:
+    """What was dropped; scores by branch name, of every candidate. Counts are of the program exported again."""
+
+    dropped: tuple[str, ...]
+    scores: tuple[tuple[str, float], ...]
+    parameters_before: int
+    parameters_after: int
+    macs_before: int
+    macs_after: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'dropped' if name in self.dropped else 'kept':8} {score:10.4g}  {name}" for name, score in self.scores
+        ]
+        counts = f"parameters {self.parameters_before:,} -> {self.parameters_after:,}, MACs {self.macs_before:,} -> {self.macs_after:,}"
+        return "\n".join([*lines, counts])
+
+
+def drop_branches(
+    program: ExportedProgram,
+    *,
+    share: float,
+    kind: str = "layer",
+    criterion: str = "influence",
+    calibration: Sequence[Batch] = (),
+    seed: int = 0,
+) -> tuple[ExportedProgram, DepthReport]:
+    """Drop the round(share n) least important branches of one kind. The input program is not modified.
+
+    Raises:
+        InputError: no branch of this kind, a share that rounds to none or all, an unknown name, missing data.
+    """
+    _check(share, kind, criterion, calibration, programs.input_specs(program))
+    module = programs.graph_module(program)
+    structure = infer(module)
+    candidates = _outermost([b for b in graph_branches.find(module, structure) if b.kind == kind])
+    count = round(share * len(candidates))
+    if not candidates or not 0 < count < len(candidates) + (kind != "layer"):
+        raise InputError(
+            f"layers: expected a share of {len(candidates)} branches of kind {kind} that drops at least one and leaves "
+            f"at least one, got {share} ({count})"
+        )
+    scores = score(module, candidates, criterion, calibration, seed)
+    ranked = sorted(range(len(candidates)), key=lambda i: (scores[i], -i))  # of equals the later goes
+    dropped = sorted(ranked[:count])
+    symbols = programs.per_example_symbols(program)
+    before = structure.count_parameters(), structure.count_macs(symbols)
+    graph_branches.drop(module, [candidates[i] for i in dropped])
+    shallow = programs.reexport(module, program)
+    after = infer(programs.graph_module(shallow))
+    report = DepthReport(
+        dropped=tuple(candidates[i].name for i in dropped),
+        scores=tuple((b.name, s) for b, s in zip(candidates, scores, strict=True)),
+        parameters_before=before[0],
+        parameters_after=after.count_parameters(),
+        macs_before=before[1],
+        macs_after=after.count_macs(programs.per_example_symbols(shallow)),
+    )
+    if report.parameters_after >= report.parameters_before:
+        raise RuntimeError("dropping branches removed no parameter")
+    return shallow, report
+
+
+def _check(share: float, kind: str, criterion: str, batches: Sequence[Batch], specs: dict) -> None:
+    if kind not in KINDS:
+        raise InputError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    if criterion not in CRITERIA:
+        raise InputError(f"criterion: expected one of {', '.join(CRITERIA)}, got {criterion!r}")
+    if not 0 < share < 1:
+        raise InputError(f"layers: expected a share between 0 and 1 (exclusive), got {share}")
+    if criterion in ("influence", "variance"):
+        calibrating.check_batches(batches, specs)
+
+
+def _outermost(candidates: list[Branch]) -> list[Branch]:
+    """Layers that hold other layers (a stage of blocks) give way to what they hold."""
+    return [b for b in candidates if not any(o is not b and o.name.startswith(b.name + ".") for o in candidates)]
+
+
+def score(
+    module: fx.GraphModule, candidates: Sequence[Branch], criterion: str, batches: Sequence[Batch], seed: int
+) -> list[float]:
+    """The importance of each branch.
+
+    influence: 1 - mean cosine of entry and exit over positions ("block influence", Men et al., "ShortGPT", 2024).
+    variance: share of the exit's variance that the branch adds, Var(exit - entry) / Var(exit).
+    last: later branches first to go (Sajjad et al., "Poor Man's BERT", 2023). random: the control.
+    """
+    if criterion == "last":
+        return [float(len(candidates) - i) for i in range(len(candidates))]
+    if criterion == "random":
+        return torch.rand(len(candidates), generator=torch.Generator().manual_seed(seed)).tolist()
+    totals, count = [0.0] * len(candidates), 0
+    watched = {node for branch in candidates for node in (branch.entry, branch.exit)}
+    with programs.evaluating(module):
+        for batch in batches:
+            seen = calibrating.values_of(module, watched, batch[:-1])
+            for i, branch in enumerate(candidates):
+                totals[i] += _difference(criterion, seen[branch.entry].double(), seen[branch.exit].double())
+            count += 1
+    return [total / count for total in totals]
+
+
+def _difference(criterion: str, entry: torch.Tensor, exit_: torch.Tensor) -> float:
+    if criterion == "variance":
+        return float((exit_ - entry).var() / exit_.var().clamp_min(1e-30))
+    features = 1 if entry.dim() == 4 else -1
+    return float(1 - functional.cosine_similarity(entry, exit_, dim=features).mean())

@@ -1,0 +1,386 @@
+"""Zeros inside weights: unstructured, N:M and in blocks, as masks beside the weights that recovery keeps and export burns in.
+
+They shrink no latency on a dense runtime; on disk and on the wire they do, once compressed.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import fx
+from torch.export import ExportedProgram
+
+from secateur import calibration as calibrating
+from secateur import program as programs
+from secateur.axes.infer import Structure, infer
+from secateur.calibration import ACTIVATIONS, GRADIENTS, MOVEMENT, Batch, Loss, Moments, Statistics, classification_loss
+from secateur.errors import InputError
+from secateur.importance import lamp_of
+
+Masks = dict[str, torch.Tensor]  # by parameter name, True where a weight stays
+DAMPING = 0.01  # of the Hessian's mean diagonal (Frantar and Alistarh 2023)
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Any weights: this share of every layer, or of all layers together (`scope="global"`)."""
+
+    share: float
+    scope: str = "layer"
+
+
+@dataclass(frozen=True)
+class NM:
+    """At most n of every m consecutive weights along the input dimension stay (Mishra et al. 2021 for 2:4)."""
+
+    n: int
+    m: int
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Whole blocks [rows, columns] of the matrix [out, in x kernel]: this share of every layer's blocks."""
+
+    share: float
+    shape: tuple[int, int] = (4, 1)
+
+
+Pattern = Unstructured | NM | Blocks
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """One weight: how many elements, how many zeros, or why it was left alone."""
+
+    name: str
+    elements: int
+    zeros: int
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """What `sparsify` did, counted in the program that it returned."""
+
+    layers: tuple[LayerSparsity, ...]
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros in the weights that were treated."""
+        treated = [layer for layer in self.layers if layer.skipped is None]
+        return sum(layer.zeros for layer in treated) / sum(layer.elements for layer in treated)
+
+    def __str__(self) -> str:
+        table = Table("weight", "elements", "zeros", "share", title="zeros")
+        for layer in self.layers:
+            share = layer.skipped or f"{layer.zeros / layer.elements:.2%}"
+            table.add_row(layer.name, f"{layer.elements:,}", f"{layer.zeros:,}", share)
+        console = Console(width=120, color_system=None)
+        with console.capture() as capture:
+            console.print(table)
+        return (
+            f"{capture.get()}{self.sparsity:.2%} of the treated weights are zero; a dense runtime gains no time from it"
+        )
+
+
+@dataclass(frozen=True)
+class WeightEvidence:
+    """What a weight criterion may look at: the weight as a matrix [out, in x kernel], and calibration's statistics."""
+
+    name: str
+    weight: torch.Tensor
+    statistics: Statistics
+    moments: Moments | None
+    inputs: int  # input channels or features
+    transposed: bool
+    seed: int
+
+    def as_matrix(self, values: torch.Tensor) -> torch.Tensor:
+        """Values of the parameter's shape as [out, in x kernel], in double precision."""
+        flat = (values.T if self.transposed else values).detach()
+        return flat.flatten(1).double()
+
+
+def magnitude(e: WeightEvidence) -> torch.Tensor:
+    """|w| (Han et al., NeurIPS 2015)."""
+    return e.weight.abs()
+
+
+def random(e: WeightEvidence) -> torch.Tensor:
+    """Uniform noise: the control."""
+    rng = np.random.default_rng([e.seed, zlib.crc32(e.name.encode())])
+    return torch.from_numpy(rng.random(tuple(e.weight.shape)))
+
+
+def lamp(e: WeightEvidence) -> torch.Tensor:
+    """w^2 over the sum of it and all larger ones of the layer (Lee et al., ICLR 2021): for global comparison."""
+    return torch.from_numpy(lamp_of(e.weight.square().flatten().numpy())).reshape(e.weight.shape)
+
+
+def gradient(e: WeightEvidence) -> torch.Tensor:
+    """|dL/dw| of the mean gradient (as in Blalock et al., MLSys 2020)."""
+    return e.as_matrix(e.statistics.gradients[e.name]).abs()
+
+
+def taylor(e: WeightEvidence) -> torch.Tensor:
+    """|g w| of the mean gradient (Molchanov et al., CVPR 2019)."""
+    return (e.as_matrix(e.statistics.gradients[e.name]) * e.weight).abs()
+
+
+def fisher(e: WeightEvidence) -> torch.Tensor:
+    """w^2 / 2 x mean over samples of g^2: Optimal Brain Damage with the empirical Fisher diagonal (LeCun et al. 1989)."""
+    return e.weight.square() * e.as_matrix(e.statistics.squared_gradients[e.name]) / 2
+
+
+def movement(e: WeightEvidence) -> torch.Tensor:
+    """-sum over steps of g w (Sanh et al., NeurIPS 2020)."""
+    return e.as_matrix(e.statistics.movement[e.name])
+
+
+def wanda(e: WeightEvidence) -> torch.Tensor:
+    """|w_ij| |x_j|_2, compared within each output row (Sun et al., "Wanda", ICLR 2024)."""
+    norms = _moments_of(e).squares.sqrt()
+    return e.weight.abs() * norms.repeat_interleave(e.weight.shape[1] // len(norms))
+
+
+@dataclass(frozen=True)
+class WeightCriterion:
+    """A score [out, in x kernel], the statistics it needs, and whether rows are ranked each by themselves."""
+
+    score: Callable[[WeightEvidence], torch.Tensor]
+    needs: frozenset[str] = frozenset()
+    by_row: bool = False
+
+
+WEIGHT_CRITERIA: dict[str, WeightCriterion] = {
+    "magnitude": WeightCriterion(magnitude),
+    "random": WeightCriterion(random),
+    "lamp": WeightCriterion(lamp),
+    "gradient": WeightCriterion(gradient, frozenset({GRADIENTS})),
+    "taylor": WeightCriterion(taylor, frozenset({GRADIENTS})),
+    "fisher": WeightCriterion(fisher, frozenset({GRADIENTS})),
+    "movement": WeightCriterion(movement, frozenset({MOVEMENT})),
+    "wanda": WeightCriterion(wanda, frozenset({ACTIVATIONS}), by_row=True),
+    "sparsegpt": WeightCriterion(magnitude, frozenset({ACTIVATIONS})),  # scores and updates: see `obs_sparsify`
+}
+
+
+def sparsify(
+    program: ExportedProgram,
+    *,
+    pattern: Pattern,
+    criterion: str = "magnitude",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    seed: int = 0,
+    calibration: Sequence[Batch] = (),
+    loss: Loss = classification_loss,
+) -> tuple[ExportedProgram, Masks, SparsityReport]:
+    """Zero the least important weights of linear layers and convolutions, exactly as many as asked, ties broken by place.
+
+    The input program is not modified. `include` and `exclude` are globs on parameter names.
+
+    Raises:
+        InputError: an impossible pattern, an unknown criterion, missing data, or nothing that the pattern fits.
+    """
+    _check(pattern, criterion, calibration)
+    module = programs.graph_module(program)
+    structure = infer(module)
+    needs = WEIGHT_CRITERIA[criterion].needs
+    statistics = Statistics()
+    if needs:
+        calibrating.check_batches(calibration, programs.input_specs(program))
+        statistics = calibrating.collect(module, structure, calibration, needs, loss=loss)
+    evidence, skipped = _gather(module, structure, statistics, pattern, criterion, include, exclude, seed)
+    if not evidence:
+        reasons = "; ".join(f"{name} {why}" for name, why in list(skipped.items())[:3])
+        raise InputError(
+            f"pattern: {pattern} with {criterion} fits no weight of this program ({reasons or 'no weights match'})"
+        )
+    masks: Masks = {}
+    if criterion == "sparsegpt":
+        for item in evidence:
+            updated, keep = obs_sparsify(item.weight, _hessian(item), pattern)
+            masks[item.name] = _store(module, item, updated, keep)
+    else:
+        keeps = _choose(evidence, pattern, criterion)
+        masks = {item.name: _store(module, item, item.weight, keep) for item, keep in zip(evidence, keeps, strict=True)}
+    sparse = programs.reexport(module, program)
+    weights = dict(sparse.named_parameters())
+    layers = [LayerSparsity(n, weights[n].numel(), int((weights[n] == 0).sum())) for n in masks]
+    layers += [LayerSparsity(name, weights[name].numel(), 0, why) for name, why in skipped.items() if name in weights]
+    return sparse, masks, SparsityReport(tuple(layers))
+
+
+def _check(pattern: Pattern, criterion: str, batches: Sequence[Batch]) -> None:
+    if criterion not in WEIGHT_CRITERIA:
+        raise InputError(f"criterion: expected one of {', '.join(WEIGHT_CRITERIA)}, got {criterion!r}")
+    if WEIGHT_CRITERIA[criterion].needs and not batches:
+        raise InputError(f"criterion {criterion}: needs calibration batches of (inputs..., target), got none")
+    if isinstance(pattern, NM):
+        if not 0 < pattern.n < pattern.m:
+            raise InputError(f"pattern: expected n:m with 0 < n < m, got {pattern.n}:{pattern.m}")
+    elif not 0 < pattern.share < 1:
+        raise InputError(f"pattern: expected a share between 0 and 1 (exclusive), got {pattern.share}")
+    if isinstance(pattern, Unstructured) and pattern.scope not in ("layer", "global"):
+        raise InputError(f"pattern: expected scope layer or global, got {pattern.scope!r}")
+    if criterion == "sparsegpt" and (isinstance(pattern, Blocks) or getattr(pattern, "scope", "layer") == "global"):
+        raise InputError("criterion sparsegpt: solves layer by layer; expected Unstructured per layer or NM")
+
+
+def _gather(
+    module: fx.GraphModule,
+    structure: Structure,
+    statistics: Statistics,
+    pattern: Pattern,
+    criterion: str,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    seed: int,
+) -> tuple[list[WeightEvidence], dict[str, str]]:
+    """The weights to treat, and those left alone with the reason."""
+    watched = {m.weight: m for m in statistics.moments if m.count}
+    gathered: dict[str, WeightEvidence] = {}
+    skipped: dict[str, str] = {}
+    for node, name in calibrating.consumers(module):
+        wanted = any(fnmatch.fnmatchcase(name, p) for p in include) and not any(
+            fnmatch.fnmatchcase(name, p) for p in exclude
+        )
+        if not wanted or name in gathered or name not in structure.parameters:
+            continue
+        transposed = not any(part in str(node.target) for part in ("linear", "conv"))
+        parameter = module.get_parameter(name).detach()
+        matrix = (parameter.T if transposed else parameter).flatten(1).double()
+        inputs = parameter.shape[0] if transposed else parameter.shape[1]
+        item = WeightEvidence(name, matrix, statistics, watched.get(name), inputs, transposed, seed)
+        reason = _misfit(item, pattern, criterion)
+        if reason:
+            skipped[name] = reason
+        else:
+            gathered[name] = item
+    return list(gathered.values()), skipped
+
+
+def _misfit(item: WeightEvidence, pattern: Pattern, criterion: str) -> str | None:
+    if isinstance(pattern, NM) and item.inputs % pattern.m:
+        return f"has {item.inputs} inputs, not a multiple of {pattern.m}"
+    if isinstance(pattern, Blocks) and (
+        item.weight.shape[0] % pattern.shape[0] or item.weight.shape[1] % pattern.shape[1]
+    ):
+        return f"is {tuple(item.weight.shape)}, not a multiple of {pattern.shape}"
+    if criterion in ("wanda", "sparsegpt") and item.moments is None:
+        return "was not reached by the calibration data"
+    if criterion == "wanda" and item.moments is not None and item.weight.shape[1] % len(item.moments.squares):
+        return "is a grouped convolution, whose inputs differ by group"
+    if criterion == "sparsegpt" and (item.moments is None or item.moments.gram is None):
+        return "is no linear layer, for which alone the layer-wise problem is solved"
+    return None
+
+
+def _moments_of(e: WeightEvidence) -> Moments:
+    assert e.moments is not None
+    return e.moments
+
+
+def _choose(evidence: Sequence[WeightEvidence], pattern: Pattern, criterion: str) -> list[torch.Tensor]:
+    """The masks [out, in x kernel] of the weights that stay."""
+    rule = WEIGHT_CRITERIA[criterion]
+    scores = [rule.score(item) for item in evidence]
+    if isinstance(pattern, Unstructured) and pattern.scope == "global":
+        keep = _strongest(torch.cat([s.flatten() for s in scores]), pattern.share)
+        parts = keep.split([s.numel() for s in scores])
+        return [part.reshape(s.shape) for part, s in zip(parts, scores, strict=True)]
+    return [keep_of(score, pattern, item, by_row=rule.by_row) for score, item in zip(scores, evidence, strict=True)]
+
+
+def keep_of(
+    score: torch.Tensor, pattern: Pattern, item: WeightEvidence | None = None, *, by_row: bool = False
+) -> torch.Tensor:
+    """The mask of one weight [out, in x kernel]: exactly as many zeros as the pattern asks."""
+    if isinstance(pattern, NM):
+        kernel = score.shape[1] // item.inputs if item else 1
+        # groups run along the inputs, for each position of the kernel by itself
+        grouped = score.reshape(len(score), -1, pattern.m, kernel).movedim(2, 3)
+        rank = grouped.argsort(dim=3, descending=True, stable=True).argsort(dim=3)
+        return (rank < pattern.n).movedim(3, 2).reshape(score.shape)
+    if isinstance(pattern, Blocks):
+        rows, columns = pattern.shape
+        blocks = score.reshape(len(score) // rows, rows, -1, columns).sum((1, 3))
+        keep = _strongest(blocks.flatten(), pattern.share).reshape(blocks.shape)
+        return keep.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+    if by_row:
+        return torch.stack([_strongest(row, pattern.share) for row in score])
+    return _strongest(score.flatten(), pattern.share).reshape(score.shape)
+
+
+def _strongest(scores: torch.Tensor, share: float) -> torch.Tensor:
+    """True for all but the round(share n) lowest scores; of ties the later go first."""
+    keep = torch.zeros(len(scores), dtype=torch.bool)
+    count = len(scores) - round(share * len(scores))
+    keep[scores.argsort(descending=True, stable=True)[:count]] = True
+    return keep
+
+
+def _hessian(item: WeightEvidence) -> torch.Tensor:
+    moments = _moments_of(item)
+    assert moments.gram is not None
+    return moments.gram / moments.count
+
+
+def obs_sparsify(
+    weight: torch.Tensor, hessian: torch.Tensor, pattern: Pattern, block: int = 128
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Optimal Brain Surgeon, layer-wise: zero columns from left to right and let the rest make up for each zero.
+
+    Minimises |W X - W' X|^2 with the Hessian X X^T: a weight's saliency is w^2 / [H^-1]_jj, its removal updates the
+    weights to its right by -w / [H^-1]_jj H^-1_j,: (Hassibi and Stork 1993; Frantar and Alistarh, "SparseGPT", ICML
+    2023, whose Cholesky form and blocks of 128 columns this follows).
+
+    Returns:
+        The updated weight [out, in] and the mask of what stays.
+    """
+    w = weight.clone()
+    dead = hessian.diagonal() == 0
+    h = hessian.clone()
+    h.diagonal()[dead] = 1
+    w[:, dead] = 0
+    h.diagonal().add_(DAMPING * h.diagonal().mean())
+    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    keep = torch.ones_like(w, dtype=torch.bool)
+    columns = w.shape[1]
+    step = pattern.m if isinstance(pattern, NM) else block
+    for start in range(0, columns, step):
+        end = min(start + step, columns)
+        saliency = (w[:, start:end] / inverse.diagonal()[start:end]) ** 2
+        keep[:, start:end] = keep_of(saliency, pattern)
+        for j in range(start, end):
+            error = torch.where(keep[:, j], 0.0, w[:, j] / inverse[j, j])
+            w[:, j:] -= error[:, None] * inverse[j, j:][None, :]
+    return w * keep, keep
+
+
+def _store(module: fx.GraphModule, item: WeightEvidence, weight: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Put the masked weight into the module, in place, so that tied weights stay tied; returns the mask in its shape."""
+    parameter = module.get_parameter(item.name)
+    shape = parameter.T.shape if item.transposed else parameter.shape
+    values, mask = (weight * keep).reshape(shape), keep.reshape(shape)
+    if item.transposed:
+        values, mask = values.T, mask.T
+    with torch.no_grad():
+        parameter.copy_(values)
+    return mask.contiguous()
+
+
+def apply_masks(module: torch.nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
+    """Set every masked weight to exactly zero, in place."""
+    with torch.no_grad():
+        for name, mask in masks.items():
+            parameter = module.get_parameter(name)
+            parameter.mul_(mask.to(parameter.device, parameter.dtype))
