@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,13 +62,15 @@ def npz(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            if isinstance(arrays, np.ndarray):
+                raise InputError(f"data.path: expected an .npz file with named arrays, got a single array in {path}")
             if missing := {"inputs", "labels"} - set(arrays.files):
                 raise InputError(
                     f"data.path: expected arrays 'inputs' and 'labels' in {path}, {', '.join(sorted(missing))} is missing; "
                     f"found {', '.join(arrays.files) or 'none'}"
                 )
             return arrays["inputs"], arrays["labels"].astype(np.int64)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"data.path: expected a readable .npz file, got {path}: {error}") from error
@@ -79,6 +82,8 @@ def split(inputs: np.ndarray, labels: np.ndarray, shares: Sequence[float], seed:
     Raises:
         InputError: lengths differ, values are not finite, or a class has too few examples for three splits.
     """
+    if labels.ndim != 1:
+        raise InputError(f"data: expected labels [N], one class number per example, got shape {labels.shape}")
     if len(inputs) != len(labels):
         raise InputError(f"data: expected one label for each input, got {len(inputs)} inputs and {len(labels)} labels")
     if np.issubdtype(inputs.dtype, np.floating) and not np.isfinite(inputs).all():

@@ -93,8 +93,11 @@ def _examples_needed(
     room = estimate + drop
     if room <= 0:
         return "; more examples of the same kind would not let it pass"
-    discordant = max(float((dense_right != pruned_right).mean()), 1 / len(dense_right))
-    needed = math.ceil(float(norm.ppf(confidence)) ** 2 * (discordant - estimate**2) / room**2 / 100) * 100
+    z = float(norm.ppf(confidence))
+    discordant = float((dense_right != pruned_right).mean())
+    by_variance = z**2 * (discordant - estimate**2) / room**2
+    by_rarity = z**2 * (1 - room) / room  # what Tango's bound needs though no pair differs
+    needed = math.ceil(max(by_variance, by_rarity, len(dense_right) + 1) / 100) * 100
     return f"; needs about {needed:,} test examples to tell"
 
 

@@ -53,6 +53,11 @@ def _time_requests(session: ort.InferenceSession, inputs: np.ndarray, count: int
     return np.diff(stamps)
 
 
+def _request(inputs: np.ndarray, target: Target) -> np.ndarray:
+    """One batch of the target's size, examples repeated where there are fewer."""
+    return inputs[np.arange(target.batch) % len(inputs)]
+
+
 def summarise(seconds: np.ndarray, batch: int) -> Latency:
     """Percentiles of request times; p99 only when ten samples lie beyond it."""
     p50, p90, p99 = np.percentile(seconds * 1e3, [50, 90, 99])
@@ -63,7 +68,7 @@ def summarise(seconds: np.ndarray, batch: int) -> Latency:
 def latency(path: str | Path, target: Target, inputs: np.ndarray, budget_s: float = 3.0) -> Latency:
     """Request times of one file, warm-up left out: at least enough for p99, within the time budget if that allows it."""
     session = open_session(path, target)
-    request = inputs[: target.batch]
+    request = _request(inputs, target)
     per_request = float(np.median(_time_requests(session, request, WARM_UP)))
     count = int(np.clip(budget_s / per_request, 30, 5000))
     return summarise(_time_requests(session, request, count), target.batch)
@@ -87,7 +92,7 @@ def compare(
     """
     rng = np.random.default_rng(seed)
     sessions = [open_session(path, target) for path in (first, second)]
-    request = inputs[: target.batch]
+    request = _request(inputs, target)
     counts = [max(5, int(block_s / np.median(_time_requests(s, request, WARM_UP)))) for s in sessions]
     times: list[list[np.ndarray]] = [[], []]
     for _ in range(blocks):
