@@ -69,11 +69,18 @@ def npz(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
                     f"data.path: expected arrays 'inputs' and 'labels' in {path}, {', '.join(sorted(missing))} is missing; "
                     f"found {', '.join(arrays.files) or 'none'}"
                 )
-            return arrays["inputs"], arrays["labels"].astype(np.int64)
+            return arrays["inputs"], _whole(arrays["labels"])
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"data.path: expected a readable .npz file, got {path}: {error}") from error
+
+
+def _whole(labels: np.ndarray) -> np.ndarray:
+    """Labels as integers; refuses what rounding would change."""
+    if labels.dtype.kind not in "iufb" or (labels.dtype.kind == "f" and not (labels == np.floor(labels)).all()):
+        raise InputError(f"data: expected integer labels (class numbers), got {labels.dtype} such as {labels.flat[:3]}")
+    return labels.astype(np.int64)
 
 
 def split(inputs: np.ndarray, labels: np.ndarray, shares: Sequence[float], seed: int) -> Dataset:
@@ -86,6 +93,8 @@ def split(inputs: np.ndarray, labels: np.ndarray, shares: Sequence[float], seed:
         raise InputError(f"data: expected labels [N], one class number per example, got shape {labels.shape}")
     if len(inputs) != len(labels):
         raise InputError(f"data: expected one label for each input, got {len(inputs)} inputs and {len(labels)} labels")
+    if inputs.dtype.kind not in "iufb":
+        raise InputError(f"data: expected numbers as inputs (such as float32), got an array of {inputs.dtype}")
     if np.issubdtype(inputs.dtype, np.floating) and not np.isfinite(inputs).all():
         raise InputError("data: expected finite inputs, found NaN or infinity; clean the array before registering it")
     from sklearn.model_selection import train_test_split

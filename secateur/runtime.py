@@ -20,15 +20,20 @@ class Target:
     batch: int = 1
 
 
+def check_provider(target: Target) -> None:
+    """Raise InputError unless the target's provider is installed."""
+    available = ort.get_available_providers()
+    if target.provider not in available:
+        raise InputError(f"target.provider: expected one of {', '.join(available)}, got {target.provider}")
+
+
 def open_session(path: str | Path, target: Target) -> ort.InferenceSession:
     """Load a file on the target's provider.
 
     Raises:
         InputError: the provider is not installed, or fell back to another one.
     """
-    available = ort.get_available_providers()
-    if target.provider not in available:
-        raise InputError(f"target.provider: expected one of {', '.join(available)}, got {target.provider}")
+    check_provider(target)
     options = ort.SessionOptions()
     options.intra_op_num_threads = target.threads
     options.inter_op_num_threads = 1

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
+_ABSENT = ("NoSuchKey", "404")
+
+
 def _s3() -> S3Client:
     import boto3
     from botocore.config import Config
@@ -40,8 +43,15 @@ def _key(*parts: str) -> tuple[str, str]:
 
 def download(uri: str, local: Path) -> None:
     """Fetch one object."""
+    from botocore.exceptions import ClientError
+
     bucket, key = _place(uri)
-    _s3().download_file(bucket, key, str(local))
+    try:
+        _s3().download_file(bucket, key, str(local))
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in _ABSENT:
+            raise
+        raise FileNotFoundError(f"expected an object at {uri}, there is none") from error
 
 
 def publish(model: str, version: str, local: Path) -> str:
@@ -53,12 +63,25 @@ def publish(model: str, version: str, local: Path) -> str:
     s3, sha256 = _s3(), tracking.sha256_of(local)
     bucket, key = _key(model, version, "model.onnx")
     manifest = _read_json(model, version, "manifest.json")
-    if manifest is None or manifest.get("sha256") != sha256:
+    if manifest is None or manifest.get("sha256") != sha256 or _stored_sha256(bucket, key) != sha256:
         s3.upload_file(str(local), bucket, key)
+        if _stored_sha256(bucket, key) != sha256:
+            raise OSError(f"bucket: s3://{bucket}/{key} reads back as other bytes than were written")
         _write_json(
             {"file": "model.onnx", "sha256": sha256, "bytes": local.stat().st_size}, model, version, "manifest.json"
         )
     return f"s3://{bucket}/{key}"
+
+
+def _stored_sha256(bucket: str, key: str) -> str | None:
+    """SHA-256 of an object's bytes, or None when there is none."""
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        local = Path(folder) / "object"
+        try:
+            download(f"s3://{bucket}/{key}", local)
+        except FileNotFoundError:
+            return None
+        return tracking.sha256_of(local)
 
 
 def check_serves(model: str, version: str) -> None:
@@ -83,7 +106,8 @@ def check_serves(model: str, version: str) -> None:
         session = open_session(local, Target())
         spec = session.get_inputs()[0]
         shape = [size if isinstance(size, int) else 1 for size in spec.shape]
-        dtype = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(double)": "float64"}[spec.type]
+        element = spec.type.removeprefix("tensor(").removesuffix(")")
+        dtype = {"float": "float32", "double": "float64"}.get(element, element)
         if not np.isfinite(run(session, np.zeros(shape, dtype=dtype))).all():
             raise OSError(f"bucket: {model}/{version} answers with values that are not finite")
 
@@ -106,7 +130,7 @@ def _read_json(*parts: str) -> dict[str, Any] | None:
     try:
         return json.loads(_s3().get_object(Bucket=bucket, Key=key)["Body"].read())
     except ClientError as error:
-        if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+        if error.response["Error"]["Code"] in _ABSENT:
             return None
         raise
 

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from secateur.errors import InputError
 from tasks.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ def load(recipe: Recipe) -> Dataset:
 
         with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
             local = Path(folder) / "data.npz"
-            bucket.download(str(recipe.data.path), local)
+            try:
+                bucket.download(str(recipe.data.path), local)
+            except FileNotFoundError as error:
+                raise InputError(f"data.path: {error}; upload the file or mend the address") from error
             inputs, labels = data.npz(local)
     else:
         inputs, labels = data.npz(str(recipe.data.path))

@@ -5,11 +5,14 @@ Entries are artifacts `journal/000001.json`, ... of one run in the model's exper
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks import tracking
+
+INTENT = "secateur.intent"
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,11 @@ class Entry:
 
 def entries(model: str) -> list[Entry]:
     """The whole journal, oldest first."""
-    run_id = _run(model)
     client = tracking.client()
+    experiment = client.get_experiment_by_name(tracking.experiment_name(model))
+    run_id = experiment and tracking.find_run(experiment.experiment_id, _key(model))
+    if not run_id:
+        return []
     names = sorted(Path(entry.path).name for entry in client.list_artifacts(run_id, "journal"))
     found = (tracking.get_json(run_id, f"journal/{name}") for name in names)
     return [Entry(**entry) for entry in found if entry is not None]
@@ -58,7 +64,27 @@ def append(
     return entry
 
 
+def announce(model: str, request: str, version: str) -> None:
+    """Note what is about to be done, so that the same request, made again after a crash, is finished and not redone."""
+    tracking.client().set_tag(_run(model), INTENT, json.dumps({"request": request, "version": version}))
+
+
+def announced(model: str, request: str) -> str | None:
+    """The version that an unfinished request of the same words was for, or None."""
+    intent = json.loads(tracking.client().get_run(_run(model)).data.tags.get(INTENT, "{}"))
+    return intent.get("version") if intent.get("request") == request else None
+
+
+def settle(model: str) -> None:
+    """Forget the announcement: it is done."""
+    tracking.client().set_tag(_run(model), INTENT, "{}")
+
+
+def _key(model: str) -> str:
+    return f"journal:{model}"
+
+
 def _run(model: str) -> str:
     return tracking.find_or_create_run(
-        tracking.experiment_of(model), f"journal:{model}", "promotion journal", {"secateur.kind": "journal"}
+        tracking.experiment_of(model), _key(model), "promotion journal", {"secateur.kind": "journal"}
     )

@@ -7,9 +7,10 @@ from tasks import tracking
 from tasks.references import Exported, GateResult, Pinned, Promotion
 
 
-@tracking.remembered
 def run(pinned: Pinned, exported: Exported, verdict: GateResult) -> Promotion:
     """Register the dense file (the first time) and the pruned one, and let the pruned one serve.
+
+    Not remembered like other steps: what serves may have changed since, and every part of it is repeatable.
 
     Raises:
         NothingToDo: the verdict is not a pass.

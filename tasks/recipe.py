@@ -17,7 +17,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(_Section):
@@ -124,14 +124,18 @@ def load(name: str) -> Recipe:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
         raise InputError(f"recipe: expected one of {known} (in {folder}), got {name!r}")
-    return parse(path.read_text(), name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"recipe {name}: expected YAML text in UTF-8, got other bytes: {error}") from error
+    return parse(text, name)
 
 
 def parse(text: str, name: str) -> Recipe:
     """Read a recipe from YAML text; `name` is for messages."""
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
         raise InputError(f"recipe {name}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"recipe {name}: expected a mapping of settings, got {type(content).__name__}")

@@ -20,10 +20,10 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     """
     wanted = recipes.load(recipe)
     tracking.client()
-    from secateur import data, pruning
+    from secateur import data, pruning, runtime
     from secateur import program as programs
     from secateur.errors import InputError
-    from tasks import datasets, registry
+    from tasks import datasets, figures, registry
 
     if wanted.model != model:
         raise InputError(
@@ -34,6 +34,12 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
         program = programs.load(path)
     dataset = datasets.load(wanted)
     data.check_fits(dataset, program)
+    runtime.check_provider(figures.target_of(wanted))
+    if wanted.target.batch > len(dataset.validation):
+        raise InputError(
+            f"target.batch: expected at most the {len(dataset.validation)} examples of the validation split, got "
+            f"{wanted.target.batch}; latency is measured on real examples"
+        )
     pruning.check_prunable(program, wanted.prune.kinds, wanted.prune.criterion)
     pinned = Pinned(
         model=model,
@@ -69,9 +75,7 @@ def _with_parent_run(pinned: Pinned, salt: str) -> Pinned:
     run_id = tracking.find_or_create_run(experiment, key, name, tags)
     complete = dataclasses.replace(pinned, key=key, experiment_id=experiment, run_id=run_id)
     tracking.put_json(run_id, "recipe.json", pinned.recipe)
-    tracking.log_params(
-        run_id, {"model_version": pinned.version, "recipe_name": pinned.recipe_name, **_flat(pinned.recipe)}
-    )
+    tracking.log_params(run_id, {"model_version": pinned.version, **_flat(pinned.recipe)})
     return complete
 
 

@@ -9,6 +9,9 @@ from tasks.references import Promotion
 def run(model: str, to: str, reason: str, who: str) -> Promotion:
     """Go to a version of `<model>-onnx`, or to `previous`: the one that served before, by the journal.
 
+    The request is announced before anything moves: killed at any point and run again with the same words, it is
+    finished, not done a second time.
+
     Raises:
         InputError: no such version, no version before, no reason, or it serves already.
     """
@@ -20,6 +23,18 @@ def run(model: str, to: str, reason: str, who: str) -> Promotion:
     now = registry.champion(model)
     if now is None:
         raise InputError(f"model: expected one with a promoted version, {model!r} has none; promote a version first")
+    request = tracking.digest([to, reason, who])
+    version = journal.announced(model, request) or _target(model, to, now)
+    journal.announce(model, request, version)
+    promotion = champion.move(model, version, action="rollback", reason=reason, who=who, evidence="")
+    journal.settle(model)
+    return promotion
+
+
+def _target(model: str, to: str, now: str) -> str:
+    """The version that is meant."""
+    from tasks import journal, registry
+
     version = (
         _previous(model, journal.entries(model)) if to == "previous" else registry.number(registry.onnx_name(model), to)
     )
@@ -27,7 +42,7 @@ def run(model: str, to: str, reason: str, who: str) -> Promotion:
         raise InputError(
             f"to: {registry.onnx_name(model)} version {version} serves already; see `secateur history {model}`"
         )
-    return champion.move(model, version, action="rollback", reason=reason, who=who, evidence="")
+    return version
 
 
 def _previous(model: str, written: list) -> str:

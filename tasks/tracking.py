@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 from tasks.references import File, Pinned
 
 if TYPE_CHECKING:
+    import httpx
     from mlflow import MlflowClient
     from torch.export import ExportedProgram
 
@@ -46,7 +47,7 @@ def client() -> MlflowClient:
         import httpx
 
         try:
-            httpx.get(f"{uri.rstrip('/')}/health", timeout=5).raise_for_status()
+            _http().get(f"{uri.rstrip('/')}/health").raise_for_status()
         except httpx.HTTPError as error:
             raise RegistryDownError(
                 f"MLFLOW_TRACKING_URI: expected an MLflow server at {uri}, got: {error}; is it up?"
@@ -54,6 +55,14 @@ def client() -> MlflowClient:
     from mlflow import MlflowClient
 
     return MlflowClient()
+
+
+@functools.cache
+def _http() -> httpx.Client:
+    """One client per process: making one costs more than the request."""
+    import httpx
+
+    return httpx.Client(timeout=5)
 
 
 def digest(value: Any) -> str:
@@ -76,12 +85,17 @@ def code_digest() -> str:
     return sha.hexdigest()
 
 
+def experiment_name(model: str) -> str:
+    """What a model's experiment is called."""
+    return f"secateur/{model}"
+
+
 def experiment_of(model: str) -> str:
     """The id of the model's experiment, made when it is missing."""
     from mlflow.exceptions import MlflowException
 
     mlflow = client()
-    name = f"secateur/{model}"
+    name = experiment_name(model)
     found = mlflow.get_experiment_by_name(name)
     if found is None:
         try:
@@ -132,6 +146,12 @@ def log(
     client().log_batch(run_id, entries, tags=[RunTag(f"secateur.{k}", v) for k, v in tags.items()])
 
 
+def find_run(experiment_id: str, key: str) -> str | None:
+    """The id of the run with this key, or None."""
+    found = client().search_runs([experiment_id], f"tags.`{KEY}` = '{key}'", order_by=["attributes.start_time ASC"])
+    return found[0].info.run_id if found else None
+
+
 def log_params(run_id: str, params: Mapping[str, str]) -> None:
     """Log parameters; the same ones again change nothing."""
     from mlflow.entities import Param
@@ -153,20 +173,30 @@ def log_program(run_id: str, path: Path, program: ExportedProgram, name: str, st
     (example,), _ = programs.batch_of_example(program, 2)
     ((_, (shape, _)),) = programs.input_specs(program).items()
     inputs = TensorSpec(np.dtype(str(example.numpy().dtype)), tuple(-1 if size is None else size for size in shape))
-    with mlflow.start_run(run_id=run_id):
-        logged = mlflow.pytorch.log_model(
-            module,
-            name=name,
-            step=step,
-            input_example=example.numpy(),
-            signature=ModelSignature(inputs=Schema([inputs])),
-            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
-        )
+    model_id = _logged_model(run_id, name)
+    if model_id is None:
+        with mlflow.start_run(run_id=run_id):
+            model_id = mlflow.pytorch.log_model(
+                module,
+                name=name,
+                step=step,
+                input_example=example.numpy(),
+                signature=ModelSignature(inputs=Schema([inputs])),
+                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+            ).model_id
     with tempfile.TemporaryDirectory() as folder:
         exact = Path(folder) / "model.pt2"
         shutil.copy(path, exact)
-        client().log_model_artifact(logged.model_id, str(exact), "data")
-    return logged.model_id
+        client().log_model_artifact(model_id, str(exact), "data")
+    return str(model_id)
+
+
+def _logged_model(run_id: str, name: str) -> str | None:
+    """The model of this name that an earlier try of the step logged in the run."""
+    mlflow = client()
+    experiment = mlflow.get_run(run_id).info.experiment_id
+    found = mlflow.search_logged_models([experiment], f"source_run_id = '{run_id}' AND name = '{name}'")
+    return found[0].model_id if found else None
 
 
 def describe(run_id: str, text: str) -> None:
@@ -226,7 +256,8 @@ def put_bytes(run_id: str, content: bytes, folder: str, name: str) -> None:
 def get_bytes(run_id: str, path: str) -> bytes | None:
     """An artifact's bytes, or None when there is none yet."""
     mlflow = client()
-    if path not in {entry.path for entry in mlflow.list_artifacts(run_id, str(Path(path).parent))}:
+    folder = str(Path(path).parent)
+    if path not in {entry.path for entry in mlflow.list_artifacts(run_id, None if folder == "." else folder)}:
         return None
     with tempfile.TemporaryDirectory() as folder:
         return Path(mlflow.download_artifacts(run_id, path, folder)).read_bytes()
