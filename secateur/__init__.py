@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secateur.allocate import Macs, Parameters, Ratio
+    from secateur.depth import drop_branches
     from secateur.errors import InputError
     from secateur.pruning import Report, prune, replay
+    from secateur.sparsity import NM, Blocks, Unstructured, sparsify
 
 _HOME = {
+    "Blocks": "secateur.sparsity",
+    "NM": "secateur.sparsity",
+    "Unstructured": "secateur.sparsity",
+    "drop_branches": "secateur.depth",
+    "sparsify": "secateur.sparsity",
     "InputError": "secateur.errors",
     "Macs": "secateur.allocate",
     "Parameters": "secateur.allocate",
@@ -20,7 +27,20 @@ _HOME = {
     "prune": "secateur.pruning",
     "replay": "secateur.pruning",
 }
-__all__ = ["InputError", "Macs", "Parameters", "Ratio", "Report", "prune", "replay"]
+__all__ = [
+    "NM",
+    "Blocks",
+    "InputError",
+    "Macs",
+    "Parameters",
+    "Ratio",
+    "Report",
+    "Unstructured",
+    "drop_branches",
+    "prune",
+    "replay",
+    "sparsify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from secateur.schedules import SCHEDULES
 from tasks import tracking
 from tasks.recipe import Recipe
 from tasks.references import Baseline, Pinned, Plan
@@ -18,8 +19,7 @@ def run(pinned: Pinned, baseline: Baseline) -> Plan:
     measure = "sparsity" if goal.sparsity else "macs"
     final = goal.sparsity or goal.macs or 1 - 1 / (goal.speedup or 1)
     count, why = cycles_for(final, recipe.prune.cycles)
-    # every cycle removes the same share of what the one before left
-    shares = tuple(1 - (1 - final) ** (cycle / count) for cycle in range(1, count + 1))
+    shares = tuple(SCHEDULES[recipe.prune.schedule](cycle, count, final) for cycle in range(1, count + 1))
     epochs = tuple(
         recipe.budget.recovery_epochs * k // count - recipe.budget.recovery_epochs * (k - 1) // count
         for k in range(1, count + 1)

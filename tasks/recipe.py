@@ -72,6 +72,7 @@ class Prune(_Section):
     kinds: tuple[str, ...] = ("head", "kv_group", "q_per_group", "channel", "width")
     criterion: str = "l2"
     align: int = Field(8, ge=1)
+    schedule: Literal["one_shot", "linear", "cubic", "exponential"] = "exponential"  # of the share over the cycles
     cycles: int | None = Field(None, ge=1, le=5)
 
 
