@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secateur.allocate import Macs, Parameters, Ratio
+    from secateur.curves import sensitivity
     from secateur.depth import drop_branches
     from secateur.errors import InputError
     from secateur.pruning import Report, prune, replay
@@ -26,6 +27,7 @@ _HOME = {
     "Report": "secateur.pruning",
     "prune": "secateur.pruning",
     "replay": "secateur.pruning",
+    "sensitivity": "secateur.curves",
 }
 __all__ = [
     "NM",
@@ -39,6 +41,7 @@ __all__ = [
     "drop_branches",
     "prune",
     "replay",
+    "sensitivity",
     "sparsify",
 ]
 

@@ -39,13 +39,14 @@ def export(program: ExportedProgram, path: str | Path) -> None:
 def _check_parameters(program: ExportedProgram, model: onnx.ModelProto) -> None:
     """Every weight is in the file, under its name or, transposed for a MatMul, under one that the exporter made up.
 
-    Left out are the scales of batch norms, which the exporter folds into the weights before them.
+    Left out are the scales of batch norms, which the exporter folds into the weights before them, and the weights of
+    recurrent layers, which it packs gate by gate.
     """
     stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     parameters = {name: tuple(parameter.shape) for name, parameter in program.named_parameters()}
     renamed = Counter(tuple(sorted(shape)) for name, shape in stored.items() if name not in parameters)
     missing = []
-    for name in _used_parameters(program) - _folded_parameters(program):
+    for name in _used_parameters(program) - _repacked_parameters(program):
         shape = parameters[name]
         if stored.get(name) in (shape, shape[::-1]):
             continue
@@ -56,12 +57,15 @@ def _check_parameters(program: ExportedProgram, model: onnx.ModelProto) -> None:
         raise RuntimeError(f"the ONNX file does not hold the program's weights: {'; '.join(sorted(missing)[:3])}")
 
 
-def _folded_parameters(program: ExportedProgram) -> set[str]:
+_REPACKED = (torch.ops.aten.batch_norm.default, torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
+
+
+def _repacked_parameters(program: ExportedProgram) -> set[str]:
     return {
         str(node.target)
-        for norm in program.module(check_guards=False).graph.nodes
-        if norm.target is torch.ops.aten.batch_norm.default
-        for node in norm.all_input_nodes
+        for user in program.module(check_guards=False).graph.nodes
+        if user.target in _REPACKED
+        for node in user.all_input_nodes
         if node.op == "get_attr"
     }
 

@@ -38,6 +38,10 @@ _TRAINING_ARGUMENT = {
     _aten.dropout_.default: 2,
     _aten.feature_dropout.default: 2,
     _aten.instance_norm.default: 5,
+    _aten.lstm.input: 6,
+    _aten.gru.input: 6,
+    _aten.rnn_tanh.input: 6,
+    _aten.rnn_relu.input: 6,
 }
 
 
@@ -134,16 +138,28 @@ def digest(program: ExportedProgram) -> str:
     return sha.hexdigest()
 
 
-def graph_module(program: ExportedProgram) -> fx.GraphModule:
-    """An independent, trainable copy of the program, tied weights tied again (loading a file unties them)."""
-    module = copy.deepcopy(program.module(check_guards=False))
+def graph_module(program: ExportedProgram, *, shared: bool = False) -> fx.GraphModule:
+    """An independent, trainable copy of the program, tied weights tied again (loading a file unties them).
+
+    `shared` copies the graph alone: its tensors are the program's own, so it may be read and cut, but never trained.
+    """
+    original = program.module(check_guards=False)
+    tensors = [*original.parameters(), *original.buffers()] if shared else []
+    module = copy.deepcopy(original, {id(tensor): tensor for tensor in tensors})
     owners: dict[tuple[object, ...], nn.Parameter] = {}
-    for name, original in program.state_dict.items():
-        if isinstance(original, nn.Parameter) and original.numel():
-            memory = original.data_ptr(), original.shape, original.stride()
+    for name, tensor in program.state_dict.items():
+        if isinstance(tensor, nn.Parameter):
             path, _, attribute = name.rpartition(".")
-            setattr(module.get_submodule(path), attribute, owners.setdefault(memory, operator.attrgetter(name)(module)))
+            owner = owners.setdefault(identity(tensor), operator.attrgetter(name)(module))
+            setattr(module.get_submodule(path), attribute, owner)
     return module
+
+
+def identity(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Equal for tied tensors only; those without memory (empty ones, meta tensors) are tied to nothing but themselves."""
+    if not tensor.numel() or tensor.device.type == "meta":
+        return (id(tensor),)
+    return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
 
 
 def set_training(module: fx.GraphModule, training: bool) -> None:

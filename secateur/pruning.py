@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import fx
 from torch.export import ExportedProgram
+from torch.utils import _pytree
 
 from secateur import allocate, calibration, surgery
 from secateur import program as programs
@@ -131,10 +132,10 @@ def prune(
     structure = infer(module)
     chosen = choose_axes(structure, choice)
     symbols = programs.per_example_symbols(program)
-    scores = _score(program, module, structure, chosen, choice, calibration, loss)
+    scores = score_units(program, module, structure, chosen, choice, calibration, loss)
     widths = _allocate(structure, chosen, choice, goal, symbols, scores, curves)
     kept = {
-        info.axis: _strongest(scores[info.name], widths[info.axis]) for info in chosen if widths[info.axis] < info.size
+        info.axis: strongest(scores[info.name], widths[info.axis]) for info in chosen if widths[info.axis] < info.size
     }
     if not kept:
         raise InputError(
@@ -227,7 +228,7 @@ def _check_choice(choice: Choice) -> None:
         raise InputError(f"floor: expected a share from 0 up to 1, got {choice.floor}")
 
 
-def _score(
+def score_units(
     program: ExportedProgram,
     module: fx.GraphModule,
     structure: Structure,
@@ -278,7 +279,7 @@ def _allocate(
     return allocate.reach(chosen, steps, goal, allocate.measure_of(goal, structure, chosen, symbols))
 
 
-def _strongest(scores: np.ndarray, count: int) -> np.ndarray:
+def strongest(scores: np.ndarray, count: int) -> np.ndarray:
     """The units with the highest scores, ascending; ties go to the earlier unit."""
     return np.sort(np.argsort(-scores, kind="stable")[:count])
 
@@ -293,12 +294,12 @@ def _cut(
     """Cut `module`, a copy of the program that `structure` describes, export it again, hold it against the masked one."""
     infos = [info for info in structure.axes if info.axis in kept]
     before = structure.count_parameters(), structure.count_macs(programs.per_example_symbols(program))
-    reference = copy.deepcopy(module)
-    surgery.mask(reference, structure, kept)
+    with programs.evaluating(module):
+        expected = [surgery.run_masked(module, structure, kept, _pytree.tree_leaves(x)) for x in _probes(program)]
     surgery.cut(module, structure, kept)
     pruned = programs.reexport(module, program)
-    error = _masked_error(reference, pruned, program, exact=not any(info.normalised for info in infos))
-    recounted = infer(programs.graph_module(pruned))
+    error = _masked_error(expected, pruned, program, exact=not any(info.normalised for info in infos))
+    recounted = infer(programs.graph_module(pruned, shared=True))
     report = Report(
         axes=tuple(
             AxisCut(
@@ -321,21 +322,26 @@ def _cut(
     return pruned, report
 
 
+def _probes(program: ExportedProgram) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The example inputs, at two batch sizes where the batch is dynamic."""
+    sizes = (2, 3) if programs.has_dynamic_batch(program) else (None,)
+    return [programs.batch_of_example(program, size) if size else programs.example(program) for size in sizes]
+
+
 def _masked_error(
-    reference: fx.GraphModule, pruned: ExportedProgram, program: ExportedProgram, exact: bool
+    masked: Sequence[Any], pruned: ExportedProgram, program: ExportedProgram, exact: bool
 ) -> float | None:
-    """Run the cut program at two batch sizes; its largest relative difference from the masked dense one."""
+    """The largest relative difference of the cut program's outputs from what the masked dense one gave."""
     module = pruned.module(check_guards=False)
     errors = [0.0]
-    with programs.evaluating(reference):
-        for size in (2, 3) if programs.has_dynamic_batch(program) else (None,):
-            args, kwargs = programs.batch_of_example(program, size) if size else programs.example(program)
-            expected, seen = (torch.utils._pytree.tree_leaves(m(*args, **kwargs)) for m in (reference, module))
-            errors += [
-                float((a - b).abs().max() / a.abs().max().clamp_min(1e-30))
-                for a, b in zip(expected, seen, strict=True)
-                if isinstance(a, torch.Tensor) and a.is_floating_point()
-            ]
+    for (args, kwargs), outputs in zip(_probes(program), masked, strict=True):
+        with torch.no_grad():
+            seen = module(*args, **kwargs)
+        errors += [
+            float((a - b).abs().max() / a.abs().max().clamp_min(1e-30))
+            for a, b in zip(_pytree.tree_leaves(outputs), _pytree.tree_leaves(seen), strict=True)
+            if isinstance(a, torch.Tensor) and a.is_floating_point()
+        ]
     worst = float(np.max(errors))  # a NaN stays one
     if exact and not worst <= MASKED_TOLERANCE:
         raise RuntimeError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,23 @@ from torch import fx, nn
 from secateur.axes.compute import implied_scale
 from secateur.axes.infer import Structure
 from secateur.axes.terms import Kept, Product, Term, Widths, kept_positions, leaves, resolve, size_of
-from secateur.axes.trace import Rewrite
+from secateur.axes.trace import Dims, Rewrite
 
 Edit = Callable[[torch.Tensor, int, np.ndarray], torch.Tensor]
 
 
 def cut(module: fx.GraphModule, structure: Structure, kept: Kept) -> None:
     """Keep only the `kept` units of each axis, in place; tied tensors stay tied, parameters become new objects."""
-    _edit_tensors(module, structure, kept, lambda t, dim, keep: t.index_select(dim, torch.from_numpy(keep)))
+    for name, dims in structure.tensors.items():
+        tensor = operator.attrgetter(name)(module)
+        changed = _edited(tensor.detach(), dims, kept, _select)
+        if changed.shape == tensor.shape:
+            continue
+        if isinstance(tensor, nn.Parameter):
+            changed = nn.Parameter(changed, requires_grad=tensor.requires_grad)
+        for alias in (name, *structure.aliases.get(name, ())):
+            owner, _, attribute = alias.rpartition(".")
+            setattr(module.get_submodule(owner), attribute, changed)
     widths = {axis: len(units) for axis, units in kept.items()}
     for rewrite in structure.trace.rewrites:
         if any(axis in kept for axis in leaves(rewrite.term)):
@@ -28,31 +37,38 @@ def cut(module: fx.GraphModule, structure: Structure, kept: Kept) -> None:
     module.recompile()
 
 
-def mask(module: fx.GraphModule, structure: Structure, kept: Kept) -> None:
-    """Zero every slice of the units that a cut would remove, in place; shapes stay."""
+def run_masked(module: fx.GraphModule, structure: Structure, kept: Kept, inputs: Sequence[Any]) -> Any:
+    """What the graph gives for flat `inputs` when every slice of the units that a cut would remove is zero.
 
-    def zero_others(tensor: torch.Tensor, dim: int, keep: np.ndarray) -> torch.Tensor:
-        gone = np.setdiff1d(np.arange(tensor.shape[dim]), keep)
-        return tensor.index_fill(dim, torch.from_numpy(gone), 0)
+    The module stays as it is: each tensor is masked when the graph reads it and released after its last use, so that
+    this costs the memory of one tensor and not of a second model.
+    """
+    owners = {alias: name for name, aliases in structure.aliases.items() for alias in aliases}
 
-    _edit_tensors(module, structure, kept, zero_others)
+    class Masked(fx.Interpreter):
+        def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+            dims = structure.tensors.get(owners.get(target, target), ())
+            value = super().get_attr(target, args, kwargs)
+            return _edited(value, dims, kept, _zero_others) if dims else value
+
+    return Masked(module).run(*inputs, enable_io_processing=True)
 
 
-def _edit_tensors(module: fx.GraphModule, structure: Structure, kept: Kept, edit: Edit) -> None:
-    for name, dims in structure.tensors.items():
-        touched = [i for i, term in enumerate(dims) if any(axis in kept for axis in leaves(term))]
-        if not touched:
-            continue
-        tensor = operator.attrgetter(name)(module)
-        changed = tensor.detach()
-        for dim in touched:
-            changed = edit(changed, dim, kept_positions(dims[dim], kept))
-        changed = changed.contiguous()
-        if isinstance(tensor, nn.Parameter):
-            changed = nn.Parameter(changed, requires_grad=tensor.requires_grad)
-        for alias in (name, *structure.aliases.get(name, ())):
-            owner, _, attribute = alias.rpartition(".")
-            setattr(module.get_submodule(owner), attribute, changed)
+def _select(tensor: torch.Tensor, dim: int, keep: np.ndarray) -> torch.Tensor:
+    return tensor.index_select(dim, torch.from_numpy(keep).to(tensor.device))
+
+
+def _zero_others(tensor: torch.Tensor, dim: int, keep: np.ndarray) -> torch.Tensor:
+    gone = np.setdiff1d(np.arange(tensor.shape[dim]), keep)
+    return tensor.index_fill(dim, torch.from_numpy(gone).to(tensor.device), 0)
+
+
+def _edited(tensor: torch.Tensor, dims: Dims, kept: Kept, edit: Edit) -> torch.Tensor:
+    """The tensor after an edit of each dimension that carries a cut axis."""
+    for dim, term in enumerate(dims):
+        if any(axis in kept for axis in leaves(term)):
+            tensor = edit(tensor, dim, kept_positions(term, kept))
+    return tensor.contiguous()
 
 
 def _rewrite(rewrite: Rewrite, widths: Widths) -> None:

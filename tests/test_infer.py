@@ -10,7 +10,7 @@ from secateur import program as programs
 from secateur import surgery
 from secateur.axes.infer import KINDS, AxisInfo, Structure, infer
 from secateur.axes.normalise import spell_out_splits
-from secateur.pruning import _strongest
+from secateur.pruning import strongest
 
 
 def structure_of(made: nn.Module, *inputs: torch.Tensor) -> Structure:
@@ -175,7 +175,7 @@ def test_the_counts_after_a_cut_are_foretold(name: str) -> None:
     program = models.exported(name)
     module = programs.graph_module(program)
     s = infer(module)
-    kept = {info.axis: _strongest(torch.rand(info.size).numpy(), (info.size + 1) // 2) for info in s.prunable}
+    kept = {info.axis: strongest(torch.rand(info.size).numpy(), (info.size + 1) // 2) for info in s.prunable}
     foretold = s.count_parameters({axis: len(units) for axis, units in kept.items()})
     surgery.cut(module, s, kept)
     assert foretold == sum(p.numel() for p in module.parameters()) < s.count_parameters()

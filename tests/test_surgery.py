@@ -31,30 +31,23 @@ def some_units(structure: Structure, seed: int) -> Kept:
     return {info.axis: np.sort(rng.permutation(info.size)[:count]) for info, count in zip(axes, counts, strict=True)}
 
 
-def cut_and_masked(program: ExportedProgram, seed: int) -> tuple[fx.GraphModule, fx.GraphModule, Kept]:
-    """Both in double precision, the same random units gone from one and zero in the other."""
-    cut = programs.graph_module(program).double()
-    structure = infer(cut)
-    kept = some_units(structure, seed)
-    masked = copy.deepcopy(cut)
-    surgery.mask(masked, structure, kept)
-    surgery.cut(cut, structure, kept)
-    return cut, masked, kept
-
-
-def difference(first: fx.GraphModule, second: fx.GraphModule, inputs: torch.Tensor) -> float:
-    """The largest difference of the outputs, relative to the largest output."""
+def difference(program: ExportedProgram, inputs: torch.Tensor, seed: int) -> float:
+    """Cut against masked, the same random units gone, in double precision: relative to the largest output."""
     inputs = inputs.double() if inputs.is_floating_point() else inputs
-    with programs.evaluating(first), programs.evaluating(second):
-        a, b = first(inputs), second(inputs)
-    return float((a - b).abs().max() / a.abs().max())
+    module = programs.graph_module(program).double()
+    structure = infer(module)
+    kept = some_units(structure, seed)
+    with programs.evaluating(module):
+        masked = surgery.run_masked(module, structure, kept, [inputs])
+        surgery.cut(module, structure, kept)
+        cut = module(inputs)
+    return float((masked - cut).abs().max() / masked.abs().max())
 
 
 @given(st.sampled_from(sorted(models.MODELS)), st.integers(0, 2**16))
 @settings(max_examples=20)
 def test_cut_equals_masked_for_any_kept_units(name: str, seed: int) -> None:
-    cut, masked, _ = cut_and_masked(models.exported(name), seed)
-    assert difference(masked, cut, torch.from_numpy(models.MODELS[name][1](3))) < TOLERANCE
+    assert difference(models.exported(name), torch.from_numpy(models.MODELS[name][1](3)), seed) < TOLERANCE
 
 
 class RandomImages(nn.Module):
@@ -165,10 +158,7 @@ class RandomVectors(nn.Module):
 
 
 def check(made: nn.Module, inputs: torch.Tensor, seed: int) -> None:
-    """Cut equals masked, and the cut graph exports again with the same result."""
-    program = models.export(models.with_lived_in_norms(made), inputs)
-    cut, masked, _ = cut_and_masked(program, seed)
-    assert difference(masked, cut, inputs) < TOLERANCE
+    assert difference(models.export(models.with_lived_in_norms(made), inputs), inputs, seed) < TOLERANCE
 
 
 def steps_of(kinds: tuple[str, ...]) -> st.SearchStrategy[list[tuple[str, int]]]:
@@ -216,18 +206,18 @@ def test_a_cut_keeps_the_rows_and_columns_of_the_kept_units() -> None:
     assert torch.equal(seen["second.bias"], dense["second.bias"])
 
 
-def test_a_mask_zeroes_exactly_the_units_that_a_cut_removes() -> None:
-    dense = models.module("perceptron").state_dict()
+def test_a_masked_run_zeroes_exactly_the_units_that_a_cut_removes_and_leaves_the_module_alone() -> None:
+    made = copy.deepcopy(models.module("perceptron"))
     module = programs.graph_module(models.exported("perceptron"))
     structure = infer(module)
-    keep, gone = [1, 4], [0, 2, 3, 5]
-    surgery.mask(module, structure, {structure.prunable[0].axis: np.array(keep)})
-    seen = module.state_dict()
-    assert {name: t.shape for name, t in seen.items()} == {name: t.shape for name, t in dense.items()}
-    assert not seen["first.weight"][gone].any()
-    assert not seen["first.bias"][gone].any()
-    assert not seen["second.weight"][:, gone].any()
-    assert torch.equal(seen["first.weight"][keep], dense["first.weight"][keep])
+    keep, gone = np.array([1, 4]), [0, 2, 3, 5]
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    inputs = torch.from_numpy(models.vectors(3))
+    seen = surgery.run_masked(module, structure, {structure.prunable[0].axis: keep}, [inputs])
+    with torch.no_grad():
+        made.first.weight[gone], made.first.bias[gone], made.second.weight[:, gone] = 0, 0, 0
+        assert torch.equal(seen, made(inputs))
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
 
 
 @pytest.mark.parametrize(

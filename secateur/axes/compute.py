@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from secateur.axes.shape import SPATIAL, broadcast
-from secateur.axes.terms import ONE, Term, freeze, fresh, product, size_of, unify
+from secateur.axes.terms import ONE, Term, concat, freeze, fresh, product, size_of, unify
 from secateur.axes.trace import Dims, Trace, freeze_inputs, frozen_dims, is_tensor, node_shape, rule, shape_of
 
 KERNEL = "is a kernel size"
@@ -249,3 +249,36 @@ def grouped_matmul(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     trace.role("width", x[-1], y[-1])
     trace.contract(node, (*x[:-1], x[-1], y[-1]))
     return (*x[:-1], y[-1])
+
+
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+@rule(*GATES)
+def recurrent(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Any:
+    """Every layer and direction: gates x hidden = W_ih x + W_hh h. One tensor of initial states ties all hidden widths."""
+    name = node.target._overloadpacket.__name__  # type: ignore[union-attr]
+    directions = 1 + bool(a.__dict__.get("bidirectional"))
+    per_direction = 2 + 2 * bool(a.__dict__.get("has_biases"))
+    if not hasattr(a, "params") or not hasattr(a, "batch_first"):
+        return freeze_inputs(trace, node, "meets a recurrent layer over packed sequences")
+    if len(a.params) != a.num_layers * directions * per_direction:
+        return freeze_inputs(trace, node, "meets a recurrent layer with a projection")
+    states = a.hx if isinstance(a.hx, list | tuple) else [a.hx]
+    *lead, features = trace.dims(a.input)
+    hidden = trace.dims(states[0])[-1]
+    for state in states[1:]:
+        unify(hidden, trace.dims(state)[-1])
+    gates = fresh(GATES[name], "counts the gates of a recurrent layer")
+    for position in range(0, len(a.params), per_direction):
+        into, recur, *biases = (trace.dims(p) for p in a.params[position : position + per_direction])
+        unify(into[1], features)
+        unify(recur[1], hidden)
+        for term in (into[0], recur[0], *(bias[0] for bias in biases)):
+            unify(term, product([gates, hidden]))
+        trace.contract(node, (*lead, gates, hidden, features))
+        trace.contract(node, (*lead, gates, hidden, hidden))
+        if (position // per_direction + 1) % directions == 0:  # the last direction of a layer
+            features = concat([hidden] * directions)
+    trace.role("width", hidden)
+    return [(*lead, features), *(trace.dims(state) for state in states)]

@@ -23,6 +23,7 @@ from secateur.axes.trace import (
     frozen_dims,
     shape_of,
 )
+from secateur.program import identity
 
 KINDS = ("head", "kv_group", "q_per_group", "qk_width", "v_width", "embedding", "channel", "width")  # by precedence
 
@@ -76,7 +77,7 @@ def infer(module: fx.GraphModule) -> Structure:
     """Find the axes of the graph module of an exported program; the graph is normalised in place first."""
     normalise(module)
     trace = Trace()
-    owners = {_identity(tensor): name for name, tensor in reversed(_named_tensors(module))}
+    owners = {identity(tensor): name for name, tensor in reversed(_named_tensors(module))}
     tensors: dict[str, Dims] = {}
     for node in module.graph.nodes:
         if node.op == "placeholder" or any(source in trace.computed for source in node.all_input_nodes):
@@ -107,7 +108,7 @@ def _parameter(
     tensor = operator.attrgetter(name)(module)
     if not isinstance(tensor, torch.Tensor):
         return ()
-    owner = owners.setdefault(_identity(tensor), name)
+    owner = owners.setdefault(identity(tensor), name)
     if owner not in tensors:
         reason = None if tensor.is_floating_point() else f"{owner} holds {tensor.dtype}".replace("torch.", "")
         tensors[owner] = tuple(fresh(size, reason) for size in tensor.shape)
@@ -123,15 +124,10 @@ def _aliases(module: fx.GraphModule, owners: dict[tuple[object, ...], str]) -> d
     """The other names of each tensor that the graph uses, those that the graph itself never mentions included."""
     aliases: dict[str, tuple[str, ...]] = {}
     for name, tensor in _named_tensors(module):
-        owner = owners.get(_identity(tensor), name)
+        owner = owners.get(identity(tensor), name)
         if owner != name:
             aliases[owner] = (*aliases.get(owner, ()), name)
     return aliases
-
-
-def _identity(tensor: torch.Tensor) -> tuple[object, ...]:
-    """Equal for tied tensors only; empty tensors share no memory, whatever their address says."""
-    return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) if tensor.numel() else (id(tensor),)
 
 
 def _apply_rule(trace: Trace, node: fx.Node) -> object:

@@ -1,0 +1,139 @@
+"""How much loss every axis costs, share by share: measured on calibration data, saved so that a long measurement resumes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+from secateur import calibration as calibrating
+from secateur import program as programs
+from secateur import pruning, surgery
+from secateur.allocate import Curves
+from secateur.axes.infer import infer
+from secateur.calibration import Batch, Loss, classification_loss
+from secateur.errors import InputError
+from secateur.pruning import DEFAULT_KINDS, Choice
+
+SHARES = (0.25, 0.5, 0.75)
+
+
+def sensitivity(
+    program: ExportedProgram,
+    *,
+    calibration: Sequence[Batch],
+    kinds: Sequence[str] = DEFAULT_KINDS,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    criterion: str = "l2",
+    shares: Sequence[float] = SHARES,
+    seed: int = 0,
+    loss: Loss = classification_loss,
+    path: str | Path | None = None,
+    on_axis: Callable[[str, dict[float, float]], None] = lambda name, curve: None,
+) -> Curves:
+    """The mean loss on the calibration batches after cutting each axis alone (Li et al., ICLR 2017, section 3.2).
+
+    Args:
+        calibration: batches of (inputs..., target).
+        shares: of the axis's units that go, the least important first; share 0 (the dense loss) is always added.
+        path: a JSON file that every finished axis is written to; when it exists, the measurement goes on from it.
+        on_axis: called with the name and the curve of each axis as it is finished.
+
+    Raises:
+        InputError: no axis can be cut, data is missing or misfits, a share lies outside 0..1, or the file at `path`
+            belongs to another program, other data or other settings.
+    """
+    if bad := [share for share in shares if not 0 < share < 1]:
+        raise InputError(f"shares: expected shares between 0 and 1 (exclusive), got {bad[0]}")
+    choice = Choice(tuple(kinds), tuple(include), tuple(exclude), criterion, seed=seed)
+    calibrating.check_batches(calibration, programs.input_specs(program))
+    module = programs.graph_module(program)
+    structure = infer(module)
+    chosen = pruning.choose_axes(structure, choice)
+    store = _Store(path, _key(program, choice, shares, calibration))
+    missing = [info for info in chosen if info.name not in store.curves]
+    if missing:
+        scores = pruning.score_units(program, module, structure, missing, choice, calibration, loss)
+        dense = mean_loss(module, calibration, loss)
+    for info in missing:
+        curve = {0.0: dense}
+        for share in sorted(shares):
+            count = max(1, round(info.size * (1 - share)))
+            kept = {info.name: pruning.strongest(scores[info.name], count)}
+            curve[1 - count / info.size] = mean_loss(_cut_alone(program, kept), calibration, loss)
+        store.add(info.name, curve)
+        on_axis(info.name, curve)
+    return {info.name: store.curves[info.name] for info in chosen}
+
+
+def mean_loss(module: fx.GraphModule, batches: Sequence[Batch], loss: Loss) -> float:
+    """The loss over all examples, in evaluation mode; batches count by their size."""
+    total, count = 0.0, 0
+    with programs.evaluating(module):
+        for batch in batches:
+            total += float(loss(module(*batch[:-1]), batch[-1])) * len(batch[0])
+            count += len(batch[0])
+    return total / count
+
+
+def _cut_alone(program: ExportedProgram, kept: dict[str, np.ndarray]) -> fx.GraphModule:
+    """A graph module with some axes, given by name, cut to the kept units."""
+    module = programs.graph_module(program, shared=True)
+    structure = infer(module)
+    surgery.cut(module, structure, {info.axis: kept[info.name] for info in structure.axes if info.name in kept})
+    return module
+
+
+def _key(program: ExportedProgram, choice: Choice, shares: Sequence[float], batches: Sequence[Batch]) -> str:
+    """A digest of everything that a curve depends on; which axes are measured is not part of it."""
+    sha = hashlib.sha256(programs.digest(program).encode())
+    settings = asdict(choice)
+    sha.update(json.dumps([settings["criterion"], settings["seed"], sorted(shares)]).encode())
+    for tensor in (tensor for batch in batches for tensor in batch):
+        sha.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+class _Store:
+    """The curves measured so far, in a file when there is a path for one."""
+
+    def __init__(self, path: str | Path | None, key: str) -> None:
+        self.path = Path(path) if path is not None else None
+        self.key = key
+        self.curves: dict[str, dict[float, float]] = {}
+        if self.path and self.path.exists():
+            self.curves = _read(self.path, key)
+
+    def add(self, name: str, curve: dict[float, float]) -> None:
+        self.curves[name] = curve
+        if self.path:
+            content = {"key": self.key, "curves": {n: sorted(c.items()) for n, c in self.curves.items()}}
+            beside = self.path.with_name(self.path.name + ".new")
+            beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            os.replace(beside, self.path)  # a kill leaves the old file or the new one
+
+
+def _read(path: Path, key: str) -> dict[str, dict[float, float]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        curves = {name: {float(share): float(value) for share, value in curve} for name, curve in content["curves"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"path: expected curves that secateur.sensitivity wrote in {path}, got something else"
+        ) from error
+    if content["key"] != key:
+        raise InputError(
+            f"path: {path} holds curves of another program, other calibration data or other settings; "
+            "name another file or remove it"
+        )
+    return curves
