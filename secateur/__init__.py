@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from secateur.curves import sensitivity
     from secateur.depth import drop_branches
     from secateur.errors import InputError
+    from secateur.inspection import inspect
     from secateur.pruning import Report, prune, replay
     from secateur.sparsity import NM, Blocks, Unstructured, sparsify
 
@@ -21,6 +22,7 @@ _HOME = {
     "drop_branches": "secateur.depth",
     "sparsify": "secateur.sparsity",
     "InputError": "secateur.errors",
+    "inspect": "secateur.inspection",
     "Macs": "secateur.allocate",
     "Parameters": "secateur.allocate",
     "Ratio": "secateur.allocate",
@@ -39,6 +41,7 @@ __all__ = [
     "Report",
     "Unstructured",
     "drop_branches",
+    "inspect",
     "prune",
     "replay",
     "sensitivity",

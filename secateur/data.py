@@ -60,20 +60,44 @@ def npz(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: the file is missing, unreadable, or lacks one of the two arrays.
     """
+    arrays = _arrays(path, ["inputs", "labels"])
+    return arrays["inputs"], _whole(arrays["labels"])
+
+
+def _arrays(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             if isinstance(arrays, np.ndarray):
                 raise InputError(f"data.path: expected an .npz file with named arrays, got a single array in {path}")
-            if missing := {"inputs", "labels"} - set(arrays.files):
+            if missing := set(names) - set(arrays.files):
                 raise InputError(
-                    f"data.path: expected arrays 'inputs' and 'labels' in {path}, {', '.join(sorted(missing))} is missing; "
-                    f"found {', '.join(arrays.files) or 'none'}"
+                    f"data.path: expected arrays {' and '.join(map(repr, names))} in {path}, "
+                    f"{', '.join(sorted(missing))} is missing; found {', '.join(arrays.files) or 'none'}"
                 )
-            return arrays["inputs"], _whole(arrays["labels"])
+            return {name: arrays[name] for name in names}
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"data.path: expected a readable .npz file, got {path}: {error}") from error
+
+
+def batches(path: str | Path, program: ExportedProgram, size: int = 32) -> list[tuple[torch.Tensor, ...]]:
+    """Calibration batches (inputs..., labels) from an `.npz` file: `labels`, and `inputs` or an array per input by name.
+
+    Raises:
+        InputError: the file is missing, unreadable, lacks an array, or its arrays differ in length.
+    """
+    names = list(programs.input_specs(program))
+    if len(names) == 1:
+        arrays = dict(zip(("inputs", "labels"), npz(path), strict=True))
+        names = ["inputs"]
+    else:
+        arrays = _arrays(path, [*names, "labels"])
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1:
+        raise InputError(f"data.path: expected arrays of one length in {path}, got {lengths}")
+    tensors = [torch.from_numpy(arrays[name]) for name in (*names, "labels")]
+    return list(zip(*(tensor.split(size) for tensor in tensors), strict=True))
 
 
 def _whole(labels: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import io
 import json
 import operator
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -128,6 +129,18 @@ def lineage(path: str | Path) -> dict[str, Any]:
         return json.loads(archive.read(name)) if name else {}
 
 
+def descend(lineage: Mapping[str, Any], parent: str, cut: Mapping[str, Any]) -> dict[str, Any]:
+    """The lineage of a program made by one more cut: `origin` and `parent` are digests, `cuts` what `replay` repeats.
+
+    Args:
+        lineage: the parent's own record, empty for a dense program.
+        parent: the parent's digest.
+        cut: what was done: criterion, goal, seed, and the units kept, the branches dropped or the pattern of zeros.
+    """
+    cuts = [*lineage.get("cuts", []), dict(cut)]
+    return {**lineage, "origin": lineage.get("origin", parent), "parent": parent, "cuts": cuts}
+
+
 def digest(program: ExportedProgram) -> str:
     """SHA-256 over the operators and every weight: equal for programs that compute the same thing in the same way."""
     sha = hashlib.sha256(program.graph_module.code.encode())
@@ -145,7 +158,9 @@ def graph_module(program: ExportedProgram, *, shared: bool = False) -> fx.GraphM
     """
     original = program.module(check_guards=False)
     tensors = [*original.parameters(), *original.buffers()] if shared else []
-    module = copy.deepcopy(original, {id(tensor): tensor for tensor in tensors})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, from copying its tree specs
+        module = copy.deepcopy(original, {id(tensor): tensor for tensor in tensors})
     owners: dict[tuple[object, ...], nn.Parameter] = {}
     for name, tensor in program.state_dict.items():
         if isinstance(tensor, nn.Parameter):

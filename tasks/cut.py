@@ -36,25 +36,23 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
         raise NothingToDo(f"cycle {cycle}: {share:.1%} {plan.measure} is already gone")
     run_id = tracking.child_run(pinned, f"cycle {cycle}", cycle)
     with tracking.fetched(source) as path:
-        program = programs.load(path)
+        program, lineage = programs.load(path), programs.lineage(path)
+    goal = Parameters(rest) if plan.measure == "sparsity" else Macs(rest)
     pruned, report = prune(
         program,
-        goal=Parameters(rest) if plan.measure == "sparsity" else Macs(rest),
+        goal=goal,
         kinds=recipe.prune.kinds,
         criterion=recipe.prune.criterion,
         align=recipe.prune.align,
+        seed=recipe.seed,
     )
     print(report)
     sparsity = 1 - report.parameters_after / baseline.figures.params
-    lineage = {
-        "parent": pinned.program_digest,
-        "cycle": cycle,
-        "criterion": recipe.prune.criterion,
-        "seed": recipe.seed,
-    }
+    record = {"goal": str(goal), "criterion": recipe.prune.criterion, "seed": recipe.seed, "kept": report.kept}
+    lineage = programs.descend(lineage, programs.digest(program), {"cycle": cycle, **record})
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         path = Path(folder) / "cut.pt2"
-        programs.save(pruned, path, lineage | {"widths": {axis.name: axis.after for axis in report.axes}})
+        programs.save(pruned, path, lineage)
         file = tracking.put(run_id, path, "cut")
     tracking.put_text(run_id, str(report), "cut/report.txt")
     return Cut(cycle, run_id, file, sparsity)

@@ -55,8 +55,9 @@ class TestSurgery:
         step = ALIGN / CHANNELS  # of the units of one axis
         assert abs(job.cuts[0].sparsity - job.plan.shares[0]) < step
         assert lineage["parent"] == job.pinned.program_digest
-        assert lineage["cycle"] == 1
-        assert all(width % ALIGN == 0 and width < CHANNELS for width in lineage["widths"].values())
+        (record,) = lineage["cuts"]
+        assert record["cycle"] == 1
+        assert all(len(units) % ALIGN == 0 and len(units) < CHANNELS for units in record["kept"].values())
 
     def test_every_cycle_is_a_child_of_the_jobs_run(self, job: Job) -> None:
         run = tracking.client().get_run(job.cuts[0].run_id)

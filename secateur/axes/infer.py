@@ -65,6 +65,21 @@ class Structure:
         total = sum(_volume(contraction.terms, widths) for contraction in self.trace.contractions)
         return int(total.subs(symbols)) if isinstance(total, sympy.Expr) else int(total)
 
+    def carried_by(self, axis: Axis, symbols: dict[sympy.Symbol, int]) -> tuple[int, int]:
+        """The parameters and the multiply-accumulates that go when every unit of an axis goes."""
+        gone = {axis: 0}
+        tensors = [self.tensors[name] for name in self.parameters]
+        parameters = sum(int(_volume(d, None) - _volume(d, gone)) for d in tensors if _mentions(d, axis))
+        macs: Size = 0
+        for contraction in self.trace.contractions:
+            if _mentions(contraction.terms, axis):
+                macs = macs + _volume(contraction.terms, None) - _volume(contraction.terms, gone)
+        return parameters, int(macs.subs(symbols)) if isinstance(macs, sympy.Expr) else int(macs)
+
+
+def _mentions(terms: Iterable[Term], axis: Axis) -> bool:
+    return any(leaf is axis for term in terms for leaf in leaves(term))
+
 
 def _volume(terms: Iterable[Term], widths: Widths | None) -> Size:
     volume: Size = 1

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import httpx
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from secateur.errors import InputError
-from tasks.cli import airflow_api, follow, sample, show, stack
+from tasks.cli import airflow_api, follow, programs, sample, show, stack
 from tasks.cli.airflow_api import AirflowError
 from tasks.cli.mlflow_api import MlflowError
 from tasks.cli.sample import SampleError
@@ -23,6 +24,7 @@ from tasks.faults import is_io_fault
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
 Model = Annotated[str, typer.Argument(help="Name of the registered model, such as digits-cnn.")]
+Program = Annotated[Path, typer.Argument(help="An exported program, such as model.pt2.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 Collect = Callable[[httpx.Client, str, str, str], follow.Outcome]
@@ -82,6 +84,64 @@ def history(model: Model, as_json: Json = False) -> None:
         typer.echo(json.dumps(entries, indent=2))
     else:
         Console().print(show.history(model, entries))
+
+
+@app.command()
+def inspect(program: Program, as_json: Json = False) -> None:
+    """List what can be cut from a program: axes, kinds, sizes, branches, and why the rest cannot. Needs no server."""
+    found = programs.inspect(program)
+    typer.echo(json.dumps(asdict(found), indent=2) if as_json else str(found))
+
+
+@app.command()
+def cut(
+    program: Program,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the cut program goes.")],
+    ratio: Annotated[float | None, typer.Option(help="Share of the units of every chosen axis to remove.")] = None,
+    parameters: Annotated[float | None, typer.Option(help="Share of the parameters to remove.")] = None,
+    macs: Annotated[float | None, typer.Option(help="Share of the multiply-accumulates to remove.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Kinds of axes, by comma, such as head,width.")] = None,
+    criterion: Annotated[str, typer.Option(help="How units are ranked, such as l2, taylor, wanda.")] = "l2",
+    allocation: Annotated[str, typer.Option(help="uniform, global or grouped.")] = "uniform",
+    align: Annotated[int, typer.Option(help="Widths stay multiples of this.")] = 1,
+    include: Annotated[list[str] | None, typer.Option(help="Glob on axis names; may be repeated.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Glob on axis names; may be repeated.")] = None,
+    layers: Annotated[float | None, typer.Option(help="Share of the layers to drop whole.")] = None,
+    layer_kind: Annotated[str, typer.Option(help="layer, attention, mlp or block.")] = "layer",
+    layer_criterion: Annotated[
+        str | None, typer.Option(help="influence, variance, last or random; influence with calibration, else last.")
+    ] = None,
+    weights: Annotated[
+        float | None, typer.Option(help="Share of single weights to set to zero in every layer.")
+    ] = None,
+    nm: Annotated[str | None, typer.Option(help="Pattern of zeros, such as 2:4.")] = None,
+    weight_criterion: Annotated[str, typer.Option(help="How weights are ranked, such as magnitude.")] = "magnitude",
+    calibration: Annotated[
+        Path | None, typer.Option(help="An .npz with labels and with inputs, or an array per input by its name.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of whatever is drawn.")] = 0,
+) -> None:
+    """Cut a program without any server: layers first, then units, then single weights. Prints what went."""
+    order = programs.Order(
+        layers=layers,
+        layer_kind=layer_kind,
+        layer_criterion=layer_criterion,
+        ratio=ratio,
+        parameters=parameters,
+        macs=macs,
+        kinds=tuple(kind.split(",")) if kind else None,
+        criterion=criterion,
+        allocation=allocation,
+        align=align,
+        include=tuple(include or ["*"]),
+        exclude=tuple(exclude or []),
+        weights=weights,
+        nm=nm,
+        weight_criterion=weight_criterion,
+        seed=seed,
+    )
+    programs.cut(program, output, order, calibration, typer.echo)
+    typer.echo(f"Written: {output}")
 
 
 @app.command()

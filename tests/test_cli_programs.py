@@ -1,0 +1,110 @@
+"""`secateur inspect` and `secateur cut` as a shell sees them: files in, files and tables out, no server anywhere."""
+
+import json
+from pathlib import Path
+
+import models
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from secateur import InputError, replay
+from secateur import program as programs
+from tasks.cli import app as cli
+from tasks.cli.programs import Order, cut
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "encoder.pt2"
+    torch.export.save(models.exported("encoder"), path)
+    return path
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(model: Path, output: Path, **order: object) -> str:
+    with pytest.raises(InputError) as error:
+        cut(model, output, Order(**order), None, print)  # type: ignore[arg-type]
+    assert not output.exists()
+    return str(error.value)
+
+
+def test_inspect_prints_tables(model: Path) -> None:
+    assert "kv_group" in run("inspect", model)
+
+
+def test_inspect_prints_json_that_holds_the_same(model: Path) -> None:
+    seen = json.loads(run("inspect", model, "--json"))
+    assert {axis["kind"] for axis in seen["axes"] if axis["frozen"] is None} >= {"kv_group", "width", "embedding"}
+
+
+def test_a_cut_file_is_smaller_and_runs(model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.pt2"
+    printed = run("cut", model, "--ratio", 0.5, "--kind", "kv_group,width", "-o", output)
+    dense, small = (programs.load(path) for path in (model, output))
+    assert count(small) < count(dense)
+    assert "kv_group" in printed
+    assert small.module(check_guards=False)(torch.from_numpy(models.tokens(3))).shape == (3, models.CLASSES)
+
+
+def count(program: torch.export.ExportedProgram) -> int:
+    return sum(parameter.numel() for _, parameter in program.named_parameters())
+
+
+def test_the_lineage_in_the_file_replays_to_the_same_program(model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.pt2"
+    run("cut", model, "--parameters", 0.3, "--seed", 5, "--criterion", "random", "-o", output)
+    lineage = programs.lineage(output)
+    dense = programs.load(model)
+    assert lineage["parent"] == lineage["origin"] == programs.digest(dense)
+    (record,) = lineage["cuts"]
+    assert (record["criterion"], record["seed"]) == ("random", 5)
+    again, _ = replay(dense, record["kept"])
+    assert programs.digest(again) == programs.digest(programs.load(output))
+
+
+def test_layers_units_and_weights_go_in_one_command_and_each_leaves_its_record(tmp_path: Path) -> None:
+    model, output = tmp_path / "residual.pt2", tmp_path / "out.pt2"
+    torch.export.save(models.exported("residual"), model)
+    run("cut", model, "--layers", 0.9, "--layer-kind", "block", "--ratio", 0.5, "--weights", 0.5, "-o", output)
+    dropped, units, zeros = programs.lineage(output)["cuts"]
+    assert len(dropped["dropped"]) == 1
+    assert all(len(kept) < models.CHANNELS for kept in units["kept"].values())
+    assert "0.5" in zeros["pattern"]
+    stem = programs.load(output).state_dict["stem.weight"]
+    assert (stem == 0).float().mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_criteria_that_need_data_read_it_from_a_file(model: Path, tmp_path: Path) -> None:
+    data, output = tmp_path / "data.npz", tmp_path / "out.pt2"
+    np.savez(data, inputs=models.tokens(40), labels=np.arange(40) % models.CLASSES)
+    run("cut", model, "--ratio", 0.5, "--kind", "width", "--criterion", "taylor", "--calibration", data, "-o", output)
+    assert programs.lineage(output)["cuts"][0]["criterion"] == "taylor"
+
+
+def test_orders_that_contradict_themselves_are_refused(model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.pt2"
+    assert "at least one of --ratio" in refused(model, output)
+    assert "ratio and macs" in refused(model, output, ratio=0.5, macs=0.5)
+    assert "got both" in refused(model, output, weights=0.5, nm="2:4")
+    assert "such as 2:4" in refused(model, output, nm="two of four")
+    assert "ends in .pt2" in refused(model, tmp_path / "out.onnx", ratio=0.5)
+    assert "create it first" in refused(model, tmp_path / "nowhere" / "out.pt2", ratio=0.5)
+
+
+def test_the_dense_file_is_never_written_over(model: Path) -> None:
+    before = model.read_bytes()
+    with pytest.raises(InputError, match="another file than the model"):
+        cut(model, model, Order(ratio=0.5), None, print)
+    assert model.read_bytes() == before
+
+
+def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        run("inspect", tmp_path / "none.pt2")
