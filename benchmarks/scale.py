@@ -9,13 +9,16 @@ import argparse
 import gc
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
+from torch import fx
 from torch.export import Dim, ExportedProgram
 
 from secateur import Ratio, prune, surgery
@@ -24,7 +27,7 @@ from secateur.axes.infer import infer
 
 LAYERS = (8, 16, 32, 64)
 BILLION = 32  # layers that make 1.1 B parameters
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 1792,
     "intermediate_size": 4864,
     "num_attention_heads": 28,
@@ -64,13 +67,13 @@ def analysis(layers: int) -> tuple[int, int, int, float]:
     return len(module.graph.nodes), structure.count_parameters(), len(structure.prunable), seconds
 
 
-def peak_of(work: object) -> tuple[float, float, float]:
+def peak_of(work: Callable[[], object]) -> tuple[float, float, float]:
     """Seconds, and resident memory before and at the peak [GB] of a function without arguments."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak that VmHWM tells
     before = _status("VmRSS")
     started = time.perf_counter()
-    work()  # type: ignore[operator]
+    work()
     return time.perf_counter() - started, before, _status("VmHWM")
 
 
@@ -79,9 +82,8 @@ def _status(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e9
 
 
-def surgery_alone(program: ExportedProgram) -> None:
-    """Half of every free axis out of the weights, each dense tensor released as soon as its successor is there."""
-    module = programs.graph_module(program, shared=True)
+def surgery_alone(module: fx.GraphModule) -> None:
+    """Half of every free axis out of the weights; each dense tensor is released as soon as its successor is there."""
     structure = infer(module)
     kept = {info.axis: np.arange((info.size + 1) // 2) for info in structure.prunable}
     surgery.cut(module, structure, kept)
@@ -102,16 +104,23 @@ def main() -> None:
         console.print(f"{layers} layers: {seconds:.2f} s", style="dim")
     console.print(table)
     if not arguments.skip_cut:
-        program = exported(BILLION, "cpu")
-        size = sum(parameter.numel() * 4 for parameter in dict(program.named_parameters()).values()) / 1e9
-        table = Table("what", "seconds", "before [GB]", "peak [GB]", "peak / model", title=f"a model of {size:.2f} GB")
-        for what, work in (
-            ("analysis and surgery", lambda: surgery_alone(program)),
-            ("prune, with its proofs", lambda: prune(program, goal=Ratio(0.5))),
-        ):
-            seconds, before, peak = peak_of(work)
-            table.add_row(what, f"{seconds:.1f}", f"{before:.2f}", f"{peak:.2f}", f"{peak / size:.2f}")
-        console.print(table)
+        cut_a_billion(console)
+
+
+def cut_a_billion(console: Console) -> None:
+    """Time and memory of a whole `prune`, and of surgery that owns the weights."""
+    programs_left = [exported(BILLION, "cpu")]
+    size = sum(parameter.numel() * 4 for parameter in dict(programs_left[0].named_parameters()).values()) / 1e9
+    table = Table("what", "seconds", "before [GB]", "peak [GB]", "peak / model", title=f"a model of {size:.2f} GB")
+
+    def row(what: str, work: Callable[[], object]) -> None:
+        seconds, before, peak = peak_of(work)
+        table.add_row(what, f"{seconds:.1f}", f"{before:.2f}", f"{peak:.2f}", f"{peak / size:.2f}")
+
+    row("prune: dense kept, every proof", lambda: prune(programs_left[0], goal=Ratio(0.5)))
+    module = programs.graph_module(programs_left.pop(), shared=True)
+    row("axes and surgery alone", lambda: surgery_alone(module))
+    console.print(table)
 
 
 if __name__ == "__main__":

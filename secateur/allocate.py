@@ -55,7 +55,7 @@ class Step(NamedTuple):
 def ladder(info: AxisInfo, align: int, floor: float) -> list[int]:
     """The widths an axis may have, from dense downwards: multiples of `align`, at least `floor` of it, at least one step."""
     step = min(align, info.size) if info.kind in ALIGNED_KINDS else 1
-    lowest = max(step, int(np.ceil(info.size * floor)))
+    lowest = max(step, info.minimum, int(np.ceil(info.size * floor)))
     return [info.size, *(w for w in range((info.size - 1) // step * step, 0, -step) if w >= lowest)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -217,8 +218,8 @@ def _collect_movement(
     learning_rate: float,
     statistics: Statistics,
 ) -> None:
+    module = copy.deepcopy(module)  # it is trained here, and its tensors may be a program's own
     parameters = {name: module.get_parameter(name) for name in structure.parameters}
-    start = {name: p.detach().clone() for name, p in parameters.items()}
     moved = {name: torch.zeros_like(p) for name, p in parameters.items()}
     for batch in batches:
         value = loss(module(*batch[:-1]), batch[-1])
@@ -228,9 +229,6 @@ def _collect_movement(
                 if gradient is not None:
                     moved[name] -= gradient * parameter
                     parameter.sub_(learning_rate * gradient)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(start[name])
     statistics.movement = moved
 
 

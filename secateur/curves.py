@@ -56,7 +56,7 @@ def sensitivity(
         raise InputError(f"shares: expected shares between 0 and 1 (exclusive), got {bad[0]}")
     choice = Choice(tuple(kinds), tuple(include), tuple(exclude), criterion, seed=seed)
     calibrating.check_batches(calibration, programs.input_specs(program))
-    module = programs.graph_module(program)
+    module = programs.graph_module(program, shared=True)
     structure = infer(module)
     chosen = pruning.choose_axes(structure, choice)
     store = _Store(path, _key(program, choice, shares, calibration))

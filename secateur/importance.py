@@ -49,7 +49,7 @@ def random(evidence: Evidence, info: AxisInfo) -> np.ndarray:
 
 def l1(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     """sum |w| over the group (Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017)."""
-    return units_sum(evidence.structure, info, _weights(evidence, info, torch.abs))
+    return _summed(evidence, info, torch.abs)
 
 
 def l2(evidence: Evidence, info: AxisInfo) -> np.ndarray:
@@ -57,7 +57,7 @@ def l2(evidence: Evidence, info: AxisInfo) -> np.ndarray:
 
     Vectors (biases, norm scales) are left out where a matrix carries the axis too: their magnitude is of another kind.
     """
-    return np.sqrt(units_sum(evidence.structure, info, _weights(evidence, info, torch.square)))
+    return np.sqrt(_summed(evidence, info, torch.square))
 
 
 def geometric_median(evidence: Evidence, info: AxisInfo) -> np.ndarray:
@@ -195,8 +195,10 @@ def _matrices(evidence: Evidence, info: AxisInfo) -> list[str]:
     return [name for name in names if len(evidence.structure.tensors[name]) > 1] or names
 
 
-def _weights(evidence: Evidence, info: AxisInfo, of: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: of(evidence.weight(name)) for name in _matrices(evidence, info)}
+def _summed(evidence: Evidence, info: AxisInfo, of: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
+    """A function of the weights summed by unit, one tensor in memory at a time."""
+    parts = ({name: of(evidence.weight(name))} for name in _matrices(evidence, info))
+    return np.sum([units_sum(evidence.structure, info, part) for part in parts], axis=0)
 
 
 def _unit_rows(evidence: Evidence, info: AxisInfo, name: str, position: int) -> torch.Tensor:

@@ -128,7 +128,7 @@ def prune(
     """
     choice = Choice(tuple(kinds), tuple(include), tuple(exclude), criterion, allocation, align, floor, seed)
     _check_arguments(goal, choice, calibration, curves)
-    module = programs.graph_module(program)
+    module = programs.graph_module(program, shared=True)
     structure = infer(module)
     chosen = choose_axes(structure, choice)
     symbols = programs.per_example_symbols(program)
@@ -155,7 +155,7 @@ def replay(program: ExportedProgram, kept: Mapping[str, Sequence[int]]) -> tuple
     Raises:
         InputError: an axis or a unit that this program does not have.
     """
-    module = programs.graph_module(program)
+    module = programs.graph_module(program, shared=True)
     structure = infer(module)
     by_name = {info.name: info for info in structure.prunable}
     for name, units in kept.items():
@@ -169,11 +169,15 @@ def replay(program: ExportedProgram, kept: Mapping[str, Sequence[int]]) -> tuple
     return _cut(program, module, structure, chosen, {name: np.zeros(by_name[name].size) for name in kept})
 
 
-def check_prunable(program: ExportedProgram, kinds: Sequence[str], criterion: str) -> None:
+def check_prunable(program: ExportedProgram, choice: Choice) -> None:
     """Raise InputError when `prune` could do nothing with these choices, whatever the goal."""
-    choice = Choice(kinds=tuple(kinds), criterion=criterion)
     _check_choice(choice)
-    choose_axes(infer(programs.graph_module(program)), choice)
+    choose_axes(infer(programs.graph_module(program, shared=True)), choice)
+
+
+def needs_data(choice: Choice) -> bool:
+    """Whether `prune` needs calibration batches for these choices."""
+    return bool(CRITERIA[choice.criterion].needs) or choice.allocation == "sensitivity"
 
 
 def choose_axes(structure: Structure, choice: Choice) -> list[AxisInfo]:

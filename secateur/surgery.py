@@ -84,7 +84,7 @@ def _rewrite(rewrite: Rewrite, widths: Widths) -> None:
     elif isinstance(old, fx.Node):
         value = _recomputed(node, old, rewrite.term, widths)
     else:
-        value = size_of(rewrite.term, widths)
+        value = size_of(rewrite.term, widths) + rewrite.offset
     if rewrite.position is not None:
         value = [value if i == rewrite.position else x for i, x in enumerate(given)]  # type: ignore[arg-type]
     if position < len(node.args):

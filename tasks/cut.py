@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from secateur.errors import NothingToDo
 from tasks import tracking
 from tasks.recipe import Recipe
 from tasks.references import Baseline, Cut, Cycle, Pinned, Plan
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from secateur.allocate import Curves
+    from secateur.calibration import Batch
+
+BATCH = 32  # of calibration
+CURVES = "curves.json"
 
 
 @tracking.remembered
@@ -24,6 +35,7 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
     _stop_early(recipe, plan, cycle, previous)
     from secateur import Macs, Parameters, prune
     from secateur import program as programs
+    from secateur.pruning import Choice, needs_data
 
     share = aim(recipe, plan, cycle, baseline, previous)
     source = previous.program if previous else pinned.program
@@ -38,14 +50,10 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
     with tracking.fetched(source) as path:
         program, lineage = programs.load(path), programs.lineage(path)
     goal = Parameters(rest) if plan.measure == "sparsity" else Macs(rest)
-    pruned, report = prune(
-        program,
-        goal=goal,
-        kinds=recipe.prune.kinds,
-        criterion=recipe.prune.criterion,
-        align=recipe.prune.align,
-        seed=recipe.seed,
-    )
+    choice = {**recipe.prune.choice, "seed": recipe.seed}
+    batches = _calibration(recipe) if needs_data(Choice(**choice)) else ()
+    curves = _curves(run_id, program, choice, batches) if recipe.prune.allocation == "sensitivity" else None
+    pruned, report = prune(program, goal=goal, calibration=batches, curves=curves, **choice)
     print(report)
     sparsity = 1 - report.parameters_after / baseline.figures.params
     record = {"goal": str(goal), "criterion": recipe.prune.criterion, "seed": recipe.seed, "kept": report.kept}
@@ -56,6 +64,38 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
         file = tracking.put(run_id, path, "cut")
     tracking.put_text(run_id, str(report), "cut/report.txt")
     return Cut(cycle, run_id, file, sparsity)
+
+
+def _calibration(recipe: Recipe) -> list[Batch]:
+    """Examples of the training split, the same ones in every cycle."""
+    import numpy as np
+    import torch
+
+    from tasks import datasets
+
+    train = datasets.load(recipe).train
+    chosen = np.random.default_rng(recipe.seed).permutation(len(train))[: recipe.prune.calibration]
+    parts = [chosen[start : start + BATCH] for start in range(0, len(chosen), BATCH)]
+    return [(torch.from_numpy(train.inputs[part]), torch.from_numpy(train.labels[part])) for part in parts]
+
+
+def _curves(run_id: str, program: ExportedProgram, choice: dict[str, Any], batches: Sequence[Batch]) -> Curves:
+    """Sensitivity curves, kept in the cycle's run axis by axis: a killed task goes on from them."""
+    from secateur import sensitivity
+
+    chosen = {name: choice[name] for name in ("kinds", "include", "exclude", "criterion", "seed")}
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        path = Path(folder) / CURVES
+        if stored := tracking.get_bytes(run_id, f"cut/{CURVES}"):
+            path.write_bytes(stored)
+
+        def keep(axis: str, curve: dict[float, float]) -> None:
+            tracking.put_bytes(run_id, path.read_bytes(), "cut", CURVES)
+            print(
+                f"{axis}: loss {', '.join(f'{loss:.4f} at {share:.0%}' for share, loss in curve.items())}", flush=True
+            )
+
+        return sensitivity(program, calibration=batches, path=path, on_axis=keep, **chosen)
 
 
 def _stop_early(recipe: Recipe, plan: Plan, cycle: int, previous: Cycle | None) -> None:

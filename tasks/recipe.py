@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -70,10 +70,22 @@ class Prune(_Section):
     """How to cut; the plan fills in the number of cycles unless it is given."""
 
     kinds: tuple[str, ...] = ("head", "kv_group", "q_per_group", "channel", "width")
+    include: tuple[str, ...] = ("*",)  # globs on axis names, as `secateur inspect` prints them
+    exclude: tuple[str, ...] = ()
     criterion: str = "l2"
+    allocation: Literal["uniform", "global", "grouped", "sensitivity"] = "uniform"
     align: int = Field(8, ge=1)
+    floor: float = Field(0.0, ge=0, lt=1)  # share of every axis that stays
+    calibration: int = Field(
+        256, ge=1
+    )  # examples of the training split, for criteria and allocations that look at data
     schedule: Literal["one_shot", "linear", "cubic", "exponential"] = "exponential"  # of the share over the cycles
     cycles: int | None = Field(None, ge=1, le=5)
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """What `secateur.prune` is asked, but for the goal."""
+        return self.model_dump(exclude={"calibration", "schedule", "cycles"})
 
 
 class Recovery(_Section):

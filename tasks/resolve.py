@@ -40,7 +40,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
             f"target.batch: expected at most the {len(dataset.validation)} examples of the validation split, got "
             f"{wanted.target.batch}; latency is measured on real examples"
         )
-    pruning.check_prunable(program, wanted.prune.kinds, wanted.prune.criterion)
+    pruning.check_prunable(program, pruning.Choice(**wanted.prune.choice))
     pinned = Pinned(
         model=model,
         version=number,

@@ -1,5 +1,6 @@
 """The cut: it removes what the plan asks, proves it, keeps its lineage, and stops when nothing is left to do."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -72,6 +73,17 @@ class TestSurgery:
                 return programs.digest(programs.load(path))
 
         assert digest(again) == digest(job.cuts[0])
+
+    def test_criteria_and_allocations_that_look_at_data_get_examples_of_the_training_split(self, job: Job) -> None:
+        choice = {"criterion": "taylor", "allocation": "sensitivity", "calibration": 40, "align": ALIGN}
+        wanted = job_for(job, prune=choice, data=job.pinned.recipe["data"])
+        made = cut.run(wanted, job.baseline, job.plan, 1, None)
+        with tracking.fetched(made.program) as path:
+            (record,) = programs.lineage(path)["cuts"]
+        curves = json.loads(tracking.get_bytes(made.run_id, f"cut/{cut.CURVES}") or b"")["curves"]
+        assert record["criterion"] == "taylor"
+        assert set(record["kept"]) <= set(curves)
+        assert all(len(curve) == 4 for curve in curves.values())
 
     def test_a_goal_out_of_reach_is_refused_with_what_can_be_reached(self, job: Job) -> None:
         steep = Plan("sparsity", (0.9999,), (1,), ())

@@ -13,7 +13,7 @@ from secateur import InputError, Macs, Parameters, Ratio, Report, prune
 from secateur import program as programs
 from secateur.allocate import Goal
 from secateur.axes.infer import infer
-from secateur.pruning import MASKED_TOLERANCE, check_prunable
+from secateur.pruning import MASKED_TOLERANCE, Choice, check_prunable
 
 ALL_KINDS = ("head", "kv_group", "q_per_group", "qk_width", "v_width", "embedding", "channel", "width")
 
@@ -138,7 +138,7 @@ def test_a_share_outside_of_zero_to_one_is_refused(share: float) -> None:
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"^kinds: expected some of head, .*width, got layer, neuron$"):
+    with pytest.raises(InputError, match=r"^kinds: expected some of expert, head, .*width, got layer, neuron$"):
         prune(models.exported("perceptron"), goal=Ratio(0.5), kinds=["width", "neuron", "layer"])
 
 
@@ -170,11 +170,11 @@ def test_a_goal_beyond_reach_is_refused() -> None:
 
 
 def test_prunable_choices_are_checked_before_any_goal_is_known() -> None:
-    check_prunable(models.exported("perceptron"), ["width"], "l2")
+    check_prunable(models.exported("perceptron"), Choice(kinds=("width",), criterion="l2"))
     with pytest.raises(InputError, match=r"^kinds: expected at least one axis of head"):
-        check_prunable(models.exported("perceptron"), ["head"], "l2")
+        check_prunable(models.exported("perceptron"), Choice(kinds=("head",), criterion="l2"))
     with pytest.raises(InputError, match=r"^criterion:"):
-        check_prunable(models.exported("perceptron"), ["width"], "l3")
+        check_prunable(models.exported("perceptron"), Choice(kinds=("width",), criterion="l3"))
 
 
 def test_outputs_that_are_not_numbers_are_never_called_equal() -> None:

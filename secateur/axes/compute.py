@@ -135,7 +135,7 @@ def reduction(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum")
 def along(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     dims = trace.dims(a.self)
-    freeze(dims[a.dim], f"{node.target} runs over it")
+    trace.compete(node, dims[a.dim])
     return dims
 
 
@@ -238,17 +238,6 @@ def weight_norm(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Any:
     broadcast([dims, scale], len(dims))
     trace.normalised.extend(term for position, term in enumerate(dims) if position != kept)
     return dims if isinstance(node.meta["val"], torch.Tensor) else [dims, scale]
-
-
-@rule("_grouped_mm", "grouped_mm_fallback")
-def grouped_matmul(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
-    """Rows sorted by expert, each multiplied with its expert's matrix; the experts' inner widths are shared."""
-    x, y = (trace.dims(n) for n in node.args[:2])  # type: ignore[arg-type]
-    freeze(y[0], "counts experts that rows are routed to")
-    unify(x[-1], y[-2])
-    trace.role("width", x[-1], y[-1])
-    trace.contract(node, (*x[:-1], x[-1], y[-1]))
-    return (*x[:-1], y[-1])
 
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}

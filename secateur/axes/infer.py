@@ -11,9 +11,9 @@ import sympy
 import torch
 from torch import fx
 
-from secateur.axes import compute, shape  # noqa: F401  (importing them registers their rules)
+from secateur.axes import compute, routing, shape  # noqa: F401  (importing them registers their rules)
 from secateur.axes.normalise import normalise
-from secateur.axes.terms import Axis, Size, Term, Widths, fresh, leaves, resolve, size_of
+from secateur.axes.terms import Axis, Size, Term, Widths, freeze, fresh, leaves, resolve, size_of
 from secateur.axes.trace import (
     RULES,
     Dims,
@@ -25,7 +25,17 @@ from secateur.axes.trace import (
 )
 from secateur.program import identity
 
-KINDS = ("head", "kv_group", "q_per_group", "qk_width", "v_width", "embedding", "channel", "width")  # by precedence
+KINDS = (
+    "expert",
+    "head",
+    "kv_group",
+    "q_per_group",
+    "qk_width",
+    "v_width",
+    "embedding",
+    "channel",
+    "width",
+)  # by precedence
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,7 @@ class AxisInfo:
     members: tuple[tuple[str, int], ...]
     normalised: bool  # a normalisation runs over it, so that cutting is not the same as masking
     frozen: str | None
+    minimum: int = 1  # units that must stay
 
 
 @dataclass(frozen=True)
@@ -103,12 +114,29 @@ def infer(module: fx.GraphModule) -> Structure:
             trace.layouts[node] = _parameter(module, node, owners, tensors)
         elif node.op == "output":
             freeze_inputs(trace, node, "is a graph output")
+            routing.carry_positions(trace, node)
         else:
             trace.layouts[node] = _apply_rule(trace, node)
+            routing.carry_positions(trace, node)
+    minimum = _settle_contests(trace)
     aliases = _aliases(module, owners)
     parameters = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False) if name in tensors)
     resolved = {name: tuple(map(resolve, dims)) for name, dims in tensors.items()}
-    return Structure(_describe(resolved, parameters, trace), resolved, aliases, parameters, trace)
+    return Structure(_describe(resolved, parameters, trace, minimum), resolved, aliases, parameters, trace)
+
+
+def _settle_contests(trace: Trace) -> dict[Axis, int]:
+    """Freeze what competes, but for experts; how many units of those must stay."""
+    experts = {axis for role in trace.roles if role.name == "expert" for axis in leaves(role.term)}
+    minimum: dict[Axis, int] = {}
+    for contest in trace.contests:
+        for axis in leaves(contest.term):
+            if axis in experts:
+                minimum[axis] = max(contest.minimum, minimum.get(axis, 1))
+            else:
+                freeze(axis, contest.reason)
+    trace.normalised.extend(minimum)
+    return minimum
 
 
 def _input(node: fx.Node) -> Dims:
@@ -157,7 +185,9 @@ def _apply_rule(trace: Trace, node: fx.Node) -> object:
     return apply(trace, node, arguments(node))
 
 
-def _describe(tensors: dict[str, Dims], parameters: frozenset[str], trace: Trace) -> tuple[AxisInfo, ...]:
+def _describe(
+    tensors: dict[str, Dims], parameters: frozenset[str], trace: Trace, minimum: dict[Axis, int]
+) -> tuple[AxisInfo, ...]:
     members: dict[Axis, list[tuple[str, int]]] = {}
     for name, dims in tensors.items():
         for position, term in enumerate(dims):
@@ -174,7 +204,11 @@ def _describe(tensors: dict[str, Dims], parameters: frozenset[str], trace: Trace
         label = f"{_owner(where, parameters)}:{kind}"
         seen[label] += 1
         label += f".{seen[label]}" if seen[label] > 1 else ""
-        infos.append(AxisInfo(label, kind, axis, int(axis.size), tuple(where), axis in normalised, axis.frozen))
+        infos.append(
+            AxisInfo(
+                label, kind, axis, int(axis.size), tuple(where), axis in normalised, axis.frozen, minimum.get(axis, 1)
+            )
+        )
     return tuple(infos)
 
 
@@ -196,7 +230,15 @@ def _kinds(trace: Trace) -> Callable[[Axis, set[Axis]], str]:
 
     def kind(axis: Axis, normalised: set[Axis]) -> str:
         found = roles.get(axis, set())
-        if axis in normalised and not found & {"channel", "head", "kv_group", "q_per_group", "qk_width", "v_width"}:
+        if axis in normalised and not found & {
+            "expert",
+            "channel",
+            "head",
+            "kv_group",
+            "q_per_group",
+            "qk_width",
+            "v_width",
+        }:
             return "embedding"
         return next((name for name in KINDS if name in found), "width")
 

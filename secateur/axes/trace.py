@@ -16,12 +16,13 @@ Dims = tuple[Term, ...]
 
 
 class Rewrite(NamedTuple):
-    """An integer that the graph holds as a constant and that follows a layout: `node.argument[position] = size(term)`."""
+    """An integer that the graph holds as a constant and follows a layout: `node.argument[position] = size(term) + offset`."""
 
     node: fx.Node
     argument: str
     position: int | None
     term: Term
+    offset: int = 0
 
 
 class Contraction(NamedTuple):
@@ -29,6 +30,14 @@ class Contraction(NamedTuple):
 
     node: fx.Node
     terms: Dims
+
+
+class Contest(NamedTuple):
+    """An operator that lets the units of a dimension compete, of which it needs at least `minimum`."""
+
+    term: Term
+    reason: str
+    minimum: int
 
 
 class Role(NamedTuple):
@@ -47,15 +56,21 @@ class Trace:
     contractions: list[Contraction] = field(default_factory=list)
     roles: list[Role] = field(default_factory=list)
     normalised: list[Term] = field(default_factory=list)
+    contests: list[Contest] = field(default_factory=list)
+    positions: dict[fx.Node, Any] = field(default_factory=dict)  # what integers point at: a term, or a list of them
     computed: set[fx.Node] = field(default_factory=set)  # nodes that depend on an input, not on parameters alone
 
     def dims(self, node: fx.Node) -> Dims:
         """The layout of a node with one tensor output."""
         return self.layouts[node]
 
-    def rewrite(self, node: fx.Node, argument: str, term: Term, index: int | None = None) -> None:
-        """Note that an integer argument is the size of `term`."""
-        self.rewrites.append(Rewrite(node, argument, index, term))
+    def rewrite(self, node: fx.Node, argument: str, term: Term, index: int | None = None, offset: int = 0) -> None:
+        """Note that an integer argument is the size of `term`, plus an offset."""
+        self.rewrites.append(Rewrite(node, argument, index, term, offset))
+
+    def compete(self, node: fx.Node, term: Term, minimum: int = 1) -> None:
+        """Note that removing a unit changes what the others get: right for experts, who take over, for nothing else."""
+        self.contests.append(Contest(term, f"{node.target} runs over it", minimum))
 
     def contract(self, node: fx.Node, terms: Sequence[Term]) -> None:
         """Note the multiply-accumulates of a node."""
