@@ -76,7 +76,8 @@ class TestSurgery:
 
     def test_criteria_and_allocations_that_look_at_data_get_examples_of_the_training_split(self, job: Job) -> None:
         choice = {"criterion": "taylor", "allocation": "sensitivity", "calibration": 40, "align": ALIGN}
-        wanted = job_for(job, prune=choice, data=job.pinned.recipe["data"])
+        filled = recipe.Recipe.model_validate({**job.pinned.recipe, "prune": choice}).model_dump(mode="json")
+        wanted = replace(another_job(job.pinned, "cut by data"), recipe=filled)
         made = cut.run(wanted, job.baseline, job.plan, 1, None)
         with tracking.fetched(made.program) as path:
             (record,) = programs.lineage(path)["cuts"]
