@@ -88,6 +88,19 @@ def test_criteria_that_need_data_read_it_from_a_file(model: Path, tmp_path: Path
     assert programs.lineage(output)["cuts"][0]["criterion"] == "taylor"
 
 
+def test_curves_of_a_sensitivity_are_kept_beside_and_used_again(tmp_path: Path) -> None:
+    model, data, curves = tmp_path / "residual.pt2", tmp_path / "data.npz", tmp_path / "curves.json"
+    torch.export.save(models.exported("residual"), model)
+    np.savez(data, inputs=models.images(12), labels=np.arange(12) % models.CLASSES)
+    arguments = ("cut", model, "--macs", 0.4, "--allocation", "sensitivity", "--calibration", data, "--curves", curves)
+    run(*arguments, "-o", tmp_path / "first.pt2")
+    measured = curves.stat().st_mtime_ns
+    run(*arguments, "-o", tmp_path / "second.pt2")
+    assert curves.stat().st_mtime_ns == measured
+    first, second = (programs.load(tmp_path / f"{name}.pt2") for name in ("first", "second"))
+    assert programs.digest(first) == programs.digest(second)
+
+
 def test_orders_that_contradict_themselves_are_refused(model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.pt2"
     assert "at least one of --ratio" in refused(model, output)

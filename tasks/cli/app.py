@@ -102,7 +102,10 @@ def cut(
     macs: Annotated[float | None, typer.Option(help="Share of the multiply-accumulates to remove.")] = None,
     kind: Annotated[str | None, typer.Option(help="Kinds of axes, by comma, such as head,width.")] = None,
     criterion: Annotated[str, typer.Option(help="How units are ranked, such as l2, taylor, wanda.")] = "l2",
-    allocation: Annotated[str, typer.Option(help="uniform, global or grouped.")] = "uniform",
+    allocation: Annotated[str, typer.Option(help="uniform, global, grouped or sensitivity.")] = "uniform",
+    curves: Annotated[
+        Path | None, typer.Option(help="JSON file that keeps the curves of allocation sensitivity; resumed from.")
+    ] = None,
     align: Annotated[int, typer.Option(help="Widths stay multiples of this.")] = 1,
     include: Annotated[list[str] | None, typer.Option(help="Glob on axis names; may be repeated.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Glob on axis names; may be repeated.")] = None,
@@ -132,6 +135,7 @@ def cut(
         kinds=tuple(kind.split(",")) if kind else None,
         criterion=criterion,
         allocation=allocation,
+        curves=curves,
         align=align,
         include=tuple(include or ["*"]),
         exclude=tuple(exclude or []),

@@ -30,6 +30,7 @@ class Order:
     kinds: tuple[str, ...] | None = None
     criterion: str = "l2"
     allocation: str = "uniform"
+    curves: Path | None = None
     align: int = 1
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
@@ -113,17 +114,19 @@ def _steps(program: ExportedProgram, order: Order, goals: list[tuple[str, float]
             "macs": secateur.Macs,
         }
         goal = goals_by_name[name](share)
+        choice: dict[str, Any] = {
+            "kinds": order.kinds or DEFAULT_KINDS,
+            "include": order.include,
+            "exclude": order.exclude,
+            "criterion": order.criterion,
+            "calibration": batches,
+            "seed": order.seed,
+        }
+        measured = (
+            secateur.sensitivity(program, path=order.curves, **choice) if order.allocation == "sensitivity" else None
+        )
         program, report = secateur.prune(
-            program,
-            goal=goal,
-            kinds=order.kinds or DEFAULT_KINDS,
-            criterion=order.criterion,
-            allocation=order.allocation,
-            align=order.align,
-            include=order.include,
-            exclude=order.exclude,
-            calibration=batches,
-            seed=order.seed,
+            program, goal=goal, allocation=order.allocation, curves=measured, align=order.align, **choice
         )
         record = {"goal": str(goal), "criterion": order.criterion, "seed": order.seed, "kept": report.kept}
         yield program, record, report
