@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from rich.table import Table
 from torch import fx
 from torch.export import ExportedProgram
 from torch.nn import functional
@@ -17,6 +18,7 @@ from secateur.axes.infer import infer
 from secateur.branches import Branch
 from secateur.calibration import Batch
 from secateur.errors import InputError
+from secateur.tables import as_text
 
 KINDS = ("attention", "mlp", "block", "layer")
 CRITERIA = ("influence", "variance", "last", "random")
@@ -34,11 +36,13 @@ class DepthReport:
     macs_after: int
 
     def __str__(self) -> str:
-        lines = [
-            f"{'dropped' if name in self.dropped else 'kept':8} {score:10.4g}  {name}" for name, score in self.scores
-        ]
-        counts = f"parameters {self.parameters_before:,} -> {self.parameters_after:,}, MACs {self.macs_before:,} -> {self.macs_after:,}"
-        return "\n".join([*lines, counts])
+        table = Table("branch", "score", "", title="branches", title_justify="left")
+        for name, score in self.scores:
+            table.add_row(name, f"{score:.4g}", "dropped" if name in self.dropped else "")
+        return (
+            f"{as_text(table)}parameters {self.parameters_before:,} -> {self.parameters_after:,}"
+            f"\nMACs {self.macs_before:,} -> {self.macs_after:,}"
+        )
 
 
 def drop_branches(
@@ -56,7 +60,7 @@ def drop_branches(
         InputError: no branch of this kind, a share that rounds to none or all, an unknown name, missing data.
     """
     _check(share, kind, criterion, calibration, programs.input_specs(program))
-    module = programs.graph_module(program)
+    module = programs.graph_module(program, shared=True)
     structure = infer(module)
     candidates = _outermost([b for b in graph_branches.find(module, structure) if b.kind == kind])
     count = round(share * len(candidates))
@@ -72,7 +76,7 @@ def drop_branches(
     before = structure.count_parameters(), structure.count_macs(symbols)
     graph_branches.drop(module, [candidates[i] for i in dropped])
     shallow = programs.reexport(module, program)
-    after = infer(programs.graph_module(shallow))
+    after = infer(programs.graph_module(shallow, shared=True))
     report = DepthReport(
         dropped=tuple(candidates[i].name for i in dropped),
         scores=tuple((b.name, s) for b, s in zip(candidates, scores, strict=True)),

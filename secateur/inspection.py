@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 from torch.export import ExportedProgram
 
 from secateur import branches
 from secateur import program as programs
 from secateur.axes.infer import AxisInfo, infer
-
-WIDTH = 120  # of the printed tables
+from secateur.tables import as_text
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,7 @@ class Inspection:
         whole = Table("branch", "kind", "parameters", title="what can be dropped whole", title_justify="left")
         for branch in self.branches:
             whole.add_row(branch.name, branch.kind, f"{branch.parameters:,}")
-        console = Console(width=WIDTH, color_system=None)
-        with console.capture() as capture:
-            for table in (free, whole, frozen):
-                if table.row_count:
-                    console.print(table)
-        return f"{capture.get()}{self.parameters:,} parameters, {self.macs:,} MACs per example"
+        return f"{as_text(free, whole, frozen)}{self.parameters:,} parameters, {self.macs:,} MACs per example"
 
     def _shares(self, axis: Axis) -> list[tuple[int, int]]:
         return [(axis.parameters, self.parameters), (axis.macs, self.macs)]
