@@ -26,6 +26,9 @@ from secateur.importance import lamp_of
 
 Masks = dict[str, torch.Tensor]  # by parameter name, True where a weight stays
 DAMPING = 0.01  # of the Hessian's mean diagonal (Frantar and Alistarh 2023)
+EXACT_UP_TO = 2**28  # rows x columns^3 of a layer (128 x 128) whose weights go in their true order: some seconds
+ROWS_AT_ONCE = 2**24  # elements of the inverses that are held at once: 128 MiB
+BLOCK = 128  # columns (Frantar and Alistarh 2023)
 
 
 @dataclass(frozen=True)
@@ -322,9 +325,12 @@ def keep_of(
 
 def _strongest(scores: torch.Tensor, share: float) -> torch.Tensor:
     """True for all but the round(share n) lowest scores; of ties the later go first."""
+    return _without_weakest(scores, round(share * len(scores)))
+
+
+def _without_weakest(scores: torch.Tensor, count: int) -> torch.Tensor:
     keep = torch.zeros(len(scores), dtype=torch.bool)
-    count = len(scores) - round(share * len(scores))
-    keep[scores.argsort(descending=True, stable=True)[:count]] = True
+    keep[scores.argsort(descending=True, stable=True)[: len(scores) - count]] = True
     return keep
 
 
@@ -334,35 +340,85 @@ def _hessian(item: WeightEvidence) -> torch.Tensor:
     return moments.gram / moments.count
 
 
-def obs_sparsify(
-    weight: torch.Tensor, hessian: torch.Tensor, pattern: Pattern, block: int = 128
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Optimal Brain Surgeon, layer-wise: zero columns from left to right and let the rest make up for each zero.
+def obs_sparsify(weight: torch.Tensor, hessian: torch.Tensor, pattern: Pattern) -> tuple[torch.Tensor, torch.Tensor]:
+    """Optimal Brain Surgeon, layer-wise: zero weights one after the other and let the rest make up for each zero.
 
-    Minimises |W X - W' X|^2 with the Hessian X X^T: a weight's saliency is w^2 / [H^-1]_jj, its removal updates the
-    weights to its right by -w / [H^-1]_jj H^-1_j,: (Hassibi and Stork 1993; Frantar and Alistarh, "SparseGPT", ICML
-    2023, whose Cholesky form and blocks of 128 columns this follows).
+    Minimises |W X - W' X|^2 with the Hessian H = X X^T: the saliency of a weight is w_p^2 / [H^-1]_pp, its removal moves
+    the others of its row by -w_p / [H^-1]_pp H^-1_:,p (Hassibi and Stork 1993). Small layers take the weights in their
+    true order (Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022); large ones from left to right, which
+    lets all rows share one inverse (the same, "SparseGPT", ICML 2023).
 
     Returns:
         The updated weight [out, in] and the mask of what stays.
     """
+    damping = max(DAMPING * float(hessian.diagonal().mean()), 1e-12)  # a layer that never saw an input has no Hessian
+    h = hessian + damping * torch.eye(len(hessian), dtype=hessian.dtype)
+    rows, columns = weight.shape
+    return (
+        _in_true_order(weight, h, pattern) if rows * columns**3 <= EXACT_UP_TO else _left_to_right(weight, h, pattern)
+    )
+
+
+def _in_true_order(weight: torch.Tensor, h: torch.Tensor, pattern: Pattern) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row greedily; then the best weights for the mask, W' = W H_:,K H_KK^-1 row by row, K the kept columns."""
+    rows = max(1, ROWS_AT_ONCE // h.numel())
+    saliency = torch.cat([_removal_costs(part, h, pattern) for part in weight.split(rows)])
+    keep = keep_of(saliency, pattern)
+    updated = []
+    for part, kept in zip((weight @ h).split(rows), keep.double().split(rows), strict=True):
+        system = h * kept[:, :, None] * kept[:, None, :] + torch.diag_embed(1 - kept)
+        updated.append(torch.linalg.solve(system, part * kept))
+    return torch.cat(updated) * keep, keep
+
+
+def _removal_costs(weight: torch.Tensor, h: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """What the loss grows by when the turn comes to each weight, never less than before it in its row; infinite for
+    those that an N:M pattern lets stay."""
     w = weight.clone()
-    dead = hessian.diagonal() == 0
-    h = hessian.clone()
-    h.diagonal()[dead] = 1
-    w[:, dead] = 0
-    h.diagonal().add_(DAMPING * h.diagonal().mean())
-    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    inverse = torch.linalg.inv(h).expand(len(w), -1, -1).clone()
+    costs = torch.full_like(w, torch.inf)
+    size, gone = (pattern.m, pattern.m - pattern.n) if isinstance(pattern, NM) else (w.shape[1], w.shape[1])
+    row, highest = torch.arange(len(w)), torch.zeros(len(w), dtype=w.dtype)
+    for _ in range(w.shape[1] // size * gone):
+        removed = costs.isfinite()
+        full = (removed.reshape(len(w), -1, size).sum(2) == gone).repeat_interleave(size, 1)
+        saliency = w.square() / inverse.diagonal(dim1=1, dim2=2)
+        p = saliency.masked_fill(removed | full, torch.inf).argmin(1)
+        highest = torch.maximum(highest, saliency[row, p])
+        costs[row, p] = highest
+        column, pivot = inverse[row, :, p], inverse[row, p, p]
+        w -= (w[row, p] / pivot)[:, None] * column
+        inverse -= column[:, :, None] * (column / pivot[:, None])[:, None, :]
+        inverse[row, p, p] = 1.0  # its row and column are zero: out of the problem
+    return costs
+
+
+def _left_to_right(weight: torch.Tensor, h: torch.Tensor, pattern: Pattern) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns in their order, their part of the mask chosen when their block comes up, from the weights as they then are.
+
+    A block is a small part of the columns: chosen all at once, the mask would take what the left can give away and
+    leave on the right nothing to make up for it with.
+    """
+    w = weight.clone()
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
     keep = torch.ones_like(w, dtype=torch.bool)
     columns = w.shape[1]
-    step = pattern.m if isinstance(pattern, NM) else block
-    for start in range(0, columns, step):
-        end = min(start + step, columns)
-        saliency = (w[:, start:end] / inverse.diagonal()[start:end]) ** 2
-        keep[:, start:end] = keep_of(saliency, pattern)
+    block = pattern.m if isinstance(pattern, NM) else max(1, min(BLOCK, columns // 8))
+
+    def chosen(saliency: torch.Tensor, start: int) -> torch.Tensor:
+        if isinstance(pattern, NM):
+            return keep_of(saliency, pattern)
+        before, until = (round(pattern.share * len(w) * column) for column in (start, start + saliency.shape[1]))
+        return _without_weakest(saliency.flatten(), until - before).reshape(saliency.shape)
+
+    for start in range(0, columns, block):
+        end = min(start + block, columns)
+        keep[:, start:end] = chosen((w[:, start:end] / factor.diagonal()[start:end]) ** 2, start)
+        errors = torch.zeros(len(w), end - start, dtype=w.dtype)
         for j in range(start, end):
-            error = torch.where(keep[:, j], 0.0, w[:, j] / inverse[j, j])
-            w[:, j:] -= error[:, None] * inverse[j, j:][None, :]
+            errors[:, j - start] = torch.where(keep[:, j], 0.0, w[:, j] / factor[j, j])
+            w[:, j:end] -= errors[:, j - start, None] * factor[j, j:end]
+        w[:, end:] -= errors @ factor[start:end, end:]
     return w * keep, keep
 
 
