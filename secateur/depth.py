@@ -56,6 +56,7 @@ def drop_branches(
         InputError: no branch of this kind, a share that rounds to none or all, an unknown name, missing data.
     """
     _check(share, kind, criterion, calibration, programs.input_specs(program))
+    programs.check_supported(program)
     module = programs.graph_module(program)
     structure = infer(module)
     candidates = _outermost([b for b in graph_branches.find(module, structure) if b.kind == kind])

@@ -128,6 +128,7 @@ def prune(
     """
     choice = Choice(tuple(kinds), tuple(include), tuple(exclude), criterion, allocation, align, floor, seed)
     _check_arguments(goal, choice, calibration, curves)
+    programs.check_supported(program)
     module = programs.graph_module(program)
     structure = infer(module)
     chosen = choose_axes(structure, choice)
@@ -173,6 +174,7 @@ def check_prunable(program: ExportedProgram, kinds: Sequence[str], criterion: st
     """Raise InputError when `prune` could do nothing with these choices, whatever the goal."""
     choice = Choice(kinds=tuple(kinds), criterion=criterion)
     _check_choice(choice)
+    programs.check_supported(program)
     choose_axes(infer(programs.graph_module(program)), choice)
 
 
@@ -240,7 +242,7 @@ def score_units(
     criterion = CRITERIA[choice.criterion]
     statistics = Statistics()
     if criterion.needs:
-        calibration.check_batches(batches, programs.input_specs(program))
+        calibration.check_batches(batches, programs.input_specs(program), criterion.needs)
         statistics = calibration.collect(module, structure, batches, criterion.needs, loss=loss)
     evidence = Evidence(module, structure, statistics, choice.seed)
     scores = {info.name: criterion.score(evidence, info) for info in chosen}

@@ -6,6 +6,7 @@ They shrink no latency on a dense runtime; on disk and on the wire they do, once
 from __future__ import annotations
 
 import fnmatch
+import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -149,8 +150,9 @@ def movement(e: WeightEvidence) -> torch.Tensor:
 
 def wanda(e: WeightEvidence) -> torch.Tensor:
     """|w_ij| |x_j|_2, compared within each output row (Sun et al., "Wanda", ICLR 2024)."""
-    norms = _moments_of(e).squares.sqrt()
-    return e.weight.abs() * norms.repeat_interleave(e.weight.shape[1] // len(norms))
+    norms = _moments_of(e).squares.sqrt().reshape(-1, e.inputs)  # of each group of a grouped convolution
+    rows, columns = e.weight.shape
+    return e.weight.abs() * norms.repeat_interleave(rows // len(norms), 0).repeat_interleave(columns // e.inputs, 1)
 
 
 @dataclass(frozen=True)
@@ -188,25 +190,27 @@ def sparsify(
 ) -> tuple[ExportedProgram, Masks, SparsityReport]:
     """Zero the least important weights of linear layers and convolutions, exactly as many as asked, ties broken by place.
 
-    The input program is not modified. `include` and `exclude` are globs on parameter names.
+    The input program is not modified. `include` and `exclude` are globs on parameter names; a tied weight has the first
+    of its names.
 
     Raises:
-        InputError: an impossible pattern, an unknown criterion, missing data, or nothing that the pattern fits.
+        InputError: an impossible pattern, an unknown criterion, missing or too little data, a glob that matches nothing,
+            nothing that the pattern fits, or a share so small that nothing would be zero.
     """
     _check(pattern, criterion, calibration)
+    programs.check_supported(program)
     module = programs.graph_module(program)
     structure = infer(module)
     needs = WEIGHT_CRITERIA[criterion].needs
     statistics = Statistics()
     if needs:
-        calibrating.check_batches(calibration, programs.input_specs(program))
+        calibrating.check_batches(calibration, programs.input_specs(program), needs)
         statistics = calibrating.collect(module, structure, calibration, needs, loss=loss)
-    evidence, skipped = _gather(module, structure, statistics, pattern, criterion, include, exclude, seed)
+    uses = _uses(module, structure, include, exclude)
+    evidence, skipped = _gather(module, uses, statistics, pattern, criterion, seed)
     if not evidence:
         reasons = "; ".join(f"{name} {why}" for name, why in list(skipped.items())[:3])
-        raise InputError(
-            f"pattern: {pattern} with {criterion} fits no weight of this program ({reasons or 'no weights match'})"
-        )
+        raise InputError(f"pattern: {pattern} with {criterion} fits no weight of this program ({reasons})")
     masks: Masks = {}
     if criterion == "sparsegpt":
         for item in evidence:
@@ -215,11 +219,15 @@ def sparsify(
     else:
         keeps = _choose(evidence, pattern, criterion)
         masks = {item.name: _store(module, item, item.weight, keep) for item, keep in zip(evidence, keeps, strict=True)}
+    if all(bool(mask.all()) for mask in masks.values()):
+        raise InputError(f"pattern: {pattern} would zero no weight of {len(masks)}; ask for a larger share")
     sparse = programs.reexport(module, program)
-    weights = dict(sparse.named_parameters())
-    layers = [LayerSparsity(n, weights[n].numel(), int((weights[n] == 0).sum())) for n in masks]
-    layers += [LayerSparsity(name, weights[name].numel(), 0, why) for name, why in skipped.items() if name in weights]
-    return sparse, masks, SparsityReport(tuple(layers))
+    weights = sparse.state_dict
+    layers = tuple(
+        LayerSparsity(name, weights[name].numel(), int((weights[name] == 0).sum()), skipped.get(name))
+        for name in (*masks, *skipped)
+    )
+    return sparse, masks, SparsityReport(layers)
 
 
 def _check(pattern: Pattern, criterion: str, batches: Sequence[Batch]) -> None:
@@ -232,43 +240,77 @@ def _check(pattern: Pattern, criterion: str, batches: Sequence[Batch]) -> None:
             raise InputError(f"pattern: expected n:m with 0 < n < m, got {pattern.n}:{pattern.m}")
     elif not 0 < pattern.share < 1:
         raise InputError(f"pattern: expected a share between 0 and 1 (exclusive), got {pattern.share}")
+    if isinstance(pattern, Blocks) and min(pattern.shape) < 1:
+        raise InputError(f"pattern: expected blocks of at least 1 x 1, got {pattern.shape}")
     if isinstance(pattern, Unstructured) and pattern.scope not in ("layer", "global"):
         raise InputError(f"pattern: expected scope layer or global, got {pattern.scope!r}")
     if criterion == "sparsegpt" and (isinstance(pattern, Blocks) or getattr(pattern, "scope", "layer") == "global"):
         raise InputError("criterion sparsegpt: solves layer by layer; expected Unstructured per layer or NM")
 
 
+def _uses(
+    module: fx.GraphModule, structure: Structure, include: Sequence[str], exclude: Sequence[str]
+) -> dict[str, list[fx.Node]]:
+    """By name the weights that the globs choose, each with the contractions that use it.
+
+    Raises:
+        InputError: a glob matches nothing, or nothing is left.
+    """
+    owners = {alias: name for name, aliases in structure.aliases.items() for alias in aliases}
+    uses: dict[str, list[fx.Node]] = {}
+    for node, used in calibrating.consumers(module):
+        name = owners.get(used, used)
+        if name in structure.parameters:
+            uses.setdefault(name, []).append(node)
+    for pattern in (*include, *exclude):
+        if not fnmatch.filter(uses, pattern):
+            raise InputError(
+                f"include/exclude: {pattern!r} matches none of {len(uses)} weights of linear layers and convolutions"
+                + "".join(f", such as {name}" for name in list(uses)[:1])
+            )
+    chosen = {
+        name: nodes
+        for name, nodes in uses.items()
+        if any(fnmatch.fnmatchcase(name, p) for p in include) and not any(fnmatch.fnmatchcase(name, p) for p in exclude)
+    }
+    if not chosen:
+        raise InputError(f"include/exclude: expected to leave at least one of {len(uses)} weights, left none")
+    return chosen
+
+
 def _gather(
     module: fx.GraphModule,
-    structure: Structure,
+    uses: Mapping[str, Sequence[fx.Node]],
     statistics: Statistics,
     pattern: Pattern,
     criterion: str,
-    include: Sequence[str],
-    exclude: Sequence[str],
     seed: int,
 ) -> tuple[list[WeightEvidence], dict[str, str]]:
     """The weights to treat, and those left alone with the reason."""
-    watched = {m.weight: m for m in statistics.moments if m.count}
-    gathered: dict[str, WeightEvidence] = {}
+    gathered: list[WeightEvidence] = []
     skipped: dict[str, str] = {}
-    for node, name in calibrating.consumers(module):
-        wanted = any(fnmatch.fnmatchcase(name, p) for p in include) and not any(
-            fnmatch.fnmatchcase(name, p) for p in exclude
-        )
-        if not wanted or name in gathered or name not in structure.parameters:
-            continue
-        transposed = not any(part in str(node.target) for part in ("linear", "conv"))
+    for name, nodes in uses.items():
         parameter = module.get_parameter(name).detach()
+        if not parameter.is_floating_point():
+            skipped[name] = f"holds {parameter.dtype}".replace("torch.", "")
+            continue
+        transposed = not calibrating.holds_outputs_first(nodes[0])
         matrix = (parameter.T if transposed else parameter).flatten(1).double()
         inputs = parameter.shape[0] if transposed else parameter.shape[1]
-        item = WeightEvidence(name, matrix, statistics, watched.get(name), inputs, transposed, seed)
+        moments = _seen_by([n for n in nodes if calibrating.holds_outputs_first(n) != transposed], statistics)
+        item = WeightEvidence(name, matrix, statistics, moments, inputs, transposed, seed)
         reason = _misfit(item, pattern, criterion)
         if reason:
             skipped[name] = reason
         else:
-            gathered[name] = item
-    return list(gathered.values()), skipped
+            gathered.append(item)
+    return gathered, skipped
+
+
+def _seen_by(nodes: Sequence[fx.Node], statistics: Statistics) -> Moments | None:
+    """The inputs of all uses of a weight together."""
+    seen = [moments for moments in statistics.moments if moments.node in nodes and moments.count]
+    return functools.reduce(Moments.with_, seen) if seen else None
 
 
 def _misfit(item: WeightEvidence, pattern: Pattern, criterion: str) -> str | None:
@@ -280,8 +322,6 @@ def _misfit(item: WeightEvidence, pattern: Pattern, criterion: str) -> str | Non
         return f"is {tuple(item.weight.shape)}, not a multiple of {pattern.shape}"
     if criterion in ("wanda", "sparsegpt") and item.moments is None:
         return "was not reached by the calibration data"
-    if criterion == "wanda" and item.moments is not None and item.weight.shape[1] % len(item.moments.squares):
-        return "is a grouped convolution, whose inputs differ by group"
     if criterion == "sparsegpt" and (item.moments is None or item.moments.gram is None):
         return "is no linear layer, for which alone the layer-wise problem is solved"
     return None
@@ -296,6 +336,11 @@ def _choose(evidence: Sequence[WeightEvidence], pattern: Pattern, criterion: str
     """The masks [out, in x kernel] of the weights that stay."""
     rule = WEIGHT_CRITERIA[criterion]
     scores = [rule.score(item) for item in evidence]
+    for item, score in zip(evidence, scores, strict=True):
+        if not bool(score.isfinite().all()):
+            raise InputError(
+                f"criterion {criterion}: scores of {item.name} are not finite; are the weights or the data NaN?"
+            )
     if isinstance(pattern, Unstructured) and pattern.scope == "global":
         keep = _strongest(torch.cat([s.flatten() for s in scores]), pattern.share)
         parts = keep.split([s.numel() for s in scores])
@@ -337,6 +382,11 @@ def _without_weakest(scores: torch.Tensor, count: int) -> torch.Tensor:
 def _hessian(item: WeightEvidence) -> torch.Tensor:
     moments = _moments_of(item)
     assert moments.gram is not None
+    if moments.count < len(moments.gram):
+        raise InputError(
+            f"criterion sparsegpt: expected at least {len(moments.gram)} calibration positions (examples x length), as "
+            f"many as {item.name} has inputs, got {moments.count}; give more data or choose another criterion"
+        )
     return moments.gram / moments.count
 
 
@@ -439,4 +489,4 @@ def apply_masks(module: torch.nn.Module, masks: Mapping[str, torch.Tensor]) -> N
     with torch.no_grad():
         for name, mask in masks.items():
             parameter = module.get_parameter(name)
-            parameter.mul_(mask.to(parameter.device, parameter.dtype))
+            parameter.masked_fill_(~mask.to(parameter.device), 0)
