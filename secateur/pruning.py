@@ -26,6 +26,7 @@ from secateur.importance import CRITERIA, Evidence
 
 DEFAULT_KINDS = ("head", "kv_group", "q_per_group", "channel", "width")
 MASKED_TOLERANCE = 1e-5  # relative to the largest output
+EXPECTED_REASONS = ("is a graph input", "is a graph output")  # every program has them: an error names others first
 
 
 @dataclass(frozen=True)
@@ -197,10 +198,11 @@ def choose_axes(structure: Structure, choice: Choice) -> list[AxisInfo]:
     ]
     if not chosen:
         found = sorted({info.kind for info in structure.prunable})
-        reasons = sorted({f"{info.name} {info.frozen}" for info in structure.axes if info.frozen})[:3]
+        examples = {info.frozen: info.name for info in reversed(structure.axes) if info.frozen}
+        reasons = sorted(examples, key=lambda reason: (reason in EXPECTED_REASONS, reason))[:5]
         raise InputError(
             f"kinds: expected at least one axis of {', '.join(choice.kinds)} that can be cut; the program has "
-            f"{', '.join(found) or 'none'}; frozen: {'; '.join(reasons) or 'none'}"
+            f"{', '.join(found) or 'none'}; frozen: {'; '.join(f'{examples[r]} {r}' for r in reasons) or 'none'}"
         )
     return chosen
 
@@ -209,6 +211,11 @@ def _check_arguments(goal: Goal, choice: Choice, batches: Sequence[Batch], curve
     if not 0 < goal.share < 1:
         raise InputError(f"goal: expected a share between 0 and 1 (exclusive), got {goal}")
     _check_choice(choice)
+    if isinstance(goal, Ratio) and goal.share + choice.floor > 1 + 1e-9:
+        raise InputError(
+            f"goal: {goal} is out of reach at floor {choice.floor}: expected a share of at most {1 - choice.floor:.3f}; "
+            "ask for less or lower the floor"
+        )
     if CRITERIA[choice.criterion].needs and not batches:
         raise InputError(f"criterion {choice.criterion}: needs calibration batches of (inputs..., target), got none")
     if choice.allocation == "sensitivity" and curves is None:
