@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from secateur import NM, Blocks, InputError, Unstructured, drop_branches, sparsify, sparsity
+from secateur import NM, Blocks, InputError, Unstructured, sparsify, sparsity
 from secateur import program as programs
 from secateur.sparsity import DAMPING, keep_of, obs_sparsify
 
@@ -127,8 +127,3 @@ def test_the_program_that_was_given_stays_as_it_was() -> None:
 def test_a_criterion_without_its_data_is_refused() -> None:
     with pytest.raises(InputError, match="criterion wanda: needs calibration batches"):
         sparsify(models.exported("perceptron"), pattern=Unstructured(0.5), criterion="wanda")
-
-
-def test_a_program_without_layers_is_told_so() -> None:
-    with pytest.raises(InputError, match="branches of kind layer"):
-        drop_branches(models.exported("perceptron"), share=0.5, criterion="last")
