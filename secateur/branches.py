@@ -46,7 +46,10 @@ def find(module: fx.GraphModule, structure: Structure) -> tuple[Branch, ...]:
 
 def drop(module: fx.GraphModule, branches: Iterable[Branch]) -> None:
     """Remove branches in place, with the parameters that only they used."""
-    for branch in branches:
+    branches = list(branches)
+    order = {node: position for position, node in enumerate(module.graph.nodes)}
+    # the last first: the entry of a branch may be the exit of the one before, which has to go as well
+    for branch in sorted(branches, key=lambda branch: order[branch.exit], reverse=True):
         branch.exit.replace_all_uses_with(branch.entry)
     remove_dead_code(module)
     used = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +43,19 @@ class Moments:
     squares: Any = 0.0
     gram: torch.Tensor | None = None
 
+    def with_(self, other: Moments) -> Moments:
+        """Both together: a weight that the graph uses twice has seen the inputs of both uses."""
+        return Moments(
+            self.node,
+            self.weight,
+            self.count + other.count,
+            self.total + other.total,
+            self.absolute + other.absolute,
+            self.zeros + other.zeros,
+            self.squares + other.squares,
+            None if self.gram is None or other.gram is None else self.gram + other.gram,
+        )
+
 
 @dataclass
 class Statistics:
@@ -59,23 +74,45 @@ def classification_loss(output: Any, target: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits.flatten(0, -2), target.flatten(), ignore_index=-100)
 
 
-def check_batches(batches: Sequence[Batch], specs: Mapping[str, Any]) -> None:
-    """Raise InputError unless every batch has the program's inputs and a target, in sizes that fit."""
+def check_batches(
+    batches: Sequence[Batch], specs: Mapping[str, Any], needs: frozenset[str] = frozenset({ACTIVATIONS})
+) -> None:
+    """Raise InputError unless every batch has the program's inputs and a target, in sizes that fit.
+
+    A program of fixed shape takes batches of just that shape; per-sample gradients need one that takes single examples.
+    """
     if not batches:
         raise InputError("calibration: expected at least one batch of (inputs..., target), got none")
     for number, batch in enumerate(batches):
-        if len(batch) != len(specs) + 1:
+        if len(batch) != len(specs) + 1 or not all(isinstance(tensor, torch.Tensor) for tensor in batch):
             raise InputError(
-                f"calibration: expected {len(specs)} inputs and a target in each batch, batch {number} has {len(batch)}"
+                f"calibration: expected {len(specs)} inputs and a target in each batch, all of them tensors, batch "
+                f"{number} has {', '.join(type(tensor).__name__ for tensor in batch) or 'nothing'}"
             )
         for tensor, (name, (shape, dtype)) in zip(batch, specs.items(), strict=False):
-            fits = tensor.dim() == len(shape) and all(s in (None, n) for s, n in zip(shape, tensor.shape, strict=True))
-            if not fits or tensor.dtype != dtype:
-                wanted = "x".join("any" if s is None else str(s) for s in shape)
-                raise InputError(
-                    f"calibration: expected {wanted} ({dtype}) for input {name}, batch {number} has "
-                    f"{'x'.join(map(str, tensor.shape))} ({tensor.dtype})"
-                )
+            _check_input(number, tensor, name, shape, dtype)
+        examples = [tensor.shape[0] if tensor.dim() else 0 for tensor in batch]
+        if examples[-1] != examples[0] or not examples[0]:
+            raise InputError(
+                f"calibration: expected one target for each example and at least one example, batch {number} has "
+                f"{examples[0]} examples and {examples[-1]} targets"
+            )
+    fixed = [name for name, (shape, _) in specs.items() if not shape or shape[0] not in (None, 1)]
+    if GRADIENTS in needs and fixed:
+        raise InputError(
+            f"calibration: expected a program that takes one example at a time, as per-sample gradients need, but the "
+            f"first dimension of {fixed[0]} is fixed; export with dynamic_shapes or choose another criterion"
+        )
+
+
+def _check_input(number: int, tensor: torch.Tensor, name: str, shape: Sequence[int | None], dtype: torch.dtype) -> None:
+    fits = tensor.dim() == len(shape) and all(s in (None, n) for s, n in zip(shape, tensor.shape, strict=True))
+    if not fits or tensor.dtype != dtype:
+        wanted = "x".join("any" if s is None else str(s) for s in shape)
+        raise InputError(
+            f"calibration: expected {wanted} ({dtype}) for input {name}, batch {number} has "
+            f"{'x'.join(map(str, tensor.shape))} ({tensor.dtype})"
+        )
 
 
 def collect(
@@ -141,11 +178,24 @@ def consumers(module: fx.GraphModule) -> list[tuple[fx.Node, str]]:
     """The contractions of an activation with a stored weight, and the weight's name."""
     found = []
     for node in module.graph.nodes:
-        name = getattr(getattr(node.target, "_overloadpacket", None), "__name__", "")
+        name = _operator(node)
         weight = node.args[_CONSUMERS[name]] if name in _CONSUMERS else None
         if isinstance(weight, fx.Node) and weight.op == "get_attr":
-            found.append((node, str(weight.target)))
+            dims = operator.attrgetter(str(weight.target))(module).dim()
+            if dims == 2 or name.startswith("conv"):  # not a vector, nor a stack of matrices
+                found.append((node, str(weight.target)))
     return found
+
+
+def _operator(node: fx.Node) -> str:
+    """The name of an ATen operator; empty for anything else."""
+    target = node.target
+    return target._overloadpacket.__name__ if getattr(target, "namespace", "") == "aten" else ""  # type: ignore[union-attr]
+
+
+def holds_outputs_first(node: fx.Node) -> bool:
+    """Whether a contraction's weight is [out, in, ...]; the weights of `matmul`, `mm` and `addmm` are [in, out]."""
+    return _operator(node).startswith(("linear", "conv"))
 
 
 def _collect_activations(
@@ -162,7 +212,7 @@ def _collect_activations(
 
 
 def _accumulator(moments: Moments) -> Callable[[torch.Tensor], None]:
-    convolves = "conv" in str(moments.node.target)
+    convolves = _operator(moments.node).startswith("conv")
 
     def accumulate(x: torch.Tensor) -> None:
         features = x.movedim(1, -1).flatten(0, -2) if convolves else x.flatten(0, -2)
@@ -179,22 +229,32 @@ def _accumulator(moments: Moments) -> Callable[[torch.Tensor], None]:
     return accumulate
 
 
+@contextlib.contextmanager
+def _differentiable(module: fx.GraphModule, structure: Structure) -> Iterator[dict[str, torch.nn.Parameter]]:
+    """The real parameters, with gradients for those too that training had frozen, in evaluation mode."""
+    parameters = {name: module.get_parameter(name) for name in structure.parameters}
+    parameters = {name: p for name, p in parameters.items() if p.is_floating_point()}
+    before = {name: p.requires_grad for name, p in parameters.items()}
+    try:
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        with programs.evaluating(module), torch.enable_grad():
+            yield parameters
+    finally:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(before[name])
+
+
 def _collect_gradients(
     module: fx.GraphModule, structure: Structure, batches: Sequence[Batch], loss: Loss, statistics: Statistics
 ) -> None:
-    parameters = {name: module.get_parameter(name) for name in structure.parameters}
-    before = [(node, node.args) for node in module.graph.nodes]
-    sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
     rows: dict[str, list[np.ndarray]] = {info.name: [] for info in structure.prunable}
-    programs.set_training(module, False)
     samples = 0
-    for batch in batches:
-        for i in range(len(batch[0])):
-            one = [tensor[i : i + 1] for tensor in batch]
-            value = loss(module(*one[:-1]), one[-1])
-            gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-            known = {n: g for n, g in zip(parameters, gradients, strict=True) if g is not None}
+    with _differentiable(module, structure) as parameters:
+        sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
+        squares = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
+        for one in (tuple(t[i : i + 1] for t in batch) for batch in batches for i in range(len(batch[0]))):
+            known = _gradients(module, parameters, one, loss)
             for name, gradient in known.items():
                 sums[name] += gradient
                 squares[name] += gradient.square()
@@ -202,12 +262,17 @@ def _collect_gradients(
             for info in structure.prunable:
                 rows[info.name].append(units_sum(structure, info, products))
             samples += 1
-    for node, args in before:
-        node.args = args
-    module.recompile()
     statistics.gradients = {name: total / samples for name, total in sums.items()}
     statistics.squared_gradients = {name: total / samples for name, total in squares.items()}
     statistics.contributions = {name: np.stack(values) for name, values in rows.items()}
+
+
+def _gradients(
+    module: fx.GraphModule, parameters: Mapping[str, torch.nn.Parameter], batch: Batch, loss: Loss
+) -> dict[str, torch.Tensor]:
+    value = loss(module(*batch[:-1]), batch[-1])
+    gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+    return {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
 
 
 def _collect_movement(
@@ -219,16 +284,14 @@ def _collect_movement(
     statistics: Statistics,
 ) -> None:
     module = copy.deepcopy(module)  # it is trained here, and its tensors may be a program's own
-    parameters = {name: module.get_parameter(name) for name in structure.parameters}
-    moved = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    for batch in batches:
-        value = loss(module(*batch[:-1]), batch[-1])
-        gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-        with torch.no_grad():
-            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
-                if gradient is not None:
-                    moved[name] -= gradient * parameter
-                    parameter.sub_(learning_rate * gradient)
+    with _differentiable(module, structure) as parameters:
+        moved = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
+        for batch in batches:
+            known = _gradients(module, parameters, batch, loss)
+            with torch.no_grad():
+                for name, gradient in known.items():
+                    moved[name] -= gradient * parameters[name]
+                    parameters[name].sub_(learning_rate * gradient)
     statistics.movement = moved
 
 
@@ -250,9 +313,6 @@ def units_sum(structure: Structure, info: AxisInfo, values: Mapping[str, torch.T
 
 def carries(structure: Structure, info: AxisInfo, moments: Moments) -> np.ndarray | None:
     """For each input feature of a contraction the unit of the axis it belongs to; None when it belongs to none."""
-    weight = structure.tensors.get(moments.weight)
     dims = structure.trace.layouts[_source(moments.node)]
-    position = 1 if "conv" in str(moments.node.target) else len(dims) - 1
-    if weight is None or info.axis not in set(leaves(dims[position])):
-        return None
-    return unit_index(dims[position], info.axis)
+    features = dims[1 if _operator(moments.node).startswith("conv") else -1]
+    return unit_index(features, info.axis) if info.axis in set(leaves(features)) else None

@@ -55,6 +55,7 @@ def sensitivity(
     if bad := [share for share in shares if not 0 < share < 1]:
         raise InputError(f"shares: expected shares between 0 and 1 (exclusive), got {bad[0]}")
     choice = Choice(tuple(kinds), tuple(include), tuple(exclude), criterion, seed=seed)
+    programs.check_supported(program)
     calibrating.check_batches(calibration, programs.input_specs(program))
     module = programs.graph_module(program, shared=True)
     structure = infer(module)

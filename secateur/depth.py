@@ -60,11 +60,17 @@ def drop_branches(
         InputError: no branch of this kind, a share that rounds to none or all, an unknown name, missing data.
     """
     _check(share, kind, criterion, calibration, programs.input_specs(program))
+    programs.check_supported(program)
     module = programs.graph_module(program, shared=True)
     structure = infer(module)
     candidates = _outermost([b for b in graph_branches.find(module, structure) if b.kind == kind])
+    if not candidates:
+        found = sorted({b.kind for b in graph_branches.find(module, structure)})
+        raise InputError(
+            f"kind: expected branches of kind {kind} in the program, found {', '.join(found) or 'none of any kind'}"
+        )
     count = round(share * len(candidates))
-    if not candidates or not 0 < count < len(candidates) + (kind != "layer"):
+    if not 0 < count < len(candidates) + (kind != "layer"):
         raise InputError(
             f"layers: expected a share of {len(candidates)} branches of kind {kind} that drops at least one and leaves "
             f"at least one, got {share} ({count})"
@@ -85,8 +91,8 @@ def drop_branches(
         macs_before=before[1],
         macs_after=after.count_macs(programs.per_example_symbols(shallow)),
     )
-    if report.parameters_after >= report.parameters_before:
-        raise RuntimeError("dropping branches removed no parameter")
+    if left := [n for i in dropped for n in candidates[i].tensors if n in shallow.state_dict]:
+        raise RuntimeError(f"the branches that were dropped left {left[0]} behind")
     return shallow, report
 
 
@@ -112,26 +118,47 @@ def score(
     """The importance of each branch.
 
     influence: 1 - mean cosine of entry and exit over positions ("block influence", Men et al., "ShortGPT", 2024).
-    variance: share of the exit's variance that the branch adds, Var(exit - entry) / Var(exit).
+    variance: trace Cov(exit - entry) / trace Cov(exit) over positions: what the branch adds to the output's variance.
     last: later branches first to go (Sajjad et al., "Poor Man's BERT", 2023). random: the control.
     """
     if criterion == "last":
         return [float(len(candidates) - i) for i in range(len(candidates))]
     if criterion == "random":
         return torch.rand(len(candidates), generator=torch.Generator().manual_seed(seed)).tolist()
-    totals, count = [0.0] * len(candidates), 0
+    sums: list[list[torch.Tensor]] = [[] for _ in candidates]
     watched = {node for branch in candidates for node in (branch.entry, branch.exit)}
     with programs.evaluating(module):
         for batch in batches:
             seen = calibrating.values_of(module, watched, batch[:-1])
-            for i, branch in enumerate(candidates):
-                totals[i] += _difference(criterion, seen[branch.entry].double(), seen[branch.exit].double())
-            count += 1
-    return [total / count for total in totals]
+            for branch, parts in zip(candidates, sums, strict=True):
+                entry, exit_ = (_by_position(branch, seen[node]) for node in (branch.entry, branch.exit))
+                parts.append(_influence_sums(entry, exit_) if criterion == "influence" else _moments(entry, exit_))
+    finish = _influence if criterion == "influence" else _variance
+    return [finish(torch.stack(parts).sum(0)) for parts in sums]
 
 
-def _difference(criterion: str, entry: torch.Tensor, exit_: torch.Tensor) -> float:
-    if criterion == "variance":
-        return float((exit_ - entry).var() / exit_.var().clamp_min(1e-30))
-    features = 1 if entry.dim() == 4 else -1
-    return float(1 - functional.cosine_similarity(entry, exit_, dim=features).mean())
+def _by_position(branch: Branch, value: torch.Tensor) -> torch.Tensor:
+    """[positions, features], in double precision; convolutions keep their features in the second dimension."""
+    convolved = branch.kind == "block" or value.dim() == 4
+    return (value.movedim(1, -1) if convolved else value).flatten(0, -2).double()
+
+
+def _influence_sums(entry: torch.Tensor, exit_: torch.Tensor) -> torch.Tensor:
+    """[2]: the sum of the cosines and their number."""
+    cosines = functional.cosine_similarity(entry, exit_, dim=1)
+    return torch.tensor([float(cosines.sum()), float(len(cosines))], dtype=torch.float64)
+
+
+def _influence(sums: torch.Tensor) -> float:
+    return float(1 - sums[0] / sums[1])
+
+
+def _moments(entry: torch.Tensor, exit_: torch.Tensor) -> torch.Tensor:
+    """[2, 3, features]: number, sum and sum of squares of what the branch adds, and of the exit."""
+    return torch.stack([torch.stack([torch.ones_like(x), x, x.square()]).sum(1) for x in (exit_ - entry, exit_)])
+
+
+def _variance(moments: torch.Tensor) -> float:
+    count, total, squares = moments.unbind(1)
+    added, out = (squares / count - (total / count) ** 2).sum(1).tolist()
+    return added / max(out, 1e-30)

@@ -16,7 +16,17 @@ from torch import fx
 
 from secateur.axes.infer import AxisInfo, Structure
 from secateur.axes.terms import unit_index
-from secateur.calibration import ACTIVATIONS, GRADIENTS, MOVEMENT, Moments, Statistics, carries, units_sum
+from secateur.calibration import (
+    ACTIVATIONS,
+    GRADIENTS,
+    MOVEMENT,
+    Moments,
+    Statistics,
+    carries,
+    consumers,
+    holds_outputs_first,
+    units_sum,
+)
 from secateur.errors import InputError
 
 
@@ -63,10 +73,11 @@ def l2(evidence: Evidence, info: AxisInfo) -> np.ndarray:
 def geometric_median(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     """sum over v of |f_u - f_v|: units near the geometric median are replaceable (He et al., "FPGM", CVPR 2019).
 
-    f_u is everything in the producing weights (those with the axis in their first dimension, else all matrices).
+    f_u is everything in the weights whose output the axis is; where there are none (an embedding), in all matrices.
     """
     members = [(n, p) for n, p in info.members if n in _matrices(evidence, info)]
-    producing = [(n, p) for n, p in members if p == 0] or members
+    outputs = {(weight, 0 if holds_outputs_first(node) else 1) for node, weight in consumers(evidence.module)}
+    producing = [member for member in members if member in outputs] or members
     vectors = torch.cat([_unit_rows(evidence, info, name, position) for name, position in producing], 1)
     return torch.cdist(vectors, vectors).sum(1).cpu().numpy()
 
@@ -83,7 +94,8 @@ def norm_scale(evidence: Evidence, info: AxisInfo) -> np.ndarray:
         raise InputError(
             f"criterion norm_scale: {info.name} has no batch norm with a scale; choose another criterion or kind"
         )
-    return units_sum(evidence.structure, info, on_axis) / len(on_axis)
+    ones = {name: torch.ones_like(scale) for name, scale in on_axis.items()}
+    return units_sum(evidence.structure, info, on_axis) / units_sum(evidence.structure, info, ones)
 
 
 def lamp(evidence: Evidence, info: AxisInfo) -> np.ndarray:
@@ -133,11 +145,13 @@ def wanda(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     """sum over consuming weights of |w_ij| |x_j|_2 (Sun et al., "Wanda", ICLR 2024), summed over the unit's inputs."""
 
     def weighted(m: Moments) -> torch.Tensor:
-        weight = evidence.weight(m.weight)
-        rows = weight.flatten(2).abs().sum(2) if weight.dim() > 2 else weight.abs()
-        if "linear" not in str(m.node.target) and weight.dim() == 2:
-            rows = rows.T  # matmul and addmm hold [in, out]
-        return rows.sum(0) * m.squares.sqrt()
+        weight = evidence.weight(m.weight).abs()
+        if not holds_outputs_first(m.node):
+            return weight.sum(1) * m.squares.sqrt()
+        groups = len(m.squares) // weight.shape[1]  # of a convolution: each reads its own part of the inputs
+        return (
+            weight.reshape(groups, -1, weight.shape[1], weight[0, 0].numel()).sum((1, 3)).flatten() * m.squares.sqrt()
+        )
 
     return _over_inputs(evidence, info, weighted, divide=False)
 
@@ -153,21 +167,22 @@ def variance(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     For heads this is what the output projection receives from each (cf. Nova et al., "Gradient-free", ICML 2023).
     """
     total = np.zeros(info.size)
-    found = False
-    for moments, units in _feeding(evidence, info):
-        if moments.gram is None:
-            continue
-        found = True
+    feeding = _feeding(evidence, info)
+    grams = [moments.gram for moments, _ in feeding if moments.gram is not None]
+    if not grams or len(grams) < len(feeding):
+        raise InputError(
+            f"criterion variance: expected that {info.name} feeds linear layers alone, whose inputs' covariance is kept; "
+            "choose another criterion or kind"
+        )
+    for (moments, units), gram in zip(feeding, grams, strict=True):
         mean = moments.total / moments.count
-        covariance = moments.gram / moments.count - torch.outer(mean, mean)
+        covariance = gram / moments.count - torch.outer(mean, mean)
         weight = evidence.weight(moments.weight)
-        weight = weight if "linear" in str(moments.node.target) else weight.T
+        weight = weight if holds_outputs_first(moments.node) else weight.T
         for unit in range(info.size):
             inputs = torch.from_numpy(np.flatnonzero(units == unit))
             part = weight[:, inputs]
             total[unit] += float(((part @ covariance[inputs][:, inputs]) * part).sum())
-    if not found:
-        raise InputError(f"criterion variance: {info.name} feeds no linear layer; choose another criterion or kind")
     return total
 
 
@@ -225,5 +240,8 @@ def _over_inputs(
         np.add.at(total, units[carried], of(moments).cpu().numpy()[carried])
         np.add.at(count, units[carried], 1)
     if not count.any():
-        raise InputError(f"criterion: {info.name} feeds no linear layer or convolution whose input could be watched")
+        raise InputError(
+            f"criterion: {info.name} feeds no linear layer or convolution whose input could be watched; "
+            "choose another criterion or kind"
+        )
     return total / count if divide else total

@@ -44,6 +44,13 @@ _TRAINING_ARGUMENT = {
     _aten.rnn_tanh.input: 6,
     _aten.rnn_relu.input: 6,
 }
+# what `run_decompositions` makes of batch norms and dropout in training
+_TRAINS_ALWAYS = {
+    _aten._native_batch_norm_legit.default,
+    _aten._native_batch_norm_legit_functional.default,
+    _aten.native_dropout.default,
+}
+REGIONS = {torch.ops.higher_order.wrap_with_set_grad_enabled, torch.ops.higher_order.wrap_with_autocast}
 
 
 def load(path: str | Path) -> ExportedProgram:
@@ -149,6 +156,32 @@ def digest(program: ExportedProgram) -> str:
             sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
+
+
+def check_supported(program: ExportedProgram) -> None:
+    """Raise InputError for a program that was exported in training mode or that has control flow.
+
+    A fixed batch is fine: a cut needs none. Custom operators, quantised and complex weights are too: what they touch is
+    left alone.
+    """
+    for graph in (m.graph for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)):
+        for node in graph.nodes:
+            if isinstance(node.target, torch._ops.HigherOrderOperator) and node.target not in REGIONS:
+                raise InputError(
+                    f"program: expected a graph without control flow, found {node.target.name()}; export a model whose "
+                    "path does not depend on its data"
+                )
+            if _trains(node):
+                raise InputError(
+                    f"program: expected an export in evaluation mode, found {node.target} in training mode "
+                    f"({node.name}); call model.eval() before torch.export.export"
+                )
+
+
+def _trains(node: fx.Node) -> bool:
+    if node.target in _TRAINING_ARGUMENT:
+        return node.args[_TRAINING_ARGUMENT[node.target]] is True and not _has_no_running_statistics(node)
+    return node.target in _TRAINS_ALWAYS
 
 
 def graph_module(program: ExportedProgram, *, shared: bool = False) -> fx.GraphModule:

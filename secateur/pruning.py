@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import fx
 from torch.export import ExportedProgram
@@ -23,9 +22,11 @@ from secateur.axes.terms import Kept, Widths
 from secateur.calibration import Batch, Loss, Statistics, classification_loss
 from secateur.errors import InputError
 from secateur.importance import CRITERIA, Evidence
+from secateur.tables import as_text
 
 DEFAULT_KINDS = ("head", "kv_group", "q_per_group", "channel", "width")
 MASKED_TOLERANCE = 1e-5  # relative to the largest output
+EXPECTED_REASONS = ("is a graph input", "is a graph output")  # every program has them: an error names others first
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,8 @@ class Report:
             table.add_row(axis.name, axis.kind, str(axis.before), str(axis.after), scores)
         for name, reason in self.frozen:
             table.add_row(name, "frozen", "", "", reason, style="dim")
-        console = Console(width=120, color_system=None)
-        with console.capture() as capture:
-            console.print(table)
         return (
-            f"{capture.get()}parameters {self.parameters_before:,} -> {self.parameters_after:,} ({self.sparsity:.1%} removed)"
+            f"{as_text(table)}parameters {self.parameters_before:,} -> {self.parameters_after:,} ({self.sparsity:.1%} removed)"
             f"\nMACs {self.macs_before:,} -> {self.macs_after:,}"
         )
 
@@ -128,6 +126,7 @@ def prune(
     """
     choice = Choice(tuple(kinds), tuple(include), tuple(exclude), criterion, allocation, align, floor, seed)
     _check_arguments(goal, choice, calibration, curves)
+    programs.check_supported(program)
     module = programs.graph_module(program, shared=True)
     structure = infer(module)
     chosen = choose_axes(structure, choice)
@@ -172,6 +171,7 @@ def replay(program: ExportedProgram, kept: Mapping[str, Sequence[int]]) -> tuple
 def check_prunable(program: ExportedProgram, choice: Choice) -> None:
     """Raise InputError when `prune` could do nothing with these choices, whatever the goal."""
     _check_choice(choice)
+    programs.check_supported(program)
     choose_axes(infer(programs.graph_module(program, shared=True)), choice)
 
 
@@ -199,10 +199,11 @@ def choose_axes(structure: Structure, choice: Choice) -> list[AxisInfo]:
     ]
     if not chosen:
         found = sorted({info.kind for info in structure.prunable})
-        reasons = sorted({f"{info.name} {info.frozen}" for info in structure.axes if info.frozen})[:3]
+        examples = {info.frozen: info.name for info in reversed(structure.axes) if info.frozen}
+        reasons = sorted(examples, key=lambda reason: (reason in EXPECTED_REASONS, reason))[:5]
         raise InputError(
             f"kinds: expected at least one axis of {', '.join(choice.kinds)} that can be cut; the program has "
-            f"{', '.join(found) or 'none'}; frozen: {'; '.join(reasons) or 'none'}"
+            f"{', '.join(found) or 'none'}; frozen: {'; '.join(f'{examples[r]} {r}' for r in reasons) or 'none'}"
         )
     return chosen
 
@@ -211,6 +212,11 @@ def _check_arguments(goal: Goal, choice: Choice, batches: Sequence[Batch], curve
     if not 0 < goal.share < 1:
         raise InputError(f"goal: expected a share between 0 and 1 (exclusive), got {goal}")
     _check_choice(choice)
+    if isinstance(goal, Ratio) and goal.share + choice.floor > 1 + 1e-9:
+        raise InputError(
+            f"goal: {goal} is out of reach at floor {choice.floor}: expected a share of at most {1 - choice.floor:.3f}; "
+            "ask for less or lower the floor"
+        )
     if CRITERIA[choice.criterion].needs and not batches:
         raise InputError(f"criterion {choice.criterion}: needs calibration batches of (inputs..., target), got none")
     if choice.allocation == "sensitivity" and curves is None:
@@ -244,7 +250,7 @@ def score_units(
     criterion = CRITERIA[choice.criterion]
     statistics = Statistics()
     if criterion.needs:
-        calibration.check_batches(batches, programs.input_specs(program))
+        calibration.check_batches(batches, programs.input_specs(program), criterion.needs)
         statistics = calibration.collect(module, structure, batches, criterion.needs, loss=loss)
     evidence = Evidence(module, structure, statistics, choice.seed)
     scores = {info.name: criterion.score(evidence, info) for info in chosen}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch.nn import functional
 
 from secateur import program as programs
 from secateur.data import Dataset, Split
+from secateur.errors import InputError
+from secateur.sparsity import apply_masks
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def recover(
     data: Dataset,
     settings: Settings,
     *,
+    masks: Mapping[str, torch.Tensor] | None = None,
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
 ) -> Recovered:
@@ -75,11 +78,19 @@ def recover(
     momentum, a linear warm-up over the first tenth of the steps and a cosine decay to zero. Every epoch's order follows
     from the seed and the epoch alone, so that a run resumed from its checkpoint ends where it would have.
 
+    Args:
+        masks: what `sparsify` gave, by parameter name, True where a weight stays; the others are exactly zero before
+            the first step and after every one, whatever momentum and weight decay do.
+
     Raises:
+        InputError: a mask for a parameter that the student does not have, or of another shape.
         FloatingPointError: the loss is not finite.
     """
     torch.manual_seed(settings.seed)
     module = programs.graph_module(student)
+    masks = masks or {}
+    _check_masks(module, masks)
+    apply_masks(module, masks)
     guide = programs.graph_module(teacher)
     programs.set_training(guide, False)
     steps = settings.epochs * math.ceil(len(data.train) / settings.batch)
@@ -97,7 +108,7 @@ def recover(
         on_epoch(first)
     for number in range(len(state["history"]), settings.epochs + 1):
         started = time.monotonic()
-        loss = _train_epoch(module, guide, data.train, settings, number, optimizer, schedule)
+        loss = _train_epoch(module, guide, data.train, settings, number, optimizer, schedule, masks)
         epoch = Epoch(number, loss, accuracy(module, data.validation), time.monotonic() - started)
         state["history"].append(epoch)
         if epoch.accuracy > state["best"].accuracy:
@@ -106,6 +117,18 @@ def recover(
         on_epoch(epoch)
     module.load_state_dict(state["weights"])
     return Recovered(programs.reexport(module, student), state["best"], tuple(state["history"]))
+
+
+def _check_masks(module: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> None:
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise InputError(f"masks: expected names of the student's parameters, got {name!r}; use what sparsify gave")
+        if mask.dtype != torch.bool or mask.shape != parameters[name].shape:
+            raise InputError(
+                f"masks: expected {tuple(parameters[name].shape)} (torch.bool) for {name}, got {tuple(mask.shape)} "
+                f"({mask.dtype}); sparsify the program that is recovered"
+            )
 
 
 def accuracy(module: fx.GraphModule, split: Split, batch: int = 256) -> float:
@@ -150,6 +173,7 @@ def _train_epoch(
     epoch: int,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
+    masks: Mapping[str, torch.Tensor],
 ) -> float:
     """One pass over the training split; the mean loss over its batches."""
     torch.manual_seed(settings.seed * 100_003 + epoch)  # dropout
@@ -164,6 +188,7 @@ def _train_epoch(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        apply_masks(module, masks)
         schedule.step()
         losses.append(loss.item())
     if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):

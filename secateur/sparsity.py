@@ -6,13 +6,13 @@ They shrink no latency on a dense runtime; on disk and on the wire they do, once
 from __future__ import annotations
 
 import fnmatch
+import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import fx
 from torch.export import ExportedProgram
@@ -23,9 +23,13 @@ from secateur.axes.infer import Structure, infer
 from secateur.calibration import ACTIVATIONS, GRADIENTS, MOVEMENT, Batch, Loss, Moments, Statistics, classification_loss
 from secateur.errors import InputError
 from secateur.importance import lamp_of
+from secateur.tables import as_text
 
 Masks = dict[str, torch.Tensor]  # by parameter name, True where a weight stays
 DAMPING = 0.01  # of the Hessian's mean diagonal (Frantar and Alistarh 2023)
+EXACT_UP_TO = 2**28  # rows x columns^3 of a layer (128 x 128) whose weights go in their true order: some seconds
+ROWS_AT_ONCE = 2**24  # elements of the inverses that are held at once: 128 MiB
+BLOCK = 128  # columns (Frantar and Alistarh 2023)
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,7 @@ class SparsityReport:
         for layer in self.layers:
             share = layer.skipped or f"{layer.zeros / layer.elements:.2%}"
             table.add_row(layer.name, f"{layer.elements:,}", f"{layer.zeros:,}", share)
-        console = Console(width=120, color_system=None)
-        with console.capture() as capture:
-            console.print(table)
-        return (
-            f"{capture.get()}{self.sparsity:.2%} of the treated weights are zero; a dense runtime gains no time from it"
-        )
+        return f"{as_text(table)}{self.sparsity:.2%} of the treated weights are zero; a dense runtime gains no time from it"
 
 
 @dataclass(frozen=True)
@@ -146,8 +145,9 @@ def movement(e: WeightEvidence) -> torch.Tensor:
 
 def wanda(e: WeightEvidence) -> torch.Tensor:
     """|w_ij| |x_j|_2, compared within each output row (Sun et al., "Wanda", ICLR 2024)."""
-    norms = _moments_of(e).squares.sqrt()
-    return e.weight.abs() * norms.repeat_interleave(e.weight.shape[1] // len(norms))
+    norms = _moments_of(e).squares.sqrt().reshape(-1, e.inputs)  # of each group of a grouped convolution
+    rows, columns = e.weight.shape
+    return e.weight.abs() * norms.repeat_interleave(rows // len(norms), 0).repeat_interleave(columns // e.inputs, 1)
 
 
 @dataclass(frozen=True)
@@ -185,25 +185,27 @@ def sparsify(
 ) -> tuple[ExportedProgram, Masks, SparsityReport]:
     """Zero the least important weights of linear layers and convolutions, exactly as many as asked, ties broken by place.
 
-    The input program is not modified. `include` and `exclude` are globs on parameter names.
+    The input program is not modified. `include` and `exclude` are globs on parameter names; a tied weight has the first
+    of its names.
 
     Raises:
-        InputError: an impossible pattern, an unknown criterion, missing data, or nothing that the pattern fits.
+        InputError: an impossible pattern, an unknown criterion, missing or too little data, a glob that matches nothing,
+            nothing that the pattern fits, or a share so small that nothing would be zero.
     """
     _check(pattern, criterion, calibration)
+    programs.check_supported(program)
     module = programs.graph_module(program)
     structure = infer(module)
     needs = WEIGHT_CRITERIA[criterion].needs
     statistics = Statistics()
     if needs:
-        calibrating.check_batches(calibration, programs.input_specs(program))
+        calibrating.check_batches(calibration, programs.input_specs(program), needs)
         statistics = calibrating.collect(module, structure, calibration, needs, loss=loss)
-    evidence, skipped = _gather(module, structure, statistics, pattern, criterion, include, exclude, seed)
+    uses = _uses(module, structure, include, exclude)
+    evidence, skipped = _gather(module, uses, statistics, pattern, criterion, seed)
     if not evidence:
         reasons = "; ".join(f"{name} {why}" for name, why in list(skipped.items())[:3])
-        raise InputError(
-            f"pattern: {pattern} with {criterion} fits no weight of this program ({reasons or 'no weights match'})"
-        )
+        raise InputError(f"pattern: {pattern} with {criterion} fits no weight of this program ({reasons})")
     masks: Masks = {}
     if criterion == "sparsegpt":
         for item in evidence:
@@ -212,11 +214,15 @@ def sparsify(
     else:
         keeps = _choose(evidence, pattern, criterion)
         masks = {item.name: _store(module, item, item.weight, keep) for item, keep in zip(evidence, keeps, strict=True)}
+    if all(bool(mask.all()) for mask in masks.values()):
+        raise InputError(f"pattern: {pattern} would zero no weight of {len(masks)}; ask for a larger share")
     sparse = programs.reexport(module, program)
-    weights = dict(sparse.named_parameters())
-    layers = [LayerSparsity(n, weights[n].numel(), int((weights[n] == 0).sum())) for n in masks]
-    layers += [LayerSparsity(name, weights[name].numel(), 0, why) for name, why in skipped.items() if name in weights]
-    return sparse, masks, SparsityReport(tuple(layers))
+    weights = sparse.state_dict
+    layers = tuple(
+        LayerSparsity(name, weights[name].numel(), int((weights[name] == 0).sum()), skipped.get(name))
+        for name in (*masks, *skipped)
+    )
+    return sparse, masks, SparsityReport(layers)
 
 
 def _check(pattern: Pattern, criterion: str, batches: Sequence[Batch]) -> None:
@@ -229,43 +235,77 @@ def _check(pattern: Pattern, criterion: str, batches: Sequence[Batch]) -> None:
             raise InputError(f"pattern: expected n:m with 0 < n < m, got {pattern.n}:{pattern.m}")
     elif not 0 < pattern.share < 1:
         raise InputError(f"pattern: expected a share between 0 and 1 (exclusive), got {pattern.share}")
+    if isinstance(pattern, Blocks) and min(pattern.shape) < 1:
+        raise InputError(f"pattern: expected blocks of at least 1 x 1, got {pattern.shape}")
     if isinstance(pattern, Unstructured) and pattern.scope not in ("layer", "global"):
         raise InputError(f"pattern: expected scope layer or global, got {pattern.scope!r}")
     if criterion == "sparsegpt" and (isinstance(pattern, Blocks) or getattr(pattern, "scope", "layer") == "global"):
         raise InputError("criterion sparsegpt: solves layer by layer; expected Unstructured per layer or NM")
 
 
+def _uses(
+    module: fx.GraphModule, structure: Structure, include: Sequence[str], exclude: Sequence[str]
+) -> dict[str, list[fx.Node]]:
+    """By name the weights that the globs choose, each with the contractions that use it.
+
+    Raises:
+        InputError: a glob matches nothing, or nothing is left.
+    """
+    owners = {alias: name for name, aliases in structure.aliases.items() for alias in aliases}
+    uses: dict[str, list[fx.Node]] = {}
+    for node, used in calibrating.consumers(module):
+        name = owners.get(used, used)
+        if name in structure.parameters:
+            uses.setdefault(name, []).append(node)
+    for pattern in (*include, *exclude):
+        if not fnmatch.filter(uses, pattern):
+            raise InputError(
+                f"include/exclude: {pattern!r} matches none of {len(uses)} weights of linear layers and convolutions"
+                + "".join(f", such as {name}" for name in list(uses)[:1])
+            )
+    chosen = {
+        name: nodes
+        for name, nodes in uses.items()
+        if any(fnmatch.fnmatchcase(name, p) for p in include) and not any(fnmatch.fnmatchcase(name, p) for p in exclude)
+    }
+    if not chosen:
+        raise InputError(f"include/exclude: expected to leave at least one of {len(uses)} weights, left none")
+    return chosen
+
+
 def _gather(
     module: fx.GraphModule,
-    structure: Structure,
+    uses: Mapping[str, Sequence[fx.Node]],
     statistics: Statistics,
     pattern: Pattern,
     criterion: str,
-    include: Sequence[str],
-    exclude: Sequence[str],
     seed: int,
 ) -> tuple[list[WeightEvidence], dict[str, str]]:
     """The weights to treat, and those left alone with the reason."""
-    watched = {m.weight: m for m in statistics.moments if m.count}
-    gathered: dict[str, WeightEvidence] = {}
+    gathered: list[WeightEvidence] = []
     skipped: dict[str, str] = {}
-    for node, name in calibrating.consumers(module):
-        wanted = any(fnmatch.fnmatchcase(name, p) for p in include) and not any(
-            fnmatch.fnmatchcase(name, p) for p in exclude
-        )
-        if not wanted or name in gathered or name not in structure.parameters:
-            continue
-        transposed = not any(part in str(node.target) for part in ("linear", "conv"))
+    for name, nodes in uses.items():
         parameter = module.get_parameter(name).detach()
+        if not parameter.is_floating_point():
+            skipped[name] = f"holds {parameter.dtype}".replace("torch.", "")
+            continue
+        transposed = not calibrating.holds_outputs_first(nodes[0])
         matrix = (parameter.T if transposed else parameter).flatten(1).double()
         inputs = parameter.shape[0] if transposed else parameter.shape[1]
-        item = WeightEvidence(name, matrix, statistics, watched.get(name), inputs, transposed, seed)
+        moments = _seen_by([n for n in nodes if calibrating.holds_outputs_first(n) != transposed], statistics)
+        item = WeightEvidence(name, matrix, statistics, moments, inputs, transposed, seed)
         reason = _misfit(item, pattern, criterion)
         if reason:
             skipped[name] = reason
         else:
-            gathered[name] = item
-    return list(gathered.values()), skipped
+            gathered.append(item)
+    return gathered, skipped
+
+
+def _seen_by(nodes: Sequence[fx.Node], statistics: Statistics) -> Moments | None:
+    """The inputs of all uses of a weight together."""
+    seen = [moments for moments in statistics.moments if moments.node in nodes and moments.count]
+    return functools.reduce(Moments.with_, seen) if seen else None
 
 
 def _misfit(item: WeightEvidence, pattern: Pattern, criterion: str) -> str | None:
@@ -277,8 +317,6 @@ def _misfit(item: WeightEvidence, pattern: Pattern, criterion: str) -> str | Non
         return f"is {tuple(item.weight.shape)}, not a multiple of {pattern.shape}"
     if criterion in ("wanda", "sparsegpt") and item.moments is None:
         return "was not reached by the calibration data"
-    if criterion == "wanda" and item.moments is not None and item.weight.shape[1] % len(item.moments.squares):
-        return "is a grouped convolution, whose inputs differ by group"
     if criterion == "sparsegpt" and (item.moments is None or item.moments.gram is None):
         return "is no linear layer, for which alone the layer-wise problem is solved"
     return None
@@ -293,6 +331,11 @@ def _choose(evidence: Sequence[WeightEvidence], pattern: Pattern, criterion: str
     """The masks [out, in x kernel] of the weights that stay."""
     rule = WEIGHT_CRITERIA[criterion]
     scores = [rule.score(item) for item in evidence]
+    for item, score in zip(evidence, scores, strict=True):
+        if not bool(score.isfinite().all()):
+            raise InputError(
+                f"criterion {criterion}: scores of {item.name} are not finite; are the weights or the data NaN?"
+            )
     if isinstance(pattern, Unstructured) and pattern.scope == "global":
         keep = _strongest(torch.cat([s.flatten() for s in scores]), pattern.share)
         parts = keep.split([s.numel() for s in scores])
@@ -322,47 +365,105 @@ def keep_of(
 
 def _strongest(scores: torch.Tensor, share: float) -> torch.Tensor:
     """True for all but the round(share n) lowest scores; of ties the later go first."""
+    return _without_weakest(scores, round(share * len(scores)))
+
+
+def _without_weakest(scores: torch.Tensor, count: int) -> torch.Tensor:
     keep = torch.zeros(len(scores), dtype=torch.bool)
-    count = len(scores) - round(share * len(scores))
-    keep[scores.argsort(descending=True, stable=True)[:count]] = True
+    keep[scores.argsort(descending=True, stable=True)[: len(scores) - count]] = True
     return keep
 
 
 def _hessian(item: WeightEvidence) -> torch.Tensor:
     moments = _moments_of(item)
     assert moments.gram is not None
+    if moments.count < len(moments.gram):
+        raise InputError(
+            f"criterion sparsegpt: expected at least {len(moments.gram)} calibration positions (examples x length), as "
+            f"many as {item.name} has inputs, got {moments.count}; give more data or choose another criterion"
+        )
     return moments.gram / moments.count
 
 
-def obs_sparsify(
-    weight: torch.Tensor, hessian: torch.Tensor, pattern: Pattern, block: int = 128
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Optimal Brain Surgeon, layer-wise: zero columns from left to right and let the rest make up for each zero.
+def obs_sparsify(weight: torch.Tensor, hessian: torch.Tensor, pattern: Pattern) -> tuple[torch.Tensor, torch.Tensor]:
+    """Optimal Brain Surgeon, layer-wise: zero weights one after the other and let the rest make up for each zero.
 
-    Minimises |W X - W' X|^2 with the Hessian X X^T: a weight's saliency is w^2 / [H^-1]_jj, its removal updates the
-    weights to its right by -w / [H^-1]_jj H^-1_j,: (Hassibi and Stork 1993; Frantar and Alistarh, "SparseGPT", ICML
-    2023, whose Cholesky form and blocks of 128 columns this follows).
+    Minimises |W X - W' X|^2 with the Hessian H = X X^T: the saliency of a weight is w_p^2 / [H^-1]_pp, its removal moves
+    the others of its row by -w_p / [H^-1]_pp H^-1_:,p (Hassibi and Stork 1993). Small layers take the weights in their
+    true order (Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022); large ones from left to right, which
+    lets all rows share one inverse (the same, "SparseGPT", ICML 2023).
 
     Returns:
         The updated weight [out, in] and the mask of what stays.
     """
+    damping = max(DAMPING * float(hessian.diagonal().mean()), 1e-12)  # a layer that never saw an input has no Hessian
+    h = hessian + damping * torch.eye(len(hessian), dtype=hessian.dtype)
+    rows, columns = weight.shape
+    return (
+        _in_true_order(weight, h, pattern) if rows * columns**3 <= EXACT_UP_TO else _left_to_right(weight, h, pattern)
+    )
+
+
+def _in_true_order(weight: torch.Tensor, h: torch.Tensor, pattern: Pattern) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row greedily; then the best weights for the mask, W' = W H_:,K H_KK^-1 row by row, K the kept columns."""
+    rows = max(1, ROWS_AT_ONCE // h.numel())
+    saliency = torch.cat([_removal_costs(part, h, pattern) for part in weight.split(rows)])
+    keep = keep_of(saliency, pattern)
+    updated = []
+    for part, kept in zip((weight @ h).split(rows), keep.double().split(rows), strict=True):
+        system = h * kept[:, :, None] * kept[:, None, :] + torch.diag_embed(1 - kept)
+        updated.append(torch.linalg.solve(system, part * kept))
+    return torch.cat(updated) * keep, keep
+
+
+def _removal_costs(weight: torch.Tensor, h: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """What the loss grows by when the turn comes to each weight, never less than before it in its row; infinite for
+    those that an N:M pattern lets stay."""
     w = weight.clone()
-    dead = hessian.diagonal() == 0
-    h = hessian.clone()
-    h.diagonal()[dead] = 1
-    w[:, dead] = 0
-    h.diagonal().add_(DAMPING * h.diagonal().mean())
-    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    inverse = torch.linalg.inv(h).expand(len(w), -1, -1).clone()
+    costs = torch.full_like(w, torch.inf)
+    size, gone = (pattern.m, pattern.m - pattern.n) if isinstance(pattern, NM) else (w.shape[1], w.shape[1])
+    row, highest = torch.arange(len(w)), torch.zeros(len(w), dtype=w.dtype)
+    for _ in range(w.shape[1] // size * gone):
+        removed = costs.isfinite()
+        full = (removed.reshape(len(w), -1, size).sum(2) == gone).repeat_interleave(size, 1)
+        saliency = w.square() / inverse.diagonal(dim1=1, dim2=2)
+        p = saliency.masked_fill(removed | full, torch.inf).argmin(1)
+        highest = torch.maximum(highest, saliency[row, p])
+        costs[row, p] = highest
+        column, pivot = inverse[row, :, p], inverse[row, p, p]
+        w -= (w[row, p] / pivot)[:, None] * column
+        inverse -= column[:, :, None] * (column / pivot[:, None])[:, None, :]
+        inverse[row, p, p] = 1.0  # its row and column are zero: out of the problem
+    return costs
+
+
+def _left_to_right(weight: torch.Tensor, h: torch.Tensor, pattern: Pattern) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns in their order, their part of the mask chosen when their block comes up, from the weights as they then are.
+
+    A block is a small part of the columns: chosen all at once, the mask would take what the left can give away and
+    leave on the right nothing to make up for it with.
+    """
+    w = weight.clone()
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
     keep = torch.ones_like(w, dtype=torch.bool)
     columns = w.shape[1]
-    step = pattern.m if isinstance(pattern, NM) else block
-    for start in range(0, columns, step):
-        end = min(start + step, columns)
-        saliency = (w[:, start:end] / inverse.diagonal()[start:end]) ** 2
-        keep[:, start:end] = keep_of(saliency, pattern)
+    block = pattern.m if isinstance(pattern, NM) else max(1, min(BLOCK, columns // 8))
+
+    def chosen(saliency: torch.Tensor, start: int) -> torch.Tensor:
+        if isinstance(pattern, NM):
+            return keep_of(saliency, pattern)
+        before, until = (round(pattern.share * len(w) * column) for column in (start, start + saliency.shape[1]))
+        return _without_weakest(saliency.flatten(), until - before).reshape(saliency.shape)
+
+    for start in range(0, columns, block):
+        end = min(start + block, columns)
+        keep[:, start:end] = chosen((w[:, start:end] / factor.diagonal()[start:end]) ** 2, start)
+        errors = torch.zeros(len(w), end - start, dtype=w.dtype)
         for j in range(start, end):
-            error = torch.where(keep[:, j], 0.0, w[:, j] / inverse[j, j])
-            w[:, j:] -= error[:, None] * inverse[j, j:][None, :]
+            errors[:, j - start] = torch.where(keep[:, j], 0.0, w[:, j] / factor[j, j])
+            w[:, j:end] -= errors[:, j - start, None] * factor[j, j:end]
+        w[:, end:] -= errors @ factor[start:end, end:]
     return w * keep, keep
 
 
@@ -383,4 +484,4 @@ def apply_masks(module: torch.nn.Module, masks: Mapping[str, torch.Tensor]) -> N
     with torch.no_grad():
         for name, mask in masks.items():
             parameter = module.get_parameter(name)
-            parameter.mul_(mask.to(parameter.device, parameter.dtype))
+            parameter.masked_fill_(~mask.to(parameter.device), 0)

@@ -12,9 +12,11 @@ import torch
 from torch.export import ExportedProgram
 from torch.nn import functional
 
+from secateur import NM, InputError, Unstructured, sparsify
 from secateur import program as programs
 from secateur.data import Dataset, Split
 from secateur.recovery import Checkpoint, Epoch, Recovered, Settings, _batches, accuracy, recover
+from secateur.sparsity import Masks
 
 EXAMPLES = 49  # of training: the last batch of an epoch holds a single one
 SETTINGS = Settings(epochs=3, batch=16, learning_rate=0.02, seed=7)
@@ -266,3 +268,92 @@ def test_accuracy_is_the_share_of_right_answers_whatever_the_batch() -> None:
     for batch in (1, 7, 256):
         assert accuracy(module, part, batch) == 1.0
         assert accuracy(module, wrong, batch) == 0.75
+
+
+@functools.cache
+def sparse(pattern: NM | Unstructured) -> tuple[ExportedProgram, Masks]:
+    program, masks, _ = sparsify(student(), pattern=pattern)
+    return program, masks
+
+
+PATTERNS = pytest.mark.parametrize("pattern", [Unstructured(0.6), NM(2, 4)], ids=str)
+
+
+@PATTERNS
+def test_masked_weights_are_exactly_zero_after_every_step(pattern: NM | Unstructured) -> None:
+    """An epoch is one step here, with momentum and weight decay, so that every checkpoint shows one."""
+    given, masks = sparse(pattern)
+    memory = Memory()
+    settings = dataclasses.replace(SETTINGS, epochs=4, batch=EXAMPLES)
+    seen = recover(given, teacher(), data(), settings, masks=masks, checkpoint=memory.checkpoint())
+    steps = [torch.load(io.BytesIO(saved), weights_only=True)["module"] for saved in memory.saves]
+    assert len(steps) == settings.epochs
+    for weights in (*steps, seen.program.state_dict):
+        for name, mask in masks.items():
+            assert (weights[name][~mask] == 0).all()
+            assert (weights[name][mask] != 0).all()
+    changed = [name for name, mask in masks.items() if (steps[-1][name] != given.state_dict[name])[mask].all()]
+    assert changed == list(masks)  # what stays does learn
+
+
+def test_without_its_masks_a_sparse_program_fills_up_again() -> None:
+    given, masks = sparse(NM(2, 4))
+    seen = recover(given, teacher(), data(), SETTINGS)
+    assert seen.best.epoch > 0
+    assert any((seen.program.state_dict[name][~mask] != 0).any() for name, mask in masks.items())
+
+
+@PATTERNS
+def test_a_masked_run_that_was_interrupted_ends_where_it_would_have(pattern: NM | Unstructured) -> None:
+    given, masks = sparse(pattern)
+    memory = Memory(fails_after=1)
+    with pytest.raises(ConnectionError):
+        recover(given, teacher(), data(), SETTINGS, masks=masks, checkpoint=memory.checkpoint())
+    resumed = recover(given, teacher(), data(), SETTINGS, masks=masks, checkpoint=memory.checkpoint())
+    whole = recover(given, teacher(), data(), SETTINGS, masks=masks)
+    assert programs.digest(resumed.program) == programs.digest(whole.program)
+    for name, mask in masks.items():
+        assert (resumed.program.state_dict[name][~mask] == 0).all()
+
+
+def test_masks_are_burnt_in_even_where_no_epoch_helps() -> None:
+    masks = {"outer.weight": torch.zeros(models.CHANNELS, models.HIDDEN, 3, 3, dtype=torch.bool)}
+    seen = recover(student(), teacher(), data(), dataclasses.replace(SETTINGS, epochs=0), masks=masks)
+    assert (seen.program.state_dict["outer.weight"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (
+            {"outer": torch.ones(2, dtype=torch.bool)},
+            r"^masks: expected names of the student's parameters, got 'outer'",
+        ),
+        (
+            {"outer.bias": torch.ones(3, dtype=torch.bool)},
+            r"^masks: expected \(8,\) \(torch.bool\) for outer.bias, got",
+        ),
+        ({"outer.bias": torch.ones(models.CHANNELS)}, r"got \(8,\) \(torch.float32\)"),
+    ],
+)
+def test_masks_of_another_program_are_refused(masks: Masks, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        recover(student(), teacher(), data(), SETTINGS, masks=masks)
+
+
+def test_the_best_epoch_is_chosen_on_validation_and_the_test_split_is_never_read() -> None:
+    """The trap of reporting the best test epoch as accuracy: a test split that cannot be read changes nothing."""
+    unreadable = dataclasses.replace(data(), test=None)
+    seen = recover(student(), teacher(), unreadable, SETTINGS)
+    assert programs.digest(seen.program) == programs.digest(recovered().program)
+
+
+def test_recovery_on_a_tiny_set_that_hurts_keeps_what_was_cut() -> None:
+    """Two examples with the wrong label teach the student to err: the best by validation is the program as it came."""
+    flawless = answered_by(student(), models.images(60, 1))
+    two = Split(flawless.inputs[:2], (flawless.labels[:2] + 1) % models.CLASSES)
+    settings = dataclasses.replace(SETTINGS, epochs=5, batch=2, distillation=0.0, learning_rate=0.1)
+    seen = recover(student(), teacher(), Dataset(two, flawless, flawless), settings)
+    assert seen.history[-1].accuracy < 1
+    assert seen.best.epoch == 0
+    assert programs.digest(seen.program) == programs.digest(student())
