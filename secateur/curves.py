@@ -126,7 +126,9 @@ class _Store:
 def _read(path: Path, key: str) -> dict[str, dict[float, float]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        curves = {name: {float(share): float(value) for share, value in curve} for name, curve in content["curves"].items()}
+        curves = {
+            name: {float(share): float(value) for share, value in curve} for name, curve in content["curves"].items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"path: expected curves that secateur.sensitivity wrote in {path}, got something else"
