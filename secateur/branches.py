@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import operator
 import re
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -15,7 +16,7 @@ from secateur.axes.normalise import remove_dead_code
 from secateur.axes.terms import resolve
 
 _ADD = {torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor}
-_ATTENDS = {"scaled_dot_product_attention", "softmax", "_softmax"}
+_PRODUCTS = {"matmul", "bmm", "baddbmm"}
 _CONVOLVES = ("conv", "convolution")
 
 
@@ -41,7 +42,18 @@ def find(module: fx.GraphModule, structure: Structure) -> tuple[Branch, ...]:
     residuals = _residuals(module, structure, order)
     single = {branch.tensors for branch in residuals}  # a layer of one branch is that branch
     found = [*residuals, *(layer for layer in _layers(module, structure, order) if layer.tensors not in single)]
-    return tuple(sorted(found, key=lambda branch: (order[branch.exit], branch.kind == "layer")))
+    return _distinct(sorted(found, key=lambda branch: (order[branch.exit], branch.kind == "layer")))
+
+
+def _distinct(found: Iterable[Branch]) -> tuple[Branch, ...]:
+    """The branches, those of one kind at one path numbered: self-attention and cross-attention of a decoder layer."""
+    seen: Counter[tuple[str, str]] = Counter()
+    named = []
+    for branch in found:
+        seen[branch.kind, branch.name] += 1
+        count = seen[branch.kind, branch.name]
+        named.append(replace(branch, name=f"{branch.name}:{count}") if count > 1 else branch)
+    return tuple(named)
 
 
 def drop(module: fx.GraphModule, branches: Iterable[Branch]) -> None:
@@ -63,18 +75,35 @@ def drop(module: fx.GraphModule, branches: Iterable[Branch]) -> None:
 
 def _residuals(module: fx.GraphModule, structure: Structure, order: dict[fx.Node, int]) -> list[Branch]:
     found = []
+    streams: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
         if node.target not in _ADD or not all(isinstance(a, fx.Node) for a in node.args[:2]):
             continue
         first, second = node.args[0], node.args[1]
         for entry, inner in ((first, second), (second, first)):
-            region = _between(entry, inner, order)
-            if region and _same_shape(structure, entry, node):
+            region = _branch(entry, inner, streams, order)
+            if region and _same_shape(structure, entry, node) and not _leaks(region, node):
+                streams[node] = entry
                 branch = _describe(module, structure, region, entry, node)
                 if branch:
                     found.append(branch)
                 break
     return found
+
+
+def _branch(entry: fx.Node, inner: fx.Node, streams: dict[fx.Node, fx.Node], order: dict[fx.Node, int]) -> set[fx.Node]:
+    """The nodes of f in entry + f; a parallel branch reads the stream as it was before the ones added just before."""
+    region = _between(entry, inner, order)
+    while not region and entry in streams:
+        entry = streams[entry]
+        region = _between(entry, inner, order)
+    return region
+
+
+def _leaks(region: set[fx.Node], exit_: fx.Node) -> bool:
+    """Whether something else uses what a branch computes on its way, so that removing it would not remove that."""
+    tensors = (node for node in region if isinstance(node.meta.get("val"), torch.Tensor))
+    return any(user is not exit_ and user not in region for node in tensors for user in node.users)
 
 
 def _between(entry: fx.Node, inner: fx.Node, order: dict[fx.Node, int]) -> set[fx.Node]:
@@ -121,14 +150,25 @@ def _describe(
     count = sum(operator.attrgetter(name)(module).numel() for name in own if name in structure.parameters)
     if not count:
         return None
-    return Branch(_common_path(region), _kind(region), entry, exit_, tuple(own), count)
+    return Branch(_common_path(region), _kind(region, structure), entry, exit_, tuple(own), count)
 
 
-def _kind(region: set[fx.Node]) -> str:
-    names = {getattr(getattr(node.target, "_overloadpacket", None), "__name__", "") for node in region}
-    if names & _ATTENDS:
+def _kind(region: set[fx.Node], structure: Structure) -> str:
+    if any(_attends(node, structure) for node in region):
         return "attention"
-    return "block" if any(name.startswith(_CONVOLVES) for name in names) else "mlp"
+    return "block" if any(_operator(node).startswith(_CONVOLVES) for node in region) else "mlp"
+
+
+def _attends(node: fx.Node, structure: Structure) -> bool:
+    """Whether a node multiplies what is computed with what is computed: scores or values."""
+    name = _operator(node)
+    factors = node.args[1:3] if name == "baddbmm" else node.args[:2]
+    computed = all(factor in structure.trace.computed for factor in factors)
+    return name == "scaled_dot_product_attention" or (name in _PRODUCTS and computed)
+
+
+def _operator(node: fx.Node) -> str:
+    return getattr(getattr(node.target, "_overloadpacket", None), "__name__", "")
 
 
 def _path(node: fx.Node) -> str:
@@ -153,7 +193,7 @@ def _layers(module: fx.GraphModule, structure: Structure, order: dict[fx.Node, i
     for node in order:
         for match in re.finditer(r"\.\d+(?=\.|$)", _path(node)):
             members.setdefault(_path(node)[: match.end()], []).append(node)
-    found = []
+    found: list[Branch] = []
     for path, nodes in members.items():
         inside = set(nodes)
         outs = [n for n in nodes if any(user not in inside for user in n.users) and n in structure.trace.computed]
@@ -166,7 +206,7 @@ def _layers(module: fx.GraphModule, structure: Structure, order: dict[fx.Node, i
         if entry is None or not region or not region <= inside:
             continue
         branch = _describe(module, structure, region - {exit_}, entry, exit_)
-        if branch and _kind(region) == "attention":
+        if branch and branch.kind == "attention" and not any(branch.tensors == other.tensors for other in found):
             found.append(Branch(path, "layer", entry, exit_, branch.tensors, branch.parameters))
     return found
 

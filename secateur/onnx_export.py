@@ -39,8 +39,8 @@ def export(program: ExportedProgram, path: str | Path) -> None:
 def _check_parameters(program: ExportedProgram, model: onnx.ModelProto) -> None:
     """Every weight is in the file, under its name or, transposed for a MatMul, under one that the exporter made up.
 
-    Left out are the scales of batch norms, which the exporter folds into the weights before them, and the weights of
-    recurrent layers, which it packs gate by gate.
+    Left out are the scales of batch norms, which the exporter folds into the weights before them, weights that are a
+    direction and a length, which it multiplies, and the weights of recurrent layers, which it packs gate by gate.
     """
     stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     parameters = {name: tuple(parameter.shape) for name, parameter in program.named_parameters()}
@@ -57,7 +57,13 @@ def _check_parameters(program: ExportedProgram, model: onnx.ModelProto) -> None:
         raise RuntimeError(f"the ONNX file does not hold the program's weights: {'; '.join(sorted(missing)[:3])}")
 
 
-_REPACKED = (torch.ops.aten.batch_norm.default, torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
+_REPACKED = (
+    torch.ops.aten.batch_norm.default,
+    torch.ops.aten._weight_norm_interface.default,
+    torch.ops.aten._weight_norm.default,
+    torch.ops.aten.lstm.input,
+    torch.ops.aten.gru.input,
+)
 
 
 def _repacked_parameters(program: ExportedProgram) -> set[str]:

@@ -1,183 +1,152 @@
-"""Architectures that nobody here wrote, tiny and with random weights: every free axis is cut in half and stays correct."""
+"""The zoo: every unit that an architecture has is found, any kind of it can be cut, and what is left is still right.
 
-import warnings
-from collections.abc import Callable
+One architecture of each family runs always, all of them in `make test-slow`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
-import transformers as hub
-from torch import nn
+import zoo
+from torch import fx
+from torch.export import ExportedProgram
 
-from secateur import Ratio, prune
-from secateur.axes.infer import KINDS
+from secateur import Ratio, branches, drop_branches, onnx_export, prune, surgery
+from secateur import program as programs
+from secateur.axes.infer import KINDS, infer
+from secateur.pruning import Report
 
-pytestmark = pytest.mark.slow
+MASKED, ONNX = 1e-5, 1e-4  # relative to the largest output
+QUICK = ("resnet20-option-a", "resnet-basic", "vit", "bert", "llama", "bart", "wav2vec2")
 
-IMAGE, PATCH, HIDDEN, LAYERS, HEADS, FFN, WORDS, LENGTH, CLASSES = 32, 8, 48, 2, 4, 96, 64, 12, 7
-AUTO = torch.export.Dim.AUTO
-
-Make = Callable[[], nn.Module]
-
-
-class OneOutput(nn.Module):
-    """A model with one named input and its main output."""
-
-    def __init__(self, model: nn.Module, name: str) -> None:
-        super().__init__()
-        self.model, self.name = model, name
-        self.extra = {"use_cache": False} if hasattr(model, "generate") else {}
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        seen: Any = self.model(**{self.name: x}, **self.extra)
-        return seen.logits if hasattr(seen, "logits") else seen.last_hidden_state
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
-VIT = {
-    "hidden_size": HIDDEN,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "intermediate_size": FFN,
-    "image_size": IMAGE,
-    "patch_size": PATCH,
-}
-TEXT = {
-    "vocab_size": WORDS,
-    "hidden_size": HIDDEN,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "intermediate_size": FFN,
-    "max_position_embeddings": 64,
-}
-GROUPED = TEXT | {"num_key_value_heads": 2}
-T5 = {"vocab_size": WORDS, "d_model": HIDDEN, "d_kv": 12, "d_ff": FFN, "num_layers": LAYERS, "num_heads": HEADS}
-
-VISION: dict[str, Make] = {
-    "resnet-basic": lambda: hub.ResNetForImageClassification(
-        hub.ResNetConfig(
-            embedding_size=16,
-            hidden_sizes=[16, 32, 48, 64],
-            depths=[2, 2, 1, 1],
-            layer_type="basic",
-            num_labels=CLASSES,
-        )
-    ),
-    "resnet-bottleneck": lambda: hub.ResNetForImageClassification(
-        hub.ResNetConfig(embedding_size=16, hidden_sizes=[32, 64, 64, 64], depths=[2, 1, 1, 1], num_labels=CLASSES)
-    ),
-    "mobilenetv2": lambda: hub.MobileNetV2ForImageClassification(
-        hub.MobileNetV2Config(depth_multiplier=0.35, num_labels=CLASSES, image_size=IMAGE)
-    ),
-    "efficientnet": lambda: hub.EfficientNetForImageClassification(
-        hub.EfficientNetConfig(
-            image_size=IMAGE, width_coefficient=0.25, depth_coefficient=0.3, num_labels=CLASSES, hidden_dim=320
-        )
-    ),
-    "convnext": lambda: hub.ConvNextForImageClassification(
-        hub.ConvNextConfig(hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 2, 1], num_labels=CLASSES)
-    ),
-    "regnet": lambda: hub.RegNetForImageClassification(
-        hub.RegNetConfig(
-            embedding_size=16, hidden_sizes=[32, 32, 64, 64], depths=[1, 1, 1, 1], groups_width=8, num_labels=CLASSES
-        )
-    ),
-    "vit": lambda: hub.ViTForImageClassification(hub.ViTConfig(**VIT, num_labels=CLASSES)),
-    "deit": lambda: hub.DeiTForImageClassification(hub.DeiTConfig(**VIT, num_labels=CLASSES)),
-    "beit": lambda: hub.BeitForImageClassification(
-        hub.BeitConfig(**VIT, num_labels=CLASSES, use_relative_position_bias=True)
-    ),
-    "dinov2": lambda: hub.Dinov2ForImageClassification(hub.Dinov2Config(**VIT, num_labels=CLASSES)),
-    "swin": lambda: hub.SwinForImageClassification(
-        hub.SwinConfig(
-            image_size=IMAGE,
-            patch_size=2,
-            embed_dim=24,
-            depths=[2, 2],
-            num_heads=[2, 4],
-            window_size=4,
-            num_labels=CLASSES,
-        )
-    ),
-    "clip-vision": lambda: hub.CLIPVisionModel(hub.CLIPVisionConfig(**VIT)),
-}
-LANGUAGE: dict[str, Make] = {
-    "bert": lambda: hub.BertForSequenceClassification(hub.BertConfig(**TEXT)),
-    "bert-written-out": lambda: hub.BertForSequenceClassification(hub.BertConfig(**TEXT, attn_implementation="eager")),
-    "distilbert": lambda: hub.DistilBertForSequenceClassification(
-        hub.DistilBertConfig(
-            vocab_size=WORDS, dim=HIDDEN, n_layers=LAYERS, n_heads=HEADS, hidden_dim=FFN, max_position_embeddings=64
-        )
-    ),
-    "roberta": lambda: hub.RobertaForSequenceClassification(hub.RobertaConfig(**TEXT)),
-    "albert": lambda: hub.AlbertForSequenceClassification(hub.AlbertConfig(**TEXT, embedding_size=24)),
-    "electra": lambda: hub.ElectraForSequenceClassification(hub.ElectraConfig(**TEXT, embedding_size=24)),
-    "deberta": lambda: hub.DebertaForSequenceClassification(hub.DebertaConfig(**TEXT)),
-    "deberta-v2": lambda: hub.DebertaV2ForSequenceClassification(hub.DebertaV2Config(**TEXT)),
-    "mpnet": lambda: hub.MPNetForSequenceClassification(hub.MPNetConfig(**TEXT)),
-    "clip-text": lambda: hub.CLIPTextModel(hub.CLIPTextConfig(**TEXT, eos_token_id=2)),
-    "t5-encoder": lambda: hub.T5EncoderModel(hub.T5Config(**T5)),
-    "t5-gated": lambda: hub.T5EncoderModel(hub.T5Config(**T5, feed_forward_proj="gated-gelu")),
-    "gpt2": lambda: hub.GPT2LMHeadModel(
-        hub.GPT2Config(vocab_size=WORDS, n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS, n_positions=64)
-    ),
-    "gpt-neox": lambda: hub.GPTNeoXForCausalLM(hub.GPTNeoXConfig(**TEXT)),
-    "bloom": lambda: hub.BloomForCausalLM(
-        hub.BloomConfig(vocab_size=WORDS, hidden_size=HIDDEN, n_layer=LAYERS, n_head=HEADS)
-    ),
-    "llama": lambda: hub.LlamaForCausalLM(hub.LlamaConfig(**GROUPED)),
-    "mistral": lambda: hub.MistralForCausalLM(hub.MistralConfig(**GROUPED)),
-    "qwen2": lambda: hub.Qwen2ForCausalLM(hub.Qwen2Config(**GROUPED)),
-    "qwen3": lambda: hub.Qwen3ForCausalLM(hub.Qwen3Config(**GROUPED, head_dim=12)),
-    "gemma": lambda: hub.GemmaForCausalLM(hub.GemmaConfig(**GROUPED, head_dim=12)),
-    "phi": lambda: hub.PhiForCausalLM(hub.PhiConfig(**TEXT)),
-    "falcon": lambda: hub.FalconForCausalLM(
-        hub.FalconConfig(vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS)
-    ),
-    "mixtral": lambda: hub.MixtralForCausalLM(hub.MixtralConfig(**GROUPED, num_local_experts=4)),
-}
-# how many axes of a kind there are, where the architecture says it: one per layer, one for all where layers share
-COUNTS = {
-    "bert": {"head": 2, "qk_width": 2, "v_width": 2, "embedding": 1},
-    "albert": {"head": 1, "qk_width": 1, "v_width": 1},
-    "gpt2": {"head": 2, "embedding": 1},
-    "llama": {"kv_group": 2, "q_per_group": 2, "v_width": 2, "width": 2, "embedding": 1},
-    "qwen3": {"kv_group": 2, "q_per_group": 2, "v_width": 2, "width": 2, "embedding": 1},
-    "vit": {"head": 2, "qk_width": 2, "v_width": 2, "width": 2, "embedding": 1},
-    "swin": {"head": 4, "qk_width": 4, "v_width": 4, "width": 4},
-}
+def cases(parts: Callable[[zoo.Architecture], Sequence[Any]] | None = None) -> list[Any]:
+    """A test case per architecture, or per part of one; all but the quick ones are slow."""
+    return [
+        pytest.param(name, *([] if parts is None else [part]), marks=[] if name in QUICK else pytest.mark.slow)
+        for name, entry in zoo.ARCHITECTURES.items()
+        for part in ([None] if parts is None else parts(entry))
+    ]
 
 
-def exported(name: str) -> torch.export.ExportedProgram:
-    torch.manual_seed(0)
-    if name in VISION:
-        model, x = OneOutput(VISION[name](), "pixel_values"), torch.randn(2, 3, IMAGE, IMAGE)
-    else:
-        model, x = OneOutput(LANGUAGE[name](), "input_ids"), torch.randint(3, WORDS - 4, (2, LENGTH))
-    dynamic = {0: AUTO} if name in VISION else {0: AUTO, 1: AUTO}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.export.export(model.eval(), (x,), dynamic_shapes=(dynamic,))
+def sizes(name: str) -> list[tuple[torch.Tensor, ...]]:
+    """Inputs of two batch sizes, of two lengths where the length is dynamic."""
+    entry = zoo.ARCHITECTURES[name]
+    return [entry.inputs(batch, length) for batch, length in zip((1, 3), entry.lengths, strict=True)]
 
 
-@pytest.mark.parametrize("name", [*VISION, *LANGUAGE])
-def test_half_of_everything_can_go(name: str) -> None:
-    """`prune` itself exports again, runs two batch sizes and compares with the masked model; here is what it removed."""
-    _, report = prune(exported(name), goal=Ratio(0.5), kinds=KINDS)
-    kinds = [axis.kind for axis in report.axes]
-    assert {kind: kinds.count(kind) for kind in COUNTS.get(name, {})} == COUNTS.get(name, {})
-    assert all(axis.after == (axis.before + 1) // 2 for axis in report.axes)
-    assert report.sparsity > 0.4
+def relative(seen: torch.Tensor, expected: torch.Tensor) -> float:
+    assert seen.shape == expected.shape
+    return float((seen - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("name", ["resnet-basic", "bert", "gpt2", "llama", "swin"])
-@pytest.mark.parametrize("kind", ["head", "kv_group", "v_width", "width", "channel"])
-def test_one_kind_alone_equals_the_masked_model(name: str, kind: str) -> None:
-    program = exported(name)
-    kinds = {"resnet-basic": {"channel"}, "llama": {"kv_group", "v_width", "width"}}.get(
-        name, {"head", "v_width", "width"}
-    )
-    if kind not in kinds:
-        pytest.skip(f"{name} has no {kind}")
-    _, report = prune(program, goal=Ratio(0.5), kinds=[kind])
-    assert report.masked_error is not None
-    assert report.masked_error < 1e-5
+def check_against_masked(name: str, pruned: ExportedProgram, report: Report) -> None:
+    """At sizes that the cut itself did not look at. What a norm runs over is not the same cut and masked."""
+    module = programs.graph_module(zoo.exported(name))
+    structure = infer(module)
+    kept = {info.axis: np.array(report.kept[info.name]) for info in structure.axes if info.name in report.kept}
+    cut = pruned.module(check_guards=False)
+    for inputs in sizes(name):
+        with programs.evaluating(module), torch.no_grad():
+            masked, seen = surgery.run_masked(module, structure, kept, inputs), cut(*inputs)
+        assert seen.isfinite().all()
+        difference = relative(seen, masked)
+        assert report.masked_error is None or difference < MASKED
+
+
+def check_shares(report: Report) -> None:
+    assert all(0.3 <= 1 - axis.after / axis.before <= 0.5 for axis in report.axes)
+    assert report.parameters_after < report.parameters_before
+
+
+def check_gradients(name: str, pruned: ExportedProgram) -> None:
+    module = programs.graph_module(pruned)
+    programs.set_training(module, True)
+    module(*sizes(name)[1]).square().mean().backward()
+    used = {str(node.target) for node in module.graph.find_nodes(op="get_attr") if node.users}
+    without = [n for n, p in module.named_parameters() if n in used and (p.grad is None or not p.grad.isfinite().all())]
+    assert without == []
+
+
+def check_onnx(name: str, pruned: ExportedProgram, path: Path) -> None:
+    onnx_export.export(pruned, path)
+    session = onnxruntime.InferenceSession(path)
+    names = [given.name for given in session.get_inputs()]
+    module = pruned.module(check_guards=False)
+    for inputs in sizes(name):
+        with torch.no_grad():
+            expected = module(*inputs)
+        seen = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})[0]
+        assert relative(torch.from_numpy(seen), expected) < ONNX
+
+
+@pytest.mark.parametrize("name", cases())
+def test_every_axis_is_found(name: str) -> None:
+    found: dict[str, list[int]] = {}
+    for info in infer(programs.graph_module(zoo.exported(name))).prunable:
+        found.setdefault(info.kind, []).append(info.size)
+    axes = zoo.ARCHITECTURES[name].axes
+    assert {kind: sorted(of) for kind, of in found.items()} == {kind: sorted(of) for kind, of in axes.items()}
+
+
+@pytest.mark.parametrize(("name", "kind"), cases(lambda entry: list(entry.axes)))
+def test_one_kind_alone_can_be_cut(name: str, kind: str) -> None:
+    pruned, report = prune(zoo.exported(name), goal=Ratio(0.4), kinds=[kind])
+    assert sorted(axis.before for axis in report.axes) == sorted(zoo.ARCHITECTURES[name].axes[kind])
+    check_shares(report)
+    check_against_masked(name, pruned, report)
+
+
+@pytest.mark.parametrize("name", cases())
+def test_all_kinds_can_be_cut_together(name: str, tmp_path: Path) -> None:
+    pruned, report = prune(zoo.exported(name), goal=Ratio(0.4), kinds=KINDS)
+    assert len(report.axes) == sum(map(len, zoo.ARCHITECTURES[name].axes.values()))
+    check_shares(report)
+    check_against_masked(name, pruned, report)
+    check_gradients(name, pruned)
+    check_onnx(name, pruned, tmp_path / "pruned.onnx")
+
+
+class Skipping(fx.Interpreter):
+    """Runs a graph in which the value of every branch's exit is that of its entry."""
+
+    def __init__(self, module: fx.GraphModule, skipped: Sequence[branches.Branch]) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.entries = {branch.exit: branch.entry for branch in skipped}
+
+    def run_node(self, n: fx.Node) -> Any:
+        return self.env[self.entries[n]] if n in self.entries else super().run_node(n)
+
+
+def test_architectures_without_branches_have_none_found() -> None:
+    for name in ("vgg", "unet"):
+        module = programs.graph_module(zoo.exported(name))
+        assert branches.find(module, infer(module)) == ()
+
+
+@pytest.mark.parametrize(("name", "kind"), cases(lambda entry: list(entry.branches)))
+def test_half_of_the_branches_of_a_kind_can_be_dropped(name: str, kind: str) -> None:
+    program = zoo.exported(name)
+    module = programs.graph_module(program)
+    found = branches.find(module, infer(module))
+    assert {branch.kind for branch in found} == set(zoo.ARCHITECTURES[name].branches)
+    count = zoo.ARCHITECTURES[name].branches[kind]
+    if kind == "layer" and count == 1:
+        pytest.skip("the only layer stays")
+    shallow, report = drop_branches(program, share=max(0.5, 0.6 / count), kind=kind, criterion="random")
+    assert len(report.scores) == count
+    assert len(report.dropped) == max(1, round(count / 2))
+    dropped = [branch for branch in found if branch.kind == kind and branch.name in report.dropped]
+    cut = shallow.module(check_guards=False)
+    for inputs in sizes(name):
+        with programs.evaluating(module), torch.no_grad():
+            skipped = Skipping(module, dropped).run(*inputs, enable_io_processing=True)
+            assert relative(cut(*inputs), skipped) < MASKED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +33,8 @@ def convolution(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     if a.__dict__.get("transposed"):
         return transposed_convolution(trace, node, a)
     dims, (out, per_group, *kernel) = trace.dims(a.input), trace.dims(a.weight)
+    if len(dims) != len(kernel) + 2:
+        return freeze_inputs(trace, node, "meets a convolution without a batch")
     _grouped(trace, node, a, dims[1], per_group, out, fresh(_ratio(out, a.groups)))
     return _convolved(trace, node, a, out, per_group, kernel, swept=None)
 
@@ -39,6 +42,8 @@ def convolution(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed_convolution(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     dims, (into, per_group, *kernel) = trace.dims(a.input), trace.dims(a.weight)
+    if len(dims) != len(kernel) + 2:
+        return freeze_inputs(trace, node, "meets a convolution without a batch")
     unify(dims[1], into)
     out, in_each = fresh(node_shape(node)[1]), fresh(_ratio(into, a.groups))
     _grouped(trace, node, a, into, in_each, out, per_group)
@@ -70,7 +75,9 @@ def _convolved(
     if is_tensor(a.bias):
         unify(trace.dims(a.bias)[0], out)
     spatial = frozen_dims(node_shape(node)[2:], SPATIAL)
-    batch = trace.dims(a.input)[0]
+    batch, _, *before = trace.dims(a.input)
+    for term in before:  # features can lie there too, as when patches and channels change places
+        freeze(term, SPATIAL)
     trace.contract(node, (batch, out, inner, *kernel, *(spatial if swept is None else swept)))
     return (batch, out, *spatial)
 
@@ -81,6 +88,8 @@ def batch_norm(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     for name in ("weight", "bias", "running_mean", "running_var"):
         if is_tensor(getattr(a, name)):
             unify(dims[1], trace.dims(getattr(a, name))[0])
+    if not is_tensor(a.running_mean):  # then the statistics are those of the input
+        trace.normalised.extend(dims[2:])
     return dims
 
 
@@ -108,7 +117,7 @@ def group_norm(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
         if is_tensor(getattr(a, name)):
             unify(dims[1], trace.dims(getattr(a, name))[0])
     trace.rewrite(node, "num_groups", group)
-    trace.normalised.append(inner)
+    trace.normalised.extend([inner, *dims[2:]])
     return dims
 
 
@@ -143,7 +152,18 @@ POOLING = {
     name + f"{rank}d": rank
     for name in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "reflection_pad", "replication_pad")
     for rank in (1, 2, 3)
-} | {"upsample_nearest2d": 2, "upsample_bilinear2d": 2, "upsample_bicubic2d": 2, "upsample_linear1d": 1}
+} | {
+    f"upsample_{kind}{rank}d": rank
+    for kind, rank in (
+        ("nearest", 1),
+        ("nearest", 2),
+        ("nearest", 3),
+        ("linear", 1),
+        ("bilinear", 2),
+        ("bicubic", 2),
+        ("trilinear", 3),
+    )
+}
 
 
 @rule(*POOLING)
@@ -152,6 +172,8 @@ def pooling(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Any:
     dims = trace.dims(node.args[0])  # type: ignore[arg-type]
     value = node.meta["val"]
     lead = len(dims) - POOLING[node.target._overloadpacket.__name__]  # type: ignore[union-attr]
+    for term in dims[lead:]:
+        freeze(term, SPATIAL)
     outputs = [value] if not isinstance(value, list | tuple) else list(value)
     out = [(*dims[:lead], *frozen_dims(shape_of(v)[lead:], SPATIAL)) for v in outputs]
     return out if isinstance(value, list | tuple) else out[0]
@@ -164,22 +186,30 @@ def matmul(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     y = right if len(right) > 1 else (*right, ONE)
     batch = broadcast([x[:-2], y[:-2]], max(len(x), len(y)) - 2)
     unify(x[-1], y[-2])
-    attends = all(factor in trace.computed for factor in node.args[:2])  # scores or values, not a projection
-    trace.role("head" if attends else "width", *batch)
-    trace.role("qk_width" if attends else "width", x[-1])
-    trace.role("v_width" if attends else "width", x[-2], y[-1])
-    trace.contract(node, (*batch, x[-2], x[-1], y[-1]))
+    _multiplied(trace, node, node.args[:2], batch, (x[-2], x[-1], y[-1]))
     rows = (x[-2],) if len(left) > 1 else ()
     columns = (y[-1],) if len(right) > 1 else ()
     return (*batch, *rows, *columns)
 
 
+def _multiplied(
+    trace: Trace, node: fx.Node, factors: Sequence[Any], batch: Sequence[Term], sizes: tuple[Term, Term, Term]
+) -> None:
+    """Note what a matrix product [rows, inner] x [inner, columns] uses its dimensions as, and its cost."""
+    rows, inner, columns = sizes
+    attends = all(factor in trace.computed for factor in factors)  # scores or values, not a projection
+    trace.role("head" if attends else "width", *batch)
+    trace.role("qk_width" if attends else "width", inner)
+    trace.role("v_width" if attends else "width", rows, columns)
+    trace.contract(node, (*batch, *sizes))
+
+
 @rule("addmm", "baddbmm")
 def addmm(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     x, y = (trace.dims(n) for n in node.args[1:3])  # type: ignore[arg-type]
+    batch = broadcast([x[:-2], y[:-2]], len(x) - 2)
     unify(x[-1], y[-2])
-    trace.role("width", x[-1], y[-1])
-    trace.contract(node, (*x[:-1], x[-1], y[-1]))
+    _multiplied(trace, node, node.args[1:3], batch, (x[-2], x[-1], y[-1]))
     return broadcast([(*x[:-1], y[-1]), trace.dims(a.self)], len(x))
 
 
@@ -193,7 +223,7 @@ def attention(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     heads = k[-3] if len(q) > 3 else ONE
     if len(q) > 3:
         unify(k[-3], v[-3])
-        repeats = fresh(int(size_of(q[-3])) // int(size_of(k[-3]))) if a.enable_gqa else ONE
+        repeats = fresh(max(int(size_of(q[-3])) // int(size_of(k[-3])), 1))  # grouped queries, or one key for all
         unify(q[-3], product([k[-3], repeats]))
         heads = q[-3]
         trace.role("head", heads)

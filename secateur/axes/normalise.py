@@ -19,8 +19,12 @@ def normalise(module: fx.GraphModule) -> None:
     """Rewrite a graph module in place; it computes the same."""
     inline_regions(module)
     drop_assertions(module)
+    drop_idle_dropout(module)
+    slice_constant_indices(module)
     fold_constants(module)
+    copy_shared_fills(module)
     spell_out_splits(module)
+    put_streams_first(module)
     module.recompile()
 
 
@@ -70,10 +74,93 @@ def spell_out_splits(module: fx.GraphModule) -> None:
             node.kwargs = {}
 
 
+def slice_constant_indices(module: fx.GraphModule) -> None:
+    """Replace `x[..., [3, 4], :]` by the slice that it is, so that what is not taken stays free."""
+    for node in list(module.graph.find_nodes(op="call_function", target=_aten.index.Tensor)):
+        source, indices = node.args
+        given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
+        run = _constant_run(module, given[0][1]) if len(given) == 1 else None
+        if run is None:
+            continue
+        axis = given[0][0]
+        size = shape_of(source.meta["val"])[axis]
+        start, stop = (run.start + size, run.stop + size) if run.start < 0 else (run.start, run.stop)
+        node.target, node.args = _aten.slice.Tensor, (source, axis, start, stop)
+
+
+def _constant_run(module: fx.GraphModule, index: Any) -> range | None:
+    """The positions that a list in the source names, where they follow each other."""
+    while index.target in (_aten.lift_fresh_copy.default, _aten.detach_.default, _aten.detach.default):
+        index = index.args[0]
+    if index.op != "get_attr" or "lifted_tensor" not in str(index.target):
+        return None
+    positions = operator.attrgetter(str(index.target))(module)
+    if positions.dim() != 1 or not positions.numel() or positions.dtype == torch.bool:
+        return None
+    first = int(positions[0])
+    run = range(first, first + len(positions))
+    return run if positions.tolist() == list(run) and (run.start < 0) == (run.stop <= 0) else None
+
+
+_FILLS = (_aten.zeros.default, _aten.ones.default, _aten.full.default)
+
+
+def copy_shared_fills(module: fx.GraphModule) -> None:
+    """Give every user of a tensor of one value its own: sharing it says nothing about their sizes."""
+    for node in list(module.graph.nodes):
+        if node.target in _FILLS:
+            for user in list(node.users)[1:]:
+                with module.graph.inserting_before(node):
+                    copied = module.graph.node_copy(node)
+                user.replace_input_with(node, copied)
+
+
+def put_streams_first(module: fx.GraphModule) -> None:
+    """Write x + (f(x) + g(x)) as (x + f(x)) + g(x), so that each branch of a parallel block is a residual of its own."""
+    adds = (_aten.add.Tensor, _aten.add_.Tensor)
+    order = {node: position for position, node in enumerate(module.graph.nodes)}
+    for node in [n for n in module.graph.nodes if n.target in adds]:
+        for inner, stream in (node.args, node.args[::-1]):
+            if not isinstance(inner, fx.Node) or inner.target not in adds or inner.kwargs or node.kwargs:
+                continue
+            terms = [*inner.args, stream]
+            plain = all(isinstance(term, fx.Node) for term in terms) and len(inner.users) == 1
+            shapes = {tuple(shape_of(n.meta["val"])) for n in terms} if plain else set()
+            if len(shapes) == 1 and all(_depends(term, stream, order) for term in inner.args):
+                first, second = inner.args
+                with module.graph.inserting_before(node):
+                    begun = module.graph.call_function(_aten.add.Tensor, (stream, first))
+                    begun.meta.update(inner.meta)
+                node.target, node.args = _aten.add.Tensor, (begun, second)
+                module.graph.erase_node(inner)
+                break
+
+
+def _depends(node: Any, source: Any, order: dict[fx.Node, int]) -> bool:
+    """Whether a node is computed from another."""
+    stack, seen = [node], set()
+    while stack:
+        current = stack.pop()
+        if current is source:
+            return True
+        if current not in seen and order.get(current, 0) > order[source]:
+            seen.add(current)
+            stack.extend(current.all_input_nodes)
+    return False
+
+
 def drop_assertions(module: fx.GraphModule) -> None:
     """Remove checks of shapes and types: exporting again makes new ones, and they would keep dead code alive."""
     for node in list(module.graph.nodes):
         if node.target in (_aten._assert_tensor_metadata.default, _aten._assert_scalar.default) and not node.users:
+            module.graph.erase_node(node)
+
+
+def drop_idle_dropout(module: fx.GraphModule) -> None:
+    """Remove dropout of nothing, which would stand between the terms of a sum."""
+    for node in list(module.graph.nodes):
+        if node.target in (_aten.dropout.default, _aten.dropout_.default) and node.args[1] == 0:
+            node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
 
 

@@ -209,17 +209,17 @@ def movedim(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     return tuple(dims[moved[i]] if i in moved else next(rest) for i in range(len(dims)))
 
 
-@rule("expand", "expand_as")
+@rule("expand", "expand_as", "broadcast_to")
 def expand(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     sizes, dims = node_shape(node), trace.dims(a.self)
     given = (ONE,) * (len(sizes) - len(dims)) + tuple(dims)
     out = tuple(
-        term if size_of(term) == size else fresh(size, None if isinstance(size, int) else SPATIAL)
+        term if size_of(term) == size else fresh(size)  # copies can be as many as what they meet
         for term, size in zip(given, sizes, strict=True)
     )
     if "size" in a.__dict__:
         for index, size in enumerate(a.size):
-            if isinstance(size, int) and size != -1:
+            if not isinstance(size, int) or size != -1:
                 trace.rewrite(node, "size", out[index], index)
     return out
 
@@ -287,6 +287,18 @@ def split_with_sizes(trace: Trace, node: fx.Node, a: SimpleNamespace) -> list[Di
     for index, part in enumerate(parts):
         trace.rewrite(node, "split_sizes", part, index)
     return [(*dims[:axis], part, *dims[axis + 1 :]) for part in parts]
+
+
+@rule("glu")
+def glu(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims | Any:
+    """The first half times the sigmoid of the second."""
+    dims = list(trace.dims(a.self))
+    pair = split_concat(dims[a.dim], node_shape(node)[a.dim])
+    if pair is None:
+        return freeze_inputs(trace, node, "is split across its units")
+    unify(*pair)
+    dims[a.dim] = pair[0]
+    return tuple(dims)
 
 
 @rule("unbind")
@@ -403,6 +415,24 @@ def index(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     return (*before, *frozen_dims(sizes[len(before) : len(before) + width], MADE), *after)
 
 
+@rule("gather")
+def gather(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    """Positions of one dimension are looked up; along every other one, input and index go side by side."""
+    dims, index = trace.dims(a.self), trace.dims(a.index)
+    for position, (term, other) in enumerate(zip(dims, index, strict=True)):
+        if position == a.dim % len(dims):
+            freeze(term, "is looked up by index")
+        else:  # an index that is shorter takes the first positions: unifying other sizes freezes both
+            unify(term, other)
+    return index
+
+
+@rule("sym_size")
+def sym_size(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    freeze(trace.dims(a.self)[a.dim], MADE)
+    return ()
+
+
 @rule("roll", "flip")
 def roll(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     for d in a.dims or range(len(trace.dims(a.self))):
@@ -413,10 +443,9 @@ def roll(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
 @rule("full", "zeros", "ones", "new_zeros", "new_ones", "new_full", "empty", "new_empty")
 def constant(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     """A tensor of one value can have any size."""
-    dims = tuple(fresh(size, None if isinstance(size, int) else SPATIAL) for size in node_shape(node))
+    dims = tuple(fresh(size) for size in node_shape(node))
     for position, term in enumerate(dims):
-        if isinstance(a.size[position], int):
-            trace.rewrite(node, "size", term, position)
+        trace.rewrite(node, "size", term, position)
     return dims
 
 

@@ -70,7 +70,8 @@ class Trace:
 
     def compete(self, node: fx.Node, term: Term, minimum: int = 1) -> None:
         """Note that removing a unit changes what the others get: right for experts, who take over, for nothing else."""
-        self.contests.append(Contest(term, f"{node.target} runs over it", minimum))
+        name = node.target._overloadpacket.__name__.lstrip("_")  # type: ignore[union-attr]
+        self.contests.append(Contest(term, f"{name} runs over it", minimum))
 
     def contract(self, node: fx.Node, terms: Sequence[Term]) -> None:
         """Note the multiply-accumulates of a node."""
