@@ -18,10 +18,16 @@ from secateur.errors import InputError
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs [N, ...] and integer labels [N]."""
+    """Inputs [N, ...] and labels [N, ...]; a program with several inputs takes `more` after the first."""
 
     inputs: np.ndarray
     labels: np.ndarray
+    more: tuple[np.ndarray, ...] = ()
+
+    @property
+    def columns(self) -> tuple[np.ndarray, ...]:
+        """All inputs in order."""
+        return (self.inputs, *self.more)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,7 +46,7 @@ class Dataset:
         """SHA-256 over every example of every split, in order."""
         sha = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
-            for array in (split.inputs, split.labels):
+            for array in (*split.columns, split.labels):
                 sha.update(f"{array.shape}{array.dtype}".encode())
                 sha.update(np.ascontiguousarray(array).tobytes())
         return sha.hexdigest()

@@ -11,7 +11,8 @@ from tasks.recipe import Recipe
 from tasks.references import Cut, Pinned, Plan, Recovered
 
 if TYPE_CHECKING:
-    from secateur.recovery import Checkpoint, Epoch
+    from secateur.checkpoints import Checkpoint
+    from secateur.recovery import Epoch
 
 
 @tracking.remembered
@@ -61,9 +62,13 @@ def _log_epoch(run_id: str, epoch: Epoch, of: int) -> None:
 
 def _checkpoint(run_id: str) -> Checkpoint:
     """The last epoch's state, in the cycle's run, so that a worker on another machine can go on from it."""
-    from secateur.recovery import Checkpoint
+    from secateur.checkpoints import Checkpoint
 
     def save(content: bytes) -> None:
         tracking.put_bytes(run_id, content, "checkpoint", "last.pt")
 
-    return Checkpoint(save, lambda: tracking.get_bytes(run_id, "checkpoint/last.pt"))
+    def load() -> list[bytes]:
+        stored = tracking.get_bytes(run_id, "checkpoint/last.pt")
+        return [stored] if stored else []
+
+    return Checkpoint(save, load)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import math
+from typing import Any
 
 import models
 import numpy as np
@@ -14,8 +15,11 @@ from torch.nn import functional
 
 from secateur import NM, InputError, Unstructured, sparsify
 from secateur import program as programs
+from secateur.checkpoints import Checkpoint
 from secateur.data import Dataset, Split
-from secateur.recovery import Checkpoint, Epoch, Recovered, Settings, _batches, accuracy, recover
+from secateur.learning_rates import cosine
+from secateur.objectives import OBJECTIVES
+from secateur.recovery import Epoch, Recovered, Settings, _orders, evaluate, recover
 from secateur.sparsity import Masks
 
 EXAMPLES = 49  # of training: the last batch of an epoch holds a single one
@@ -57,6 +61,10 @@ def recovered() -> Recovered:
     return recover(student(), teacher(), data(), SETTINGS)
 
 
+def accuracy(module: torch.fx.GraphModule, split: Split) -> float:
+    return evaluate(module, split, OBJECTIVES["classification"])
+
+
 class Memory:
     """A checkpoint in memory; it fails after a number of saves, as a machine does."""
 
@@ -64,13 +72,18 @@ class Memory:
         self.saves: list[bytes] = []
         self.fails_after = fails_after
 
+    @property
+    def states(self) -> list[dict[str, Any]]:
+        """What was saved, read as plain tensors and values."""
+        return [torch.load(io.BytesIO(saved[2 * 64 :]), weights_only=True) for saved in self.saves]
+
     def save(self, state: bytes) -> None:
         self.saves.append(state)
         if len(self.saves) == self.fails_after:
             raise ConnectionError("the machine is gone")
 
-    def checkpoint(self) -> Checkpoint:
-        return Checkpoint(self.save, lambda: self.saves[-1] if self.saves else None)
+    def checkpoint(self, seconds: float = math.inf) -> Checkpoint:
+        return Checkpoint(self.save, lambda: self.saves[::-1], seconds)
 
 
 def without_times(history: tuple[Epoch, ...]) -> list[tuple[int, float, float]]:
@@ -110,6 +123,27 @@ def test_another_seed_gives_other_weights() -> None:
     assert programs.digest(other.program) != programs.digest(recovered().program)
 
 
+@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_run_interrupted_after_any_step_ends_where_it_would_have(optimizer: str, average: float) -> None:
+    settings = dataclasses.replace(
+        SETTINGS, epochs=2, optimizer=optimizer, average=average, clip=1.0, augment=("flip", "mixup")
+    )
+    whole = recover(student(), teacher(), data(), settings)
+    memory, steps = Memory(), 0
+    while True:
+        memory.fails_after = len(memory.saves) + 2
+        torch.manual_seed(steps)  # the new machine's random state is another
+        try:
+            resumed = recover(student(), teacher(), data(), settings, checkpoint=memory.checkpoint(seconds=0.0))
+            break
+        except ConnectionError:
+            steps += 1
+    assert steps >= 4  # of four steps and the end of an epoch each, every other one
+    assert programs.digest(resumed.program) == programs.digest(whole.program)
+    assert without_times(resumed.history) == without_times(whole.history)
+
+
 @pytest.mark.parametrize("saves", range(1, SETTINGS.epochs + 1))
 def test_a_run_interrupted_after_any_epoch_ends_where_it_would_have(saves: int) -> None:
     memory = Memory(fails_after=saves)
@@ -137,8 +171,7 @@ def test_a_checkpoint_is_saved_after_every_epoch_and_loads_without_unpickling_ob
     memory = Memory()
     recover(student(), teacher(), data(), SETTINGS, checkpoint=memory.checkpoint())
     assert len(memory.saves) == SETTINGS.epochs
-    for number, stored in enumerate(memory.saves, start=1):
-        assert len(torch.load(io.BytesIO(stored), weights_only=True)["history"]) == number + 1
+    assert [len(state["history"]) for state in memory.states] == [2, 3, 4]
 
 
 def test_every_epoch_is_told_once_in_order() -> None:
@@ -175,10 +208,7 @@ def _vectors() -> Dataset:
 
 
 def test_every_epoch_goes_through_the_examples_in_an_order_of_its_own() -> None:
-    numbered = Split(np.arange(EXAMPLES, dtype=np.float32)[:, None], np.arange(EXAMPLES))
-    orders = [
-        np.concatenate([labels.numpy() for _, labels in _batches(numbered, SETTINGS, epoch)]) for epoch in (1, 1, 2)
-    ]
+    orders = [np.concatenate([part.numpy() for part in _orders(EXAMPLES, SETTINGS, epoch)]) for epoch in (1, 1, 2)]
     assert np.array_equal(orders[0], orders[1])
     assert not np.array_equal(orders[0], orders[2])
     for order in orders:  # a last batch of one example is left out: it has no variance to normalise by
@@ -222,9 +252,10 @@ def test_weight_decay_shrinks_matrices_but_neither_norms_nor_biases() -> None:
     settings = Settings(epochs=1, batch=30, learning_rate=0.1, weight_decay=0.5, momentum=0.5, distillation=1.0)
     memory = Memory()
     recover(program, program, _vectors(), settings, checkpoint=memory.checkpoint())
-    after = torch.load(io.BytesIO(memory.saves[-1]), weights_only=True)["module"]
+    after = memory.states[-1]["module"]
     for name, before in program.state_dict.items():
-        shrunk = 1 - 0.1 * 0.5 * 1.5 if before.dim() > 1 else 1.0  # Nesterov's first step is (1 + momentum) long
+        # Nesterov's first step is (1 + momentum) long, and the only step lies in the middle of the schedule
+        shrunk = 1 - 0.1 * cosine(0.5, settings.warm_up) * 0.5 * 1.5 if before.dim() > 1 else 1.0
         assert torch.allclose(after[name], before * shrunk, atol=1e-6), name
 
 
@@ -251,7 +282,9 @@ def test_weights_that_the_last_step_ruined_are_never_the_best() -> None:
 def test_inputs_that_are_not_numbers_stop_the_training() -> None:
     broken = models.images(EXAMPLES)
     broken[3, 0, 0, 0] = np.nan
-    with pytest.raises(FloatingPointError, match=r"recovery diverged: loss nan in epoch 1; lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError, match=r"recovery diverged: loss nan in epoch 1, step \d; lower the learning rate"
+    ):
         recover(student(), teacher(), dataclasses.replace(data(), train=Split(broken, data().train.labels)), SETTINGS)
 
 
@@ -260,14 +293,13 @@ def test_a_learning_rate_that_diverges_stops_the_training() -> None:
         recover(student(), teacher(), data(), dataclasses.replace(SETTINGS, learning_rate=1e30))
 
 
-def test_accuracy_is_the_share_of_right_answers_whatever_the_batch() -> None:
+def test_accuracy_is_the_share_of_right_answers() -> None:
     module = programs.graph_module(teacher())
     programs.set_training(module, True)
     part = data().validation
     wrong = Split(part.inputs, np.where(np.arange(len(part)) % 4 == 0, (part.labels + 1) % models.CLASSES, part.labels))
-    for batch in (1, 7, 256):
-        assert accuracy(module, part, batch) == 1.0
-        assert accuracy(module, wrong, batch) == 0.75
+    assert accuracy(module, part) == 1.0
+    assert accuracy(module, wrong) == 0.75
 
 
 @functools.cache
@@ -286,7 +318,7 @@ def test_masked_weights_are_exactly_zero_after_every_step(pattern: NM | Unstruct
     memory = Memory()
     settings = dataclasses.replace(SETTINGS, epochs=4, batch=EXAMPLES)
     seen = recover(given, teacher(), data(), settings, masks=masks, checkpoint=memory.checkpoint())
-    steps = [torch.load(io.BytesIO(saved), weights_only=True)["module"] for saved in memory.saves]
+    steps = [state["module"] for state in memory.states]
     assert len(steps) == settings.epochs
     for weights in (*steps, seen.program.state_dict):
         for name, mask in masks.items():
@@ -357,3 +389,90 @@ def test_recovery_on_a_tiny_set_that_hurts_keeps_what_was_cut() -> None:
     assert seen.history[-1].accuracy < 1
     assert seen.best.epoch == 0
     assert programs.digest(seen.program) == programs.digest(student())
+
+
+def test_norms_measured_again_are_a_candidate_of_their_own() -> None:
+    """The student's statistics are spoilt: measuring them again mends it, and the smallest training can only follow."""
+    module = programs.graph_module(teacher())
+    with torch.no_grad():
+        module.get_buffer("norm.running_mean").add_(3.0)
+        module.get_buffer("inner_norm.running_var").mul_(30.0)
+    spoilt = programs.reexport(module, teacher())
+    seen = recover(spoilt, teacher(), data(), dataclasses.replace(SETTINGS, epochs=0))
+    assert (seen.kept, seen.best.epoch) == ("norms", 0)
+    assert seen.adapted is not None
+    assert seen.adapted == seen.best.accuracy > seen.history[0].accuracy
+    without = recover(spoilt, teacher(), data(), dataclasses.replace(SETTINGS, epochs=0, reestimate_norms=False))
+    assert (without.kept, without.adapted) == ("cut", None)
+
+
+def test_patience_ends_a_training_that_brings_nothing() -> None:
+    still = dataclasses.replace(SETTINGS, epochs=9, patience=2, learning_rate=0.0)
+    assert len(recover(models.exported("perceptron"), teacher_of_vectors(), _vectors(), still).history) == 1 + 2
+
+
+def teacher_of_vectors() -> ExportedProgram:
+    return models.exported("perceptron")
+
+
+def test_minutes_end_a_training_after_the_epoch_in_which_they_are_over() -> None:
+    short = dataclasses.replace(SETTINGS, epochs=9, minutes=1e-9)
+    assert len(recover(student(), teacher(), data(), short).history) == 1 + 1
+
+
+def test_an_average_of_the_weights_is_what_is_judged_and_kept() -> None:
+    """One step from w0 to w1 with decay d leaves d w0 + (1 - d) w1."""
+    made, memory = models.export(models.Perceptron(), torch.zeros(2, models.FEATURES)), Memory()
+    settings = dataclasses.replace(SETTINGS, epochs=1, batch=30, average=0.75)
+    recover(made, teacher_of_vectors(), _vectors(), settings, checkpoint=memory.checkpoint())
+    state = memory.states[-1]
+    for name, before in made.state_dict.items():
+        assert torch.allclose(state["average"][name], 0.75 * before + 0.25 * state["module"][name], atol=1e-6)
+
+
+def test_masked_weights_stay_zero_in_an_average() -> None:
+    given, masks = sparse(Unstructured(0.6))
+    seen = recover(given, teacher(), data(), dataclasses.replace(SETTINGS, average=0.5), masks=masks)
+    assert all((seen.program.state_dict[name][~mask] == 0).all() for name, mask in masks.items())
+
+
+def test_clipped_gradients_move_the_weights_no_further_than_asked() -> None:
+    made, memory = models.export(models.Perceptron(), torch.zeros(2, models.FEATURES)), Memory()
+    settings = Settings(epochs=1, batch=30, learning_rate=1.0, momentum=0.0, weight_decay=0.0, warm_up=0.99, clip=1e-3)
+    recover(made, teacher_of_vectors(), _vectors(), settings, checkpoint=memory.checkpoint())
+    after = memory.states[-1]["module"]
+    length = (
+        sum(float((after[name] - before).detach().square().sum()) for name, before in made.state_dict.items()) ** 0.5
+    )
+    assert 0 < length <= 1.01e-3
+
+
+def test_steps_are_told_with_their_number_and_loss() -> None:
+    told: list[tuple[int, int, float]] = []
+    recover(student(), teacher(), data(), SETTINGS, on_step=lambda *seen: told.append(seen))
+    assert [step for step, _, _ in told] == list(range(1, 10))
+    assert {steps for _, steps, _ in told} == {9}
+    assert all(loss > 0 for _, _, loss in told)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "fast"}, "^schedule: expected one of cosine"),
+        ({"optimizer": "lion"}, "^optimizer: expected one of sgd"),
+        ({"distillation": 1.5}, "^distillation: expected a weight from 0 to 1"),
+        ({"average": 1.0}, "^average: expected a share"),
+        ({"batch": 1}, "^batch: expected at least 2"),
+        ({"augment": ("blur",)}, "^augment: expected some of crop"),
+        ({"augment": ("mixup", "cutmix")}, "^augment: expected one of mixup and cutmix"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        recover(student(), teacher(), data(), dataclasses.replace(SETTINGS, **changes))
+
+
+def test_a_split_that_is_too_small_is_refused() -> None:
+    tiny = Split(models.images(1), np.zeros(1, dtype=np.int64))
+    with pytest.raises(InputError, match="at least two examples of training"):
+        recover(student(), teacher(), Dataset(tiny, tiny, tiny), SETTINGS)
