@@ -183,12 +183,9 @@ def choose_axes(structure: Structure, choice: Choice) -> list[AxisInfo]:
     """The axes that may be cut.
 
     Raises:
-        InputError: there is none, or a glob matches nothing.
+        InputError: there is none, a glob matches nothing, or `include` names what cannot be cut.
     """
-    names = [info.name for info in structure.prunable]
-    for pattern in (*choice.include, *choice.exclude):
-        if names and not fnmatch.filter(names, pattern):
-            raise InputError(f"include/exclude: {pattern!r} matches none of {len(names)} axes, such as {names[0]}")
+    _check_globs(structure, choice)
     chosen = [
         info
         for info in structure.prunable
@@ -201,10 +198,24 @@ def choose_axes(structure: Structure, choice: Choice) -> list[AxisInfo]:
         examples = {info.frozen: info.name for info in reversed(structure.axes) if info.frozen}
         reasons = sorted(examples, key=lambda reason: (reason in EXPECTED_REASONS, reason))[:5]
         raise InputError(
-            f"kinds: expected at least one axis of {', '.join(choice.kinds)} that can be cut; the program has "
+            f"kinds: expected at least one axis of {', '.join(choice.kinds)} that can be cut and is not excluded; the program has "
             f"{', '.join(found) or 'none'}; frozen: {'; '.join(f'{examples[r]} {r}' for r in reasons) or 'none'}"
         )
     return chosen
+
+
+def _check_globs(structure: Structure, choice: Choice) -> None:
+    for pattern in (*choice.include, *choice.exclude):
+        matched = [info for info in structure.axes if fnmatch.fnmatchcase(info.name, pattern)]
+        if structure.axes and not matched:
+            names = [info.name for info in structure.prunable] or [info.name for info in structure.axes]
+            raise InputError(
+                f"include/exclude: {pattern!r} matches none of {len(structure.axes)} axes, such as {names[0]}"
+            )
+        if structure.prunable and pattern in choice.include and all(info.frozen for info in matched):
+            raise InputError(
+                f"include: {pattern!r} matches only what cannot be cut: {matched[0].name} {matched[0].frozen}"
+            )
 
 
 def _check_arguments(goal: Goal, choice: Choice, batches: Sequence[Batch], curves: Curves | None) -> None:
