@@ -174,7 +174,7 @@ def replay(program: ExportedProgram, kept: Mapping[str, Sequence[int]]) -> tuple
 def check_prunable(program: ExportedProgram, kinds: Sequence[str], criterion: str) -> None:
     """Raise InputError when `prune` could do nothing with these choices, whatever the goal."""
     choice = Choice(kinds=tuple(kinds), criterion=criterion)
-    _check_choice(choice)
+    check_choice(choice)
     programs.check_supported(program)
     choose_axes(infer(programs.graph_module(program)), choice)
 
@@ -221,7 +221,7 @@ def _check_globs(structure: Structure, choice: Choice) -> None:
 def _check_arguments(goal: Goal, choice: Choice, batches: Sequence[Batch], curves: Curves | None) -> None:
     if not 0 < goal.share < 1:
         raise InputError(f"goal: expected a share between 0 and 1 (exclusive), got {goal}")
-    _check_choice(choice)
+    check_choice(choice)
     if isinstance(goal, Ratio) and goal.share + choice.floor > 1 + 1e-9:
         raise InputError(
             f"goal: {goal} is out of reach at floor {choice.floor}: expected a share of at most {1 - choice.floor:.3f}; "
@@ -233,7 +233,8 @@ def _check_arguments(goal: Goal, choice: Choice, batches: Sequence[Batch], curve
         raise InputError("allocation sensitivity: needs curves; measure them with secateur.sensitivity")
 
 
-def _check_choice(choice: Choice) -> None:
+def check_choice(choice: Choice) -> None:
+    """Raise InputError for a name that does not exist or a number that cannot be."""
     if unknown := set(choice.kinds) - set(KINDS):
         raise InputError(f"kinds: expected some of {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
     for setting, value, known in (
@@ -257,6 +258,11 @@ def score_units(
     batches: Sequence[Batch],
     loss: Loss,
 ) -> dict[str, np.ndarray]:
+    """The scores of the units of each chosen axis, by its name.
+
+    Raises:
+        InputError: data misfits, an axis gives the criterion no ground, or scores are not finite.
+    """
     criterion = CRITERIA[choice.criterion]
     statistics = Statistics()
     if criterion.needs:

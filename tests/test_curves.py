@@ -210,3 +210,8 @@ def test_an_axis_without_a_curve_is_refused(program: torch.export.ExportedProgra
         prune(program, goal=Ratio(0.5), allocation="sensitivity", curves={"first:width": curves["first:width"]})
     with pytest.raises(InputError, match=r"^allocation sensitivity: needs curves; measure them with secateur.sens"):
         prune(program, goal=Ratio(0.5), allocation="sensitivity")
+
+
+def test_an_unknown_criterion_is_refused(program: torch.export.ExportedProgram, data: list[Batch]) -> None:
+    with pytest.raises(InputError, match=r"^criterion: expected one of random, .*, got 'l3'$"):
+        sensitivity(program, calibration=data, criterion="l3")

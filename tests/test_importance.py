@@ -498,6 +498,15 @@ def test_variance_says_that_it_cannot_see_through_convolutions() -> None:
         score("variance", "residual", "stem:channel")
 
 
+def test_variance_of_a_single_position_is_refused() -> None:
+    module, structure = graph("matmuls")
+    (x, y) = batches("matmuls")[1]
+    seen = collect(module, structure, [(x, y)], CRITERIA["variance"].needs)
+    (info,) = structure.prunable
+    with pytest.raises(InputError, match=r"^criterion variance: expected at least 2 calibration positions .* got 1"):
+        CRITERIA["variance"].score(Evidence(module, structure, seen), info)
+
+
 @pytest.mark.parametrize("criterion", ["activation", "apoz", "wanda", "variance"])
 def test_a_width_that_feeds_no_weight_is_told_so(criterion: str) -> None:
     """Queries and keys meet each other, and no weight that reads them."""
