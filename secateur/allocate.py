@@ -71,11 +71,11 @@ def uniform_order(axes: Sequence[AxisInfo], ladders: Sequence[list[int]]) -> lis
 def global_order(
     axes: Sequence[AxisInfo], ladders: Sequence[list[int]], scores: Mapping[str, np.ndarray]
 ) -> list[Step]:
-    """The least important units anywhere first. Scores are divided by their axis's mean, so that axes of unlike
+    """The least important units anywhere first. Scores are divided by their axis's mean magnitude, so that axes of unlike
     magnitude compare; a step costs the mean of the units it takes, and never less than the step before it."""
     steps: list[Step] = []
     for i, (info, widths) in enumerate(zip(axes, ladders, strict=True)):
-        ranked = np.sort(scores[info.name] / max(float(scores[info.name].mean()), np.finfo(float).tiny))
+        ranked = np.sort(scores[info.name] / max(float(np.abs(scores[info.name]).mean()), np.finfo(float).tiny))
         cost = -np.inf
         for wider, width in pairwise(widths):
             cost = max(cost, float(ranked[info.size - wider : info.size - width].mean()))

@@ -46,6 +46,7 @@ def sensitivity(
         calibration: batches of (inputs..., target).
         shares: of the axis's units that go, the least important first; share 0 (the dense loss) is always added.
         path: a JSON file that every finished axis is written to; when it exists, the measurement goes on from it.
+            Program, data and settings are compared with the file's, the loss function cannot be.
         on_axis: called with the name and the curve of each axis as it is finished.
 
     Raises:
@@ -55,6 +56,7 @@ def sensitivity(
     if bad := [share for share in shares if not 0 < share < 1]:
         raise InputError(f"shares: expected shares between 0 and 1 (exclusive), got {bad[0]}")
     choice = Choice(tuple(kinds), tuple(include), tuple(exclude), criterion, seed=seed)
+    pruning.check_choice(choice)
     programs.check_supported(program)
     calibrating.check_batches(calibration, programs.input_specs(program))
     module = programs.graph_module(program, shared=True)

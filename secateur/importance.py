@@ -174,6 +174,11 @@ def variance(evidence: Evidence, info: AxisInfo) -> np.ndarray:
             f"criterion variance: expected that {info.name} feeds linear layers alone, whose inputs' covariance is kept; "
             "choose another criterion or kind"
         )
+    if few := [moments for moments, _ in feeding if moments.count < 2]:
+        raise InputError(
+            f"criterion variance: expected at least 2 calibration positions (examples x length) at {few[0].weight}, got "
+            f"{few[0].count}; give more data"
+        )
     for (moments, units), gram in zip(feeding, grams, strict=True):
         mean = moments.total / moments.count
         covariance = gram / moments.count - torch.outer(mean, mean)

@@ -170,7 +170,7 @@ def replay(program: ExportedProgram, kept: Mapping[str, Sequence[int]]) -> tuple
 
 def check_prunable(program: ExportedProgram, choice: Choice) -> None:
     """Raise InputError when `prune` could do nothing with these choices, whatever the goal."""
-    _check_choice(choice)
+    check_choice(choice)
     programs.check_supported(program)
     choose_axes(infer(programs.graph_module(program, shared=True)), choice)
 
@@ -184,12 +184,9 @@ def choose_axes(structure: Structure, choice: Choice) -> list[AxisInfo]:
     """The axes that may be cut.
 
     Raises:
-        InputError: there is none, or a glob matches nothing.
+        InputError: there is none, a glob matches nothing, or `include` names what cannot be cut.
     """
-    names = [info.name for info in structure.prunable]
-    for pattern in (*choice.include, *choice.exclude):
-        if names and not fnmatch.filter(names, pattern):
-            raise InputError(f"include/exclude: {pattern!r} matches none of {len(names)} axes, such as {names[0]}")
+    _check_globs(structure, choice)
     chosen = [
         info
         for info in structure.prunable
@@ -202,16 +199,30 @@ def choose_axes(structure: Structure, choice: Choice) -> list[AxisInfo]:
         examples = {info.frozen: info.name for info in reversed(structure.axes) if info.frozen}
         reasons = sorted(examples, key=lambda reason: (reason in EXPECTED_REASONS, reason))[:5]
         raise InputError(
-            f"kinds: expected at least one axis of {', '.join(choice.kinds)} that can be cut; the program has "
+            f"kinds: expected at least one axis of {', '.join(choice.kinds)} that can be cut and is not excluded; the program has "
             f"{', '.join(found) or 'none'}; frozen: {'; '.join(f'{examples[r]} {r}' for r in reasons) or 'none'}"
         )
     return chosen
 
 
+def _check_globs(structure: Structure, choice: Choice) -> None:
+    for pattern in (*choice.include, *choice.exclude):
+        matched = [info for info in structure.axes if fnmatch.fnmatchcase(info.name, pattern)]
+        if structure.axes and not matched:
+            names = [info.name for info in structure.prunable] or [info.name for info in structure.axes]
+            raise InputError(
+                f"include/exclude: {pattern!r} matches none of {len(structure.axes)} axes, such as {names[0]}"
+            )
+        if structure.prunable and pattern in choice.include and all(info.frozen for info in matched):
+            raise InputError(
+                f"include: {pattern!r} matches only what cannot be cut: {matched[0].name} {matched[0].frozen}"
+            )
+
+
 def _check_arguments(goal: Goal, choice: Choice, batches: Sequence[Batch], curves: Curves | None) -> None:
     if not 0 < goal.share < 1:
         raise InputError(f"goal: expected a share between 0 and 1 (exclusive), got {goal}")
-    _check_choice(choice)
+    check_choice(choice)
     if isinstance(goal, Ratio) and goal.share + choice.floor > 1 + 1e-9:
         raise InputError(
             f"goal: {goal} is out of reach at floor {choice.floor}: expected a share of at most {1 - choice.floor:.3f}; "
@@ -223,7 +234,8 @@ def _check_arguments(goal: Goal, choice: Choice, batches: Sequence[Batch], curve
         raise InputError("allocation sensitivity: needs curves; measure them with secateur.sensitivity")
 
 
-def _check_choice(choice: Choice) -> None:
+def check_choice(choice: Choice) -> None:
+    """Raise InputError for a name that does not exist or a number that cannot be."""
     if unknown := set(choice.kinds) - set(KINDS):
         raise InputError(f"kinds: expected some of {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
     for setting, value, known in (
@@ -247,6 +259,11 @@ def score_units(
     batches: Sequence[Batch],
     loss: Loss,
 ) -> dict[str, np.ndarray]:
+    """The scores of the units of each chosen axis, by its name.
+
+    Raises:
+        InputError: data misfits, an axis gives the criterion no ground, or scores are not finite.
+    """
     criterion = CRITERIA[choice.criterion]
     statistics = Statistics()
     if criterion.needs:

@@ -185,8 +185,9 @@ def sparsify(
 ) -> tuple[ExportedProgram, Masks, SparsityReport]:
     """Zero the least important weights of linear layers and convolutions, exactly as many as asked, ties broken by place.
 
-    The input program is not modified. `include` and `exclude` are globs on parameter names; a tied weight has the first
-    of its names.
+    A share is that of every layer or of all together, as the pattern says; Wanda takes it from every output row. The
+    input program is not modified. `include` and `exclude` are globs on parameter names; a tied weight has the first of
+    its names.
 
     Raises:
         InputError: an impossible pattern, an unknown criterion, missing or too little data, a glob that matches nothing,

@@ -1,8 +1,10 @@
 """A goal becomes widths: as near to it as alignment allows, never beyond by more than half a step."""
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import models
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,10 +16,14 @@ from secateur.allocate import (
     Macs,
     Parameters,
     Ratio,
+    Step,
+    global_order,
+    grouped_order,
     ladder,
     measure_of,
     nearest,
     reach,
+    sensitivity_order,
     uniform_order,
 )
 from secateur.axes.infer import AxisInfo, Structure, infer
@@ -27,6 +33,7 @@ from secateur.errors import InputError
 
 NOTHING = Structure((), {}, {}, frozenset(), Trace())  # a ratio needs no counts
 ROUNDING = 1e-9
+Order = Callable[[Sequence[AxisInfo], Sequence[list[int]], Mapping[str, np.ndarray]], list[Step]]
 
 sizes = st.integers(2, 130)
 shares = st.floats(0.01, 0.99)
@@ -135,3 +142,82 @@ def test_a_goal_beyond_reach_names_the_share_that_can_be_reached() -> None:
         uniform(structure, axes, Parameters(0.95), {}, align=4)
     for part in ("Parameters(share=0.95)", f"at most {possible:.3f}", f"{len(axes)} axes", "got 0.95"):
         assert part in str(error.value)
+
+
+@given(sizes, aligns, st.floats(0.0, 0.99))
+def test_the_floor_of_an_axis_stays_whatever_is_asked(size: int, align: int, floor: float) -> None:
+    widths = ladder(axis(size), align, floor)
+    assert widths[0] == size
+    assert all(width >= size * floor - ROUNDING for width in widths)
+    assert all(width % min(align, size) == 0 for width in widths[1:])
+    deeper = [w for w in range(min(align, size), size, min(align, size)) if w >= size * floor]
+    assert sorted(widths[1:]) == deeper  # and nothing above the floor is left out
+
+
+scored = st.lists(st.lists(st.floats(0.0, 10.0), min_size=2, max_size=20), min_size=1, max_size=4)
+
+
+def allocated(
+    order: Order, values: list[list[float]], share: float, kinds: list[str] | None = None
+) -> list[tuple[AxisInfo, np.ndarray, int]]:
+    """Each axis with its scores and the width that a ratio over all units leaves it; at least one unit stays."""
+    kinds = kinds or ["channel"] * len(values)
+    axes = [
+        AxisInfo(f"{i}:{kind}", kind, Axis(len(v)), len(v), (), normalised=False, frozen=None)
+        for i, (v, kind) in enumerate(zip(values, kinds, strict=True))
+    ]
+    scores = {info.name: np.array(v) for info, v in zip(axes, values, strict=True)}
+    ladders = [ladder(info, 1, 0.0) for info in axes]
+    goal = Ratio(share)
+    widths = reach(axes, order(axes, ladders, scores), goal, measure_of(goal, NOTHING, axes, {}))
+    return [(info, scores[info.name], widths[info.axis]) for info in axes]
+
+
+@given(scored, st.floats(0.01, 0.5))
+def test_global_allocation_removes_the_least_important_units_anywhere_and_exactly_as_many_as_asked(
+    values: list[list[float]], share: float
+) -> None:
+    seen = allocated(global_order, values, share)
+    total = sum(info.size for info, _, _ in seen)
+    removed = sum(info.size - width for info, _, width in seen)
+    assert abs(removed - share * total) <= 0.5 + ROUNDING  # ties and zeros included
+    gone, stays = [], []
+    for info, scores, width in seen:
+        ranked = np.sort(scores / max(scores.mean(), np.finfo(float).tiny))
+        gone += ranked[: info.size - width].tolist()
+        if width > 1:  # the last unit stays whatever it scores
+            stays += ranked[info.size - width :].tolist()
+    assert not gone or not stays or max(gone) <= min(stays) + ROUNDING
+
+
+@given(scored, scored, st.floats(0.05, 0.5))
+def test_grouped_allocation_takes_the_same_share_of_every_kind(
+    channels: list[list[float]], heads: list[list[float]], share: float
+) -> None:
+    seen = allocated(grouped_order, channels + heads, share, ["channel"] * len(channels) + ["head"] * len(heads))
+    for kind in ("channel", "head"):
+        of_kind = [(info.size, width) for info, _, width in seen if info.kind == kind]
+        total = sum(size for size, _ in of_kind)
+        assert abs(sum(size - width for size, width in of_kind) - share * total) <= 1 + ROUNDING
+
+
+def test_sensitivity_takes_what_costs_least_per_parameter_saved() -> None:
+    """Two axes with the same curve: the one that carries more parameters goes first."""
+    structure = structure_of("residual")
+    stem, inner = structure.prunable
+    curve = {0.0: 1.0, 0.5: 2.0, 1.0: 3.0}
+    steps = sensitivity_order(structure, [stem, inner], [[8, 4], [6, 3]], {stem.name: curve, inner.name: curve})
+    saved = [structure.count_parameters() - structure.count_parameters({i.axis: i.size // 2}) for i in (stem, inner)]
+    assert saved[0] > saved[1]
+    assert [step.which for step in steps] == [0, 1]
+    dear = {0.0: 1.0, 0.5: 10.0, 1.0: 19.0}
+    steps = sensitivity_order(structure, [stem, inner], [[8, 4], [6, 3]], {stem.name: dear, inner.name: curve})
+    assert [step.which for step in steps] == [1, 0]
+
+
+def test_scores_below_zero_compare_between_axes_too() -> None:
+    """Movement is negative where weights shrink: the axis that shrinks most goes first."""
+    seen = allocated(global_order, [[-1.0, -1.0, -1.0, -9.0], [2.0, 2.0, 2.0, 2.0]], 3 / 8)
+    assert [width for _, _, width in seen] == [1, 4]
+    seen = allocated(global_order, [[-2.0, -1.0, -1.0, 3.0], [-1.5, -1.5, 1.0, 2.0]], 2 / 8)
+    assert [width for _, _, width in seen] == [3, 3]

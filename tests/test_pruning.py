@@ -1,5 +1,6 @@
 """The cut as a user calls it: the goal is met, the report is true, and what cannot be done is refused in a sentence."""
 
+import json
 from pathlib import Path
 
 import models
@@ -9,7 +10,15 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from secateur import InputError, Macs, Parameters, Ratio, Report, prune
+from secateur import (
+    InputError,
+    Macs,
+    Parameters,
+    Ratio,
+    Report,
+    prune,
+    replay,
+)
 from secateur import program as programs
 from secateur.allocate import Goal
 from secateur.axes.infer import infer
@@ -220,3 +229,114 @@ def test_a_program_of_fixed_shape_can_be_cut() -> None:
     pruned, report = prune(program, goal=Ratio(0.5))
     assert report.masked_error is not None
     assert np.isfinite(pruned.module(check_guards=False)(inputs).detach().numpy()).all()
+
+
+def test_globs_choose_axes_by_module_path_and_kind() -> None:
+    def cut(**globs: list[str]) -> list[str]:
+        return [axis.name for axis in prune(models.exported("residual"), goal=Ratio(0.5), **globs)[1].axes]
+
+    assert cut(include=["inner:*"]) == ["inner:channel"]
+    assert cut(exclude=["inner*"]) == ["stem:channel"]
+    assert cut(include=["*:channel"], exclude=["st?m:*"]) == ["inner:channel"]
+
+
+@pytest.mark.parametrize("globs", [{"include": ["stem:*", "nothing:*"]}, {"exclude": ["nothing:*"]}], ids=str)
+def test_a_glob_that_matches_no_axis_is_refused(globs: dict[str, list[str]]) -> None:
+    with pytest.raises(
+        InputError, match=r"^include/exclude: 'nothing:\*' matches none of \d axes, such as stem:channel$"
+    ):
+        prune(models.exported("residual"), goal=Ratio(0.5), **globs)
+
+
+def test_globs_that_exclude_every_axis_are_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"^kinds: expected at least one axis of .* and is not excluded; the program has"
+    ):
+        prune(models.exported("residual"), goal=Ratio(0.5), exclude=["*"])
+
+
+def test_asking_by_name_for_what_cannot_be_cut_is_refused_with_the_reason() -> None:
+    with pytest.raises(
+        InputError, match=r"^include: 'second:\*' matches only what cannot be cut: second:width is a graph"
+    ):
+        prune(models.exported("perceptron"), goal=Ratio(0.5), include=["second:*", "first:*"])
+
+
+def test_a_ratio_that_the_floor_forbids_is_refused_with_the_share_that_is_left() -> None:
+    with pytest.raises(InputError, match=r"^goal: Ratio\(share=0.7\) is out of reach at floor 0.5: .* at most 0.500"):
+        prune(models.exported("residual"), goal=Ratio(0.7), floor=0.5)
+    _, report = prune(models.exported("residual"), goal=Ratio(0.5), floor=0.5)
+    assert {(cut.before, cut.after) for cut in report.axes} == {(8, 4), (6, 3)}
+
+
+@pytest.mark.parametrize("goal", [Parameters(0.05), Macs(0.05), Ratio(0.05)])
+def test_a_small_goal_is_not_rounded_up_to_a_large_cut(goal: Goal) -> None:
+    """The trap of rounding that over-prunes: one step of 8 would take half of the only axis."""
+    program = models.export(models.Perceptron(hidden=16), torch.zeros(2, models.FEATURES))
+    with pytest.raises(InputError, match=r"would remove nothing from 1 axes at align 8; ask for more or lower it"):
+        prune(program, goal=goal, align=8)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global", "grouped"])
+def test_of_units_that_all_score_the_same_exactly_the_asked_share_goes(allocation: str) -> None:
+    """The trap of global thresholds with ties: a threshold would take nothing or everything."""
+    made = models.Residual()
+    for parameter in made.parameters():
+        nn.init.constant_(parameter, 0.5)
+    program = models.export(made, torch.from_numpy(models.images(2)))
+    _, report = prune(program, goal=Ratio(0.5), allocation=allocation)
+    assert sum(cut.before - cut.after for cut in report.axes) == (models.CHANNELS + models.HIDDEN) // 2
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher", "gradient"])
+def test_a_fixed_batch_is_refused_where_single_examples_are_needed(criterion: str) -> None:
+    x, y = torch.from_numpy(models.vectors(3)), torch.zeros(3, dtype=torch.long)
+    program = torch.export.export(models.module("perceptron"), (x,))
+    with pytest.raises(InputError, match=r"^calibration: expected a program that takes one example at a time"):
+        prune(program, goal=Ratio(0.5), criterion=criterion, calibration=[(x, y)])
+    _, report = prune(program, goal=Ratio(0.5), criterion="wanda", calibration=[(x, y)])
+    assert report.axes[0].after == 3
+
+
+def test_a_replayed_cut_is_the_cut(halved: tuple[ExportedProgram, Report]) -> None:
+    """The trap of a history that does not replay."""
+    again, report = replay(models.exported("residual"), halved[1].kept)
+    assert programs.digest(again) == programs.digest(halved[0])
+    assert report.kept == halved[1].kept
+
+
+def test_a_history_replays_from_its_text(halved: tuple[ExportedProgram, Report]) -> None:
+    second, report = prune(halved[0], goal=Ratio(0.5), criterion="random", seed=3)
+    history = json.loads(json.dumps([halved[1].kept, report.kept]))
+    program = models.exported("residual")
+    for kept in history:
+        program, _ = replay(program, kept)
+    assert programs.digest(program) == programs.digest(second)
+
+
+def test_replay_with_early_weights_rewinds_the_survivors(halved: tuple[ExportedProgram, Report]) -> None:
+    """Lottery-ticket rewinding: the units are those that the trained weights chose, the values the early ones."""
+    torch.manual_seed(11)
+    early = models.Residual()
+    ticket, _ = replay(models.export(early, torch.from_numpy(models.images(2))), halved[1].kept)
+    kept = {name: torch.tensor(units) for name, units in halved[1].kept.items()}
+    stem, inner = kept["stem:channel"], kept["inner:channel"]
+    assert torch.equal(ticket.state_dict["inner.weight"], early.inner.weight[inner][:, stem])
+    assert torch.equal(ticket.state_dict["outer.weight"], early.outer.weight[stem][:, inner])
+    assert torch.equal(ticket.state_dict["stem.weight"], early.stem.weight[stem])
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ({"other:channel": (0, 1)}, r"^kept: expected axes of this program, got 'other:channel'; it is not the model"),
+        ({"stem:channel": (0, 8)}, r"^kept: expected ascending units below 8 for stem:channel"),
+        ({"stem:channel": (1, 0)}, r"^kept: expected ascending units"),
+        ({"stem:channel": (1, 1)}, r"^kept: expected ascending units"),
+        ({"stem:channel": (-1, 1)}, r"^kept: expected ascending units"),
+        ({"stem:channel": ()}, r"^kept: expected ascending units"),
+    ],
+)
+def test_a_history_of_another_program_is_refused(kept: dict[str, tuple[int, ...]], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replay(models.exported("residual"), kept)
