@@ -198,7 +198,8 @@ def test_grouped_allocation_takes_the_same_share_of_every_kind(
     for kind in ("channel", "head"):
         of_kind = [(info.size, width) for info, _, width in seen if info.kind == kind]
         total = sum(size for size, _ in of_kind)
-        assert abs(sum(size - width for size, width in of_kind) - share * total) <= 1 + ROUNDING
+        # a unit by the order of shares, half a unit because the goal counts whole units of all kinds together
+        assert abs(sum(size - width for size, width in of_kind) - share * total) <= 1.5 + ROUNDING
 
 
 def test_sensitivity_takes_what_costs_least_per_parameter_saved() -> None:
