@@ -92,11 +92,21 @@ class Recovery(_Section):
     """How to train after a cut."""
 
     batch: int = Field(64, ge=2)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(0.05, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(0.9, ge=0, lt=1)  # of sgd
     weight_decay: float = Field(5e-4, ge=0)
-    distillation: float = Field(0.5, ge=0, le=1)
+    schedule: Literal["cosine", "rewind", "one_cycle"] = "cosine"
+    warm_up: float = Field(0.1, ge=0, lt=1)  # share of the steps
+    distillation: float = Field(0.5, ge=0, le=1)  # weight of the dense model's answers, the rest is the labels'
     temperature: float = Field(4.0, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    clip: float | None = Field(None, gt=0)  # largest norm of the gradient
+    average: float = Field(0.0, ge=0, lt=1)  # decay of a moving average of the weights; 0: none
+    patience: int | None = Field(None, ge=1)  # epochs without a better one that end the training
+    minutes: float | None = Field(None, gt=0)  # of a cycle's training
+    augment: tuple[Literal["crop", "flip", "erase", "mixup", "cutmix"], ...] = ()
+    reestimate_norms: bool = True  # measure batch norms again before any gradient, and keep that if it is better
 
 
 class GateSection(_Section):

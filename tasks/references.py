@@ -76,11 +76,12 @@ class Cut:
 
 @dataclass(frozen=True)
 class Recovered:
-    """The program of one cycle after training."""
+    """The program of one cycle after training; `kept` is "cut", "norms" or "trained", whichever validation preferred."""
 
     cycle: int
     run_id: str
     program: File
+    kept: str
     accuracy_before: float
     epochs: int
     seconds: float
