@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -76,18 +76,26 @@ def drop(module: fx.GraphModule, branches: Iterable[Branch]) -> None:
 def _residuals(module: fx.GraphModule, structure: Structure, order: dict[fx.Node, int]) -> list[Branch]:
     found = []
     streams: dict[fx.Node, fx.Node] = {}
+    shared: dict[fx.Node, set[fx.Node]] = {}  # by sum, the branch in it that something else looks into
     for node in module.graph.nodes:
         if node.target not in _ADD or not all(isinstance(a, fx.Node) for a in node.args[:2]):
             continue
         first, second = node.args[0], node.args[1]
         for entry, inner in ((first, second), (second, first)):
             region = _branch(entry, inner, streams, order)
-            if region and _same_shape(structure, entry, node) and not _leaks(region, node):
-                streams[node] = entry
-                branch = _describe(module, structure, region, entry, node)
-                if branch:
-                    found.append(branch)
-                break
+            if not region or not _same_shape(structure, entry, node):
+                continue
+            streams[node] = entry
+            regions, inside = [region], set(region)
+            while _leaks(inside, node) and entry in shared:  # what shares a norm or a router goes together
+                regions.append(shared[entry])
+                inside |= {entry, *shared[entry]}
+                entry = streams[entry]
+            if _leaks(inside, node):
+                shared[node] = region
+            elif branch := _describe(module, structure, regions, entry, node):
+                found.append(branch)
+            break
     return found
 
 
@@ -100,10 +108,10 @@ def _branch(entry: fx.Node, inner: fx.Node, streams: dict[fx.Node, fx.Node], ord
     return region
 
 
-def _leaks(region: set[fx.Node], exit_: fx.Node) -> bool:
+def _leaks(inside: set[fx.Node], exit_: fx.Node) -> bool:
     """Whether something else uses what a branch computes on its way, so that removing it would not remove that."""
-    tensors = (node for node in region if isinstance(node.meta.get("val"), torch.Tensor))
-    return any(user is not exit_ and user not in region for node in tensors for user in node.users)
+    tensors = (node for node in inside if isinstance(node.meta.get("val"), torch.Tensor))
+    return any(user is not exit_ and user not in inside for node in tensors for user in node.users)
 
 
 def _between(entry: fx.Node, inner: fx.Node, order: dict[fx.Node, int]) -> set[fx.Node]:
@@ -136,8 +144,9 @@ def _same_shape(structure: Structure, entry: fx.Node, exit_: fx.Node) -> bool:
 
 
 def _describe(
-    module: fx.GraphModule, structure: Structure, region: set[fx.Node], entry: fx.Node, exit_: fx.Node
+    module: fx.GraphModule, structure: Structure, regions: Sequence[set[fx.Node]], entry: fx.Node, exit_: fx.Node
 ) -> Branch | None:
+    region: set[fx.Node] = set().union(*regions)
     inside = region | {exit_}
     own = sorted(
         {
@@ -150,7 +159,9 @@ def _describe(
     count = sum(operator.attrgetter(name)(module).numel() for name in own if name in structure.parameters)
     if not count:
         return None
-    return Branch(_common_path(region), _kind(region, structure), entry, exit_, tuple(own), count)
+    kinds = {_kind(part, structure) for part in regions}
+    kind = kinds.pop() if len(kinds) == 1 else "layer"
+    return Branch(_common_path(region), kind, entry, exit_, tuple(own), count)
 
 
 def _kind(region: set[fx.Node], structure: Structure) -> str:
@@ -205,7 +216,7 @@ def _layers(module: fx.GraphModule, structure: Structure, order: dict[fx.Node, i
         region = _between(entry, exit_, order) if entry else set()
         if entry is None or not region or not region <= inside:
             continue
-        branch = _describe(module, structure, region - {exit_}, entry, exit_)
+        branch = _describe(module, structure, [region - {exit_}], entry, exit_)
         if branch and branch.kind == "attention" and not any(branch.tensors == other.tensors for other in found):
             found.append(Branch(path, "layer", entry, exit_, branch.tensors, branch.parameters))
     return found

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from secateur.errors import InputError
 
@@ -283,7 +284,7 @@ def input_specs(program: ExportedProgram) -> dict[str, tuple[list[int | None], t
 
 
 def per_example_symbols(program: ExportedProgram) -> dict[Any, int]:
-    """Values for the dynamic sizes: one example for the batch, the example's own sizes for the rest."""
+    """Values for the dynamic sizes: one example for the batch, for the rest what they are for the example inputs."""
     values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
     leaves = torch.utils._pytree.tree_leaves(example(program))
     symbols: dict[Any, int] = {}
@@ -291,7 +292,29 @@ def per_example_symbols(program: ExportedProgram) -> dict[Any, int]:
         for position, size in enumerate(getattr(values.get(name), "shape", ())):
             if isinstance(size, torch.SymInt):
                 symbols.setdefault(size.node.expr, 1 if position == 0 else int(leaf.shape[position]))
-    return symbols
+    return _computed_sizes(program) | symbols
+
+
+def _computed_sizes(program: ExportedProgram) -> dict[Any, int]:
+    """Sizes that the graph reads from values (the span of relative positions), as they are for the example inputs."""
+    module = program.module(check_guards=False)
+    values = {n: n.meta.get("val") for n in module.graph.nodes}
+    wanted = {n: v.node.expr for n, v in values.items() if isinstance(v, torch.SymInt) and v.node.expr.is_Symbol}
+    if not any(free_unbacked_symbols(symbol) for symbol in wanted.values()):
+        return {}
+    found: dict[Any, int] = {}
+
+    class Reading(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if n in wanted:
+                found.setdefault(wanted[n], int(value))
+            return value
+
+    args, kwargs = example(program)
+    with torch.no_grad():
+        Reading(module).run(*torch.utils._pytree.tree_leaves((args, kwargs)), enable_io_processing=True)
+    return found
 
 
 def has_dynamic_batch(program: ExportedProgram) -> bool:

@@ -1,9 +1,12 @@
 """Which axes a graph has, what they are, which tensors carry them, and what counting them gives."""
 
+from collections.abc import Callable
+
 import models
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur import program as programs
@@ -133,6 +136,118 @@ def test_an_operator_without_a_rule_freezes_only_what_it_touches_and_is_named() 
 def test_a_softmax_freezes_the_dimension_it_runs_over() -> None:
     made = nn.Sequential(nn.Linear(4, 6), nn.Softmax(1), nn.Linear(6, 3))
     assert "softmax" in str(axis_of(structure_of(made, torch.zeros(2, 4)), "0.weight", 0).frozen)
+
+
+class Computing(nn.Module):
+    """A hidden layer of 6, a step on it, and as many features as the step leaves into a classifier."""
+
+    def __init__(self, step: Callable[[torch.Tensor], torch.Tensor], left: int) -> None:
+        super().__init__()
+        self.step, self.first, self.second = step, nn.Linear(4, 6), nn.Linear(left, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.step(self.first(x)))
+
+
+@pytest.mark.parametrize("positions", [[3, 4], [-3, -2], [-2, -1], [0, 1]])
+def test_a_list_of_positions_that_follow_each_other_is_a_slice(positions: list[int]) -> None:
+    s = structure_of(Computing(lambda x: x[:, positions], 2), torch.zeros(2, 4))
+    taken = axis_of(s, "second.weight", 1)
+    assert (taken.size, taken.frozen) == (2, None)
+    assert ("first.weight", 0) in taken.members
+
+
+@pytest.mark.parametrize("positions", [[1, 3], [3, 2], [-1, 0]])
+def test_a_list_of_any_other_positions_is_looked_up(positions: list[int]) -> None:
+    s = structure_of(Computing(lambda x: x[:, positions], 2), torch.zeros(2, 4))
+    assert axis_of(s, "first.weight", 0).frozen == "is looked up by index"
+
+
+def test_the_halves_of_a_gated_linear_unit_are_one_axis() -> None:
+    s = structure_of(Computing(lambda x: functional.glu(x, -1), 3), torch.zeros(2, 4))
+    assert found(s) == {"first:width": ("width", 3)}
+
+
+def test_gathering_freezes_what_is_looked_up_and_ties_the_rest_to_the_index() -> None:
+    def step(x: torch.Tensor) -> torch.Tensor:
+        index = torch.zeros(x.shape[0], 2, 1, dtype=torch.int64)
+        return x.unflatten(1, (2, 3)).gather(2, index.expand(-1, 2, 5)).flatten(1)
+
+    s = structure_of(Computing(step, 10), torch.zeros(2, 4))
+    assert sorted(size for _, size in found(s).values()) == [2, 5]
+    assert {info.frozen for info in s.axes if info.size == 3} >= {"is looked up by index"}
+
+
+def test_what_is_broadcast_to_more_copies_has_an_axis_of_copies() -> None:
+    s = structure_of(Computing(lambda x: x[:, None].broadcast_to(x.shape[0], 5, 6).flatten(1), 30), torch.zeros(2, 4))
+    assert {info.size for info in s.prunable} == {5, 6}
+
+
+class OneKeyForAllHeads(nn.Module):
+    """Multi-query attention (Shazeer 2019), one key and value of width 3 broadcast over 4 heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (
+            nn.Linear(4, 12),
+            nn.Linear(4, 3),
+            nn.Linear(4, 3),
+            nn.Linear(12, 3),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = self.query(x).unflatten(-1, (4, 3)).transpose(1, 2)
+        k, v = self.key(x)[:, None], self.value(x)[:, None]
+        y = functional.scaled_dot_product_attention(q, k.expand(-1, 4, -1, -1), v.expand(-1, 4, -1, -1))
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+def test_one_key_for_all_heads_leaves_the_heads_free() -> None:
+    s = structure_of(OneKeyForAllHeads(), torch.zeros(2, 5, 4))
+    assert sorted(found(s).values()) == [("head", 4), ("qk_width", 3), ("v_width", 3)]
+
+
+class Resized(nn.Module):
+    """A table of positions [1, 6, 4, 4] stretched over the channels of an image, as BEiT and ViT do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 3, 1)
+        self.table = nn.Parameter(torch.randn(1, 6, 4, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.stem(x) + functional.interpolate(self.table, size=(8, 8), mode="bilinear"))
+
+
+def test_what_is_resized_stays_as_long_as_it_is() -> None:
+    s = structure_of(Resized(), torch.zeros(2, 3, 8, 8))
+    assert found(s) == {"stem:channel": ("channel", 6)}
+    assert axis_of(s, "table", 2).frozen == "is a spatial or sequence dimension"
+
+
+def test_features_that_a_convolution_sweeps_over_are_not_cut() -> None:
+    def step(x: torch.Tensor) -> torch.Tensor:
+        return functional.conv1d(x[:, None], torch.ones(1, 1, 3), padding=1)[:, 0]
+
+    frozen = axis_of(structure_of(Computing(step, 6), torch.zeros(2, 4)), "first.weight", 0).frozen
+    assert frozen == "is a spatial or sequence dimension"
+
+
+class SharedZeros(nn.Module):
+    """Two layers that add the same zeros, which says nothing about their widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        zeros = torch.zeros(x.shape[0], 6)
+        return self.head(torch.cat([self.left(x) + zeros, self.right(x) + zeros], 1))
+
+
+def test_a_tensor_of_one_value_ties_nothing() -> None:
+    s = structure_of(SharedZeros(), torch.zeros(2, 4))
+    assert found(s) == {"left:width": ("width", 6), "right:width": ("width", 6)}
 
 
 class Shifted(nn.Module):

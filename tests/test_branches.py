@@ -1,0 +1,98 @@
+"""Which parts of a graph are residual branches or layers, and that dropping them leaves the rest as it was."""
+
+import models
+import pytest
+import torch
+from torch import nn
+
+from secateur import branches, drop_branches
+from secateur import program as programs
+from secateur.axes.infer import infer
+from secateur.branches import Branch
+
+WIDTH = 6
+
+
+class Stacked(nn.Module):
+    """Residual perceptrons one after the other."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(models.FEATURES, WIDTH), nn.Linear(WIDTH, models.CLASSES)
+        self.inner = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(count))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for layer in self.inner:
+            x = x + torch.tanh(layer(x))
+        return self.head(x)
+
+
+class Parallel(nn.Module):
+    """Two perceptrons side by side, summed before they meet the stream; dropout of nothing in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(models.FEATURES, WIDTH), nn.Linear(WIDTH, models.CLASSES)
+        self.left, self.right = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.head(x + nn.functional.dropout(self.left(x) + self.right(x), 0.0))
+
+
+class Watched(nn.Module):
+    """A branch whose inside something else reads too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(models.FEATURES, WIDTH), nn.Linear(2 * WIDTH, models.CLASSES)
+        self.inner, self.outer = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        inside = torch.tanh(self.inner(x))
+        return self.head(torch.cat([x + self.outer(inside), inside], 1))
+
+
+class Routed(nn.Module):
+    """Perceptrons weighed by a softmax over the input: a mixture of experts, no attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(models.FEATURES, WIDTH), nn.Linear(WIDTH, models.CLASSES)
+        self.router, self.experts = nn.Linear(WIDTH, 2), nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        weights = torch.softmax(self.router(x), -1)
+        return self.head(x + weights[:, :1] * self.experts[0](x) + weights[:, 1:] * self.experts[1](x))
+
+
+def found(made: nn.Module) -> tuple[Branch, ...]:
+    module = programs.graph_module(models.export(made, torch.zeros(2, models.FEATURES)))
+    return branches.find(module, infer(module))
+
+
+def test_branches_of_one_kind_at_one_path_have_names_of_their_own() -> None:
+    names = [branch.name for branch in found(Parallel())]
+    assert len(names) == len(set(names)) == 2
+
+
+def test_a_branch_that_something_else_looks_into_is_none() -> None:
+    assert found(Watched()) == ()
+
+
+def test_a_softmax_that_routes_makes_no_attention() -> None:
+    assert {branch.kind for branch in found(Routed())} == {"mlp"}
+
+
+@pytest.mark.parametrize(("made", "share", "gone"), [(Stacked(3), 0.6, 2), (Stacked(3), 0.9, 3), (Parallel(), 0.9, 2)])
+def test_adjacent_branches_are_dropped_with_all_their_parameters(made: nn.Module, share: float, gone: int) -> None:
+    program = models.export(made, torch.zeros(2, models.FEATURES))
+    shallow, report = drop_branches(program, share=share, kind="mlp", criterion="last")
+    assert len(report.dropped) == gone
+    assert report.parameters_before - report.parameters_after == gone * (WIDTH + 1) * WIDTH
+    if gone == len(report.scores):
+        x = torch.randn(3, models.FEATURES)
+        assert torch.allclose(shallow.module(check_guards=False)(x), made.head(made.first(x)))
