@@ -1,6 +1,5 @@
 """ONNX files hold every weight and give the outputs of the program they came from, at any batch size."""
 
-import copy
 from pathlib import Path
 
 import models
@@ -45,9 +44,7 @@ def test_the_file_has_a_dynamic_batch_the_pinned_opset_and_its_weights_inside(re
 
 def test_a_pruned_program_is_exported_for_inference_even_if_it_came_in_training_mode(tmp_path: Path) -> None:
     inputs = torch.from_numpy(models.images(2))
-    training = copy.deepcopy(models.module("residual")).train()
-    program = torch.export.export(training, (inputs,), dynamic_shapes=({0: Dim.AUTO},))
-    module = programs.graph_module(prune(program, goal=Ratio(0.5))[0])
+    module = programs.graph_module(prune(models.exported("residual"), goal=Ratio(0.5))[0])
     programs.set_training(module, True)
     pruned = torch.export.export(module, (inputs,), dynamic_shapes=({0: Dim.AUTO},))
     path = tmp_path / "pruned.onnx"
