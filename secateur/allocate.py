@@ -128,7 +128,8 @@ def measure_of(
 
 
 def reach(axes: Sequence[AxisInfo], steps: Sequence[Step], goal: Goal, count: Callable[[Widths], int]) -> Widths:
-    """Take steps in order until the goal is met, as nearly as one step allows: over-pruned by at most half of one.
+    """Take steps in order as far as the goal allows, then those of later ones that still fit, so that what is missing is
+    less than any axis's next step; a last step beyond the goal is taken where that lands nearer.
 
     Raises:
         InputError: the goal lies beyond what all the steps give; the message says what that is.
@@ -136,21 +137,30 @@ def reach(axes: Sequence[AxisInfo], steps: Sequence[Step], goal: Goal, count: Ca
     dense = count({})
 
     def after(taken: int) -> Widths:
-        widths = {info.axis: info.size for info in axes}
-        for step in steps[:taken]:
-            widths[axes[step.which].axis] = step.width
-        return widths
+        return {info.axis: info.size for info in axes} | {axes[s.which].axis: s.width for s in steps[:taken]}
 
-    def removed(taken: int) -> float:
-        return 1 - count(after(taken)) / dense
+    def removed(widths: Widths) -> float:
+        return 1 - count(widths) / dense
 
-    if goal.share > (reachable := removed(len(steps))):
+    if goal.share > (reachable := removed(after(len(steps)))):
         raise InputError(
             f"goal: {goal} asks for more than these {len(axes)} axes can give: expected a share of at most {reachable:.3f}, "
             f"got {goal.share}; allow more kinds, a smaller alignment or a lower floor"
         )
-    taken = bisect.bisect_left(range(len(steps)), goal.share, key=removed)
-    return after(min(max(taken - 1, 0), taken, key=lambda k: abs(removed(k) - goal.share)))
+    taken = max(bisect.bisect_left(range(len(steps)), goal.share, key=lambda k: removed(after(k))) - 1, 0)
+    widths = after(taken)
+    too_far: dict[int, Step] = {}  # the next step of each axis whose next step overshoots
+    for step in steps[taken:]:
+        if step.which not in too_far:
+            narrower = widths | {axes[step.which].axis: step.width}
+            if removed(narrower) <= goal.share:
+                widths = narrower
+            else:
+                too_far[step.which] = step
+        if len(too_far) == len(axes):
+            break
+    beyond = [widths | {axes[step.which].axis: step.width} for step in too_far.values()]
+    return min([widths, after(taken + 1), *beyond], key=lambda w: abs(removed(w) - goal.share))
 
 
 def nearest(axes: Sequence[AxisInfo], ladders: Sequence[list[int]], share: float) -> Widths:

@@ -46,6 +46,7 @@ _TRAINING_ARGUMENT = {
     _aten.rnn_relu.input: 6,
 }
 # what `run_decompositions` makes of batch norms and dropout in training
+_DROPS = {_aten.dropout.default, _aten.dropout_.default, _aten.feature_dropout.default}
 _TRAINS_ALWAYS = {
     _aten._native_batch_norm_legit.default,
     _aten._native_batch_norm_legit_functional.default,
@@ -180,6 +181,8 @@ def check_supported(program: ExportedProgram) -> None:
 
 
 def _trains(node: fx.Node) -> bool:
+    if node.target in _DROPS and node.args[1] == 0:
+        return False  # dropout of nothing
     if node.target in _TRAINING_ARGUMENT:
         return node.args[_TRAINING_ARGUMENT[node.target]] is True and not _has_no_running_statistics(node)
     return node.target in _TRAINS_ALWAYS

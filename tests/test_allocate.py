@@ -111,7 +111,7 @@ def path(axes: list[AxisInfo], align: int) -> list[Widths]:
 
 @given(st.sampled_from(["residual", "branches"]), shares, st.sampled_from([1, 2, 4]), st.booleans())
 @settings(max_examples=25)
-def test_a_goal_for_the_whole_program_is_met_as_nearly_as_any_uniform_allocation_can(
+def test_a_goal_for_the_whole_program_is_met_within_one_unit_of_the_smallest_axis_and_no_worse_than_uniformly(
     name: str, share: float, align: int, by_parameters: bool
 ) -> None:
     program = models.exported(name)
@@ -129,8 +129,13 @@ def test_a_goal_for_the_whole_program_is_met_as_nearly_as_any_uniform_allocation
         with pytest.raises(InputError, match=r"more than these .* axes can give"):
             uniform(structure, axes, goal, symbols, align)
         return
-    seen = removed(uniform(structure, axes, goal, symbols, align))
-    assert abs(seen - share) == pytest.approx(min(abs(s - share) for s in shares_of_path), abs=ROUNDING)
+    widths = uniform(structure, axes, goal, symbols, align)
+    missed = abs(removed(widths) - share)
+    assert missed <= min(abs(s - share) for s in shares_of_path) + ROUNDING
+    if removed(widths) < share:  # no step of any axis would still fit
+        for info in axes:
+            narrower = [w for w in ladder(info, align, 0.0) if w < widths[info.axis]]
+            assert not narrower or removed(widths | {info.axis: narrower[0]}) > share - ROUNDING
 
 
 def test_a_goal_beyond_reach_names_the_share_that_can_be_reached() -> None:

@@ -179,6 +179,8 @@ def _apply_rule(trace: Trace, node: fx.Node) -> object:
     if not isinstance(node.target, torch._ops.OpOverload):
         return freeze_inputs(trace, node, f"meets {node.target}, which no rule explains")
     name = node.target._overloadpacket.__name__
+    if node.target.namespace != "aten":  # another library's operator of the same name may do something else
+        name = f"{node.target.namespace}::{name}"
     apply = RULES.get(name) or RULES.get(name.removesuffix("_"))
     if apply is None:
         return freeze_inputs(trace, node, f"meets {name}, which no rule explains")

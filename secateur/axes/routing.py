@@ -65,7 +65,7 @@ def histc(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Any:
     return (experts,)
 
 
-@rule("_grouped_mm", "grouped_mm_fallback")
+@rule("_grouped_mm", "transformers::grouped_mm_fallback")
 def grouped_matmul(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     """Rows sorted by expert, each multiplied with its expert's matrix; the experts' inner widths are shared."""
     rows, experts, offsets = (trace.dims(n) for n in node.args[:3])  # type: ignore[arg-type]

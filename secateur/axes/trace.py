@@ -87,7 +87,10 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for ATen operators, by name without overload; `add` also covers the in-place `add_`."""
+    """Register a rule for operators by name without overload: ATen's plain, others as `library::operator`.
+
+    `add` also covers the in-place `add_`.
+    """
 
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(names, function))
