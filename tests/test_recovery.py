@@ -4,6 +4,10 @@ import dataclasses
 import functools
 import io
 import math
+import multiprocessing
+import random
+import time
+from pathlib import Path
 from typing import Any
 
 import models
@@ -15,7 +19,7 @@ from torch.nn import functional
 
 from secateur import NM, InputError, Unstructured, sparsify
 from secateur import program as programs
-from secateur.checkpoints import Checkpoint
+from secateur.checkpoints import Checkpoint, in_folder
 from secateur.data import Dataset, Split
 from secateur.learning_rates import cosine
 from secateur.objectives import OBJECTIVES
@@ -142,6 +146,34 @@ def test_a_run_interrupted_after_any_step_ends_where_it_would_have(optimizer: st
     assert steps >= 4  # of four steps and the end of an epoch each, every other one
     assert programs.digest(resumed.program) == programs.digest(whole.program)
     assert without_times(resumed.history) == without_times(whole.history)
+
+
+LONG = dataclasses.replace(SETTINGS, epochs=60, average=0.9, augment=("crop", "flip"))  # seconds, so that kills hit
+
+
+def train_long(folder: Path, result: Path) -> None:
+    """A worker's whole life: go on from the folder's checkpoints, and leave the digest of the result."""
+    seen = recover(student(), teacher(), data(), LONG, checkpoint=in_folder(folder, seconds=0.0))
+    result.write_text(programs.digest(seen.program))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_where_it_would_have(tmp_path: Path) -> None:
+    draw, kills = random.Random(5), 0
+    context = multiprocessing.get_context("spawn")
+    while not (tmp_path / "digest").exists():
+        worker = context.Process(target=train_long, args=(tmp_path / "checkpoints", tmp_path / "digest"))
+        worker.start()
+        while worker.is_alive() and not (tmp_path / "checkpoints").exists():
+            time.sleep(0.05)
+        worker.join(draw.uniform(0.5, 4) if kills < 3 else None)
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+            kills += 1
+    undisturbed = recover(student(), teacher(), data(), LONG)
+    assert kills >= 1
+    assert (tmp_path / "digest").read_text() == programs.digest(undisturbed.program)
 
 
 @pytest.mark.parametrize("saves", range(1, SETTINGS.epochs + 1))
