@@ -31,8 +31,8 @@ def _image(make: Make, axes: Axes, branches: Branches, inputs: Inputs | None = N
     return Architecture("written here", make, inputs or images(SIDE), axes, branches)
 
 
-def _text(make: Make, axes: Axes, branches: Branches) -> Architecture:
-    return Architecture("written here", make, words(), axes, branches, (FREE,), (LENGTH, SHORT))
+def _text(make: Make, axes: Axes, branches: Branches, other: int = SHORT) -> Architecture:
+    return Architecture("written here", make, words(), axes, branches, (FREE,), (LENGTH, other))
 
 
 WRITTEN: dict[str, Architecture] = {
@@ -88,11 +88,13 @@ WRITTEN: dict[str, Architecture] = {
         {"block": 1},
     ),
     "pixel-shuffle": _image(lambda: networks.PixelShuffle(width=8, inner=10, factor=2), {"channel": [8, 10]}, {}),
-    # the initial states of all layers and directions are one tensor, so their widths are one axis
+    # the initial states of all layers and directions are one tensor, so their widths are one axis; torch.export unrolls
+    # a recurrent layer over the length of the example
     "lstm": _text(
         lambda: networks.Recurrent(nn.LSTM(EMBEDDING, STATE, 2, batch_first=True), WORDS, EMBEDDING, STATE),
         {"embedding": [EMBEDDING], "width": [STATE]},
         {},
+        other=LENGTH,
     ),
     "gru-bidirectional": _text(
         lambda: networks.Recurrent(
@@ -100,6 +102,7 @@ WRITTEN: dict[str, Architecture] = {
         ),
         {"embedding": [EMBEDDING], "width": [STATE]},
         {},
+        other=LENGTH,
     ),
     # one matrix holds queries, keys and values as three rows of equal layout, so their widths are one axis
     "torch-transformer": Architecture(
