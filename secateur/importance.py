@@ -53,11 +53,14 @@ def l1(evidence: Evidence, info: AxisInfo) -> np.ndarray:
 
 
 def l2(evidence: Evidence, info: AxisInfo) -> np.ndarray:
-    """sqrt(sum w^2) over all coupled parameters, the group norm of Fang et al., "DepGraph" (CVPR 2023).
+    """sum w^2 over all coupled parameters, the squared group norm of Fang et al., "DepGraph" (CVPR 2023).
 
-    Vectors (biases, norm scales) are left out where a matrix carries the axis too: their magnitude is of another kind.
+    Squared, because what several units cost together is then the sum of what they cost, by which axes are compared.
+    Of the vectors only scales of batch norms count where a matrix carries the axis too: behind a contraction they alone
+    say how strongly the unit speaks. Biases say nothing of that.
     """
-    return np.sqrt(units_sum(evidence.structure, info, _weights(evidence, info, torch.square)))
+    names = [*_matrices(evidence, info), *_batch_norm_scales(evidence, info)]
+    return units_sum(evidence.structure, info, {name: evidence.weight(name).square() for name in names})
 
 
 def geometric_median(evidence: Evidence, info: AxisInfo) -> np.ndarray:
@@ -73,12 +76,7 @@ def geometric_median(evidence: Evidence, info: AxisInfo) -> np.ndarray:
 
 def norm_scale(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     """mean |gamma| of the batch norms on the axis (Liu et al., "Network Slimming", ICCV 2017)."""
-    scales = {
-        str(node.args[1].target)
-        for node in evidence.module.graph.nodes
-        if node.target is torch.ops.aten.batch_norm.default and isinstance(node.args[1], fx.Node)
-    }
-    on_axis = {name: evidence.weight(name).abs() for name, _ in info.members if name in scales}
+    on_axis = {name: evidence.weight(name).abs() for name in _batch_norm_scales(evidence, info)}
     if not on_axis:
         raise InputError(
             f"criterion norm_scale: {info.name} has no batch norm with a scale; choose another criterion or kind"
@@ -88,7 +86,7 @@ def norm_scale(evidence: Evidence, info: AxisInfo) -> np.ndarray:
 
 def lamp(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     """s_u = |w_u|^2 / sum over v with |w_v| >= |w_u| of |w_v|^2 (Lee et al., "LAMP", ICLR 2021), by group norms."""
-    return lamp_of(l2(evidence, info) ** 2)
+    return lamp_of(l2(evidence, info))
 
 
 def lamp_of(squares: np.ndarray) -> np.ndarray:
@@ -193,6 +191,16 @@ def _matrices(evidence: Evidence, info: AxisInfo) -> list[str]:
     """The axis's parameters of two or more dimensions; all of them when there is none."""
     names = list(dict.fromkeys(name for name, _ in info.members if name in evidence.structure.parameters))
     return [name for name in names if len(evidence.structure.tensors[name]) > 1] or names
+
+
+def _batch_norm_scales(evidence: Evidence, info: AxisInfo) -> list[str]:
+    """The scales of the batch norms on the axis."""
+    scales = {
+        str(node.args[1].target)
+        for node in evidence.module.graph.nodes
+        if node.target is torch.ops.aten.batch_norm.default and isinstance(node.args[1], fx.Node)
+    }
+    return list(dict.fromkeys(name for name, _ in info.members if name in scales))
 
 
 def _weights(evidence: Evidence, info: AxisInfo, of: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -13,10 +13,12 @@ from secateur.importance import CRITERIA, Evidence, l2
 
 
 def scores(made: nn.Module, *inputs: torch.Tensor) -> dict[str, list[float]]:
-    """The L2 score of every unit of every prunable axis."""
+    """The group norm of every unit of every prunable axis; the L2 score is its square."""
     module = programs.graph_module(models.export(made, *inputs))
     structure = infer(module)
-    return {info.name: l2(Evidence(module, structure, Statistics()), info).tolist() for info in structure.prunable}
+    return {
+        info.name: np.sqrt(l2(Evidence(module, structure, Statistics()), info)).tolist() for info in structure.prunable
+    }
 
 
 def filled(layer: nn.Linear | nn.Conv2d, weight: object, bias: float = 100.0) -> nn.Linear | nn.Conv2d:
@@ -51,11 +53,13 @@ def test_a_channel_of_a_depthwise_convolution_scores_its_own_kernel() -> None:
     assert list(scores(made, torch.zeros(2, 1, 1, 1)).values()) == [[3.0, 6.0]]
 
 
-def test_norm_scales_and_biases_do_not_count_beside_a_matrix() -> None:
+def test_scales_of_batch_norms_count_and_biases_do_not() -> None:
     norm = nn.BatchNorm2d(2)
-    nn.init.constant_(norm.weight, 50.0)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.0, 84.0]))
+    nn.init.constant_(norm.bias, 50.0)
     made = nn.Sequential(filled(nn.Conv2d(1, 2, 1), [3, 5]), norm, filled(nn.Conv2d(2, 1, 1), [4, 12]))
-    assert list(scores(made, torch.zeros(2, 1, 1, 1)).values()) == [[5.0, 13.0]]
+    assert list(scores(made, torch.zeros(2, 1, 1, 1)).values()) == [[5.0, 85.0]]
 
 
 class Repeated(nn.Module):
