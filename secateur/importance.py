@@ -104,6 +104,16 @@ def gradient(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     return units_sum(evidence.structure, info, absolute)
 
 
+def snip(evidence: Evidence, info: AxisInfo) -> np.ndarray:
+    """sum |g w| of the mean gradient over the group's matrices (Lee et al., "SNIP", ICLR 2019).
+
+    The first order of each weight by itself: unlike in `taylor`, weights of a unit cannot make up for each other.
+    """
+    gradients = evidence.statistics.gradients
+    products = {name: (gradients[name] * evidence.weight(name)).abs() for name in _matrices(evidence, info)}
+    return units_sum(evidence.structure, info, products)
+
+
 def taylor(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     """(mean over samples of sum g w)^2, first-order Taylor (Molchanov et al., "Importance Estimation", CVPR 2019).
 
@@ -177,6 +187,7 @@ CRITERIA: dict[str, Criterion] = {
     "norm_scale": Criterion(norm_scale),
     "lamp": Criterion(lamp),
     "gradient": Criterion(gradient, frozenset({GRADIENTS})),
+    "snip": Criterion(snip, frozenset({GRADIENTS})),
     "taylor": Criterion(taylor, frozenset({GRADIENTS})),
     "fisher": Criterion(fisher, frozenset({GRADIENTS})),
     "activation": Criterion(activation, frozenset({ACTIVATIONS})),

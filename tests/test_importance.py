@@ -120,3 +120,14 @@ def test_every_unit_of_every_axis_has_a_finite_score(name: str, criterion: str) 
         assert seen.shape == (info.size,)
         assert np.isfinite(seen).all()
         assert (seen > 0).all()
+
+
+def test_snip_adds_up_what_each_weight_of_a_unit_would_cost_alone() -> None:
+    made = nn.Sequential(filled(nn.Linear(2, 2), [[1, -2], [3, 4]]), filled(nn.Linear(2, 1), [5, -6]))
+    module = programs.graph_module(models.export(made, torch.zeros(2, 2)))
+    structure = infer(module)
+    gradients = {"0.weight": torch.tensor([[1.0, 1.0], [0.5, 0.0]]), "1.weight": torch.tensor([[-1.0, 0.5]])}
+    gradients |= {name: torch.full_like(module.get_parameter(name), 9.0) for name in ("0.bias", "1.bias")}
+    evidence = Evidence(module, structure, Statistics(gradients=gradients))
+    (info,) = structure.prunable
+    assert CRITERIA["snip"].score(evidence, info).tolist() == [3.0 + 5.0, 1.5 + 3.0]

@@ -23,7 +23,7 @@ from secateur.calibration import Batch
 from secateur.recovery import reestimate_norms
 
 FASTER = (1.25, 1.5, 2.0)  # MACs before over MACs after
-CRITERIA = ("l2", "taylor")
+CRITERIA = {"l2": "l2", "taylor": "snip"}  # the peer's, and ours of the same formula: its Taylor is sum |g w| by weight
 INSIDE = ("layer*.conv1:channel",)
 CALIBRATION, NORMS = 256, 2_000  # training images for gradients, and for batch-norm statistics
 ALLOCATIONS = {"uniform": False, "global": True}  # ours, and whether the peer ranks over all layers
@@ -107,7 +107,7 @@ def _compared(
             program,
             goal=secateur.Macs(1 - macs(theirs) / dense),
             include=include,
-            criterion=criterion,
+            criterion=CRITERIA[criterion],
             allocation=allocation,
             calibration=data.calibration,
         )
