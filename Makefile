@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 UV_VERSION := 0.13.9
 
 # uv reads its own variable, with commas; where pip is told to look for wheels, uv shall look too.
@@ -13,7 +14,7 @@ space := $(empty) $(empty)
 UV_ENV = $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))",)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow up down lint bench-overhead
+.PHONY: help run test test-slow up down lint bench-overhead bench-engine
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -40,6 +41,16 @@ lint: $(STAMP) ## Check format, lint and types
 
 bench-overhead: $(STAMP) ## Work against overhead per step of the last run on the running stack; RUN=<id> picks another
 	@$(BIN)/python benchmarks/overhead.py $(if $(RUN),--run "$(RUN)",)
+
+bench-engine: $(BENCH_STAMP) ## The engine beside a peer, into benchmarks/results; DATA=<folder> for trained models, PARTS="resnet20 ..." for some
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -W ignore -m benchmarks.engine \
+		$(if $(DATA),--data "$(DATA)",) $(if $(PARTS),--parts $(PARTS),)
+
+# torch stays the one of the lock file: what the extra needs beyond it comes without its own dependencies.
+$(BENCH_STAMP): $(STAMP) pyproject.toml
+	@$(BIN)/python -m pip install -q --no-deps $$($(BIN)/python -c "import tomllib; \
+		print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bench'])")
+	@touch $@
 
 # The stamp comes last: an interrupted installation is done again.
 $(STAMP): requirements.lock pyproject.toml

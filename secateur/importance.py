@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,15 +59,17 @@ def random(evidence: Evidence, info: AxisInfo) -> np.ndarray:
 
 def l1(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     """sum |w| over the group (Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017)."""
-    return _summed(evidence, info, torch.abs)
+    return _summed(evidence, info, _matrices(evidence, info), torch.abs)
 
 
 def l2(evidence: Evidence, info: AxisInfo) -> np.ndarray:
-    """sqrt(sum w^2) over all coupled parameters, the group norm of Fang et al., "DepGraph" (CVPR 2023).
+    """sum w^2 over all coupled parameters, the squared group norm of Fang et al., "DepGraph" (CVPR 2023).
 
-    Vectors (biases, norm scales) are left out where a matrix carries the axis too: their magnitude is of another kind.
+    Squared, because what several units cost together is then the sum of what they cost, by which axes are compared.
+    Of the vectors only scales of batch norms count where a matrix carries the axis too: behind a contraction they alone
+    say how strongly the unit speaks. Biases say nothing of that.
     """
-    return np.sqrt(_summed(evidence, info, torch.square))
+    return _summed(evidence, info, [*_matrices(evidence, info), *_batch_norm_scales(evidence, info)], torch.square)
 
 
 def geometric_median(evidence: Evidence, info: AxisInfo) -> np.ndarray:
@@ -84,12 +86,7 @@ def geometric_median(evidence: Evidence, info: AxisInfo) -> np.ndarray:
 
 def norm_scale(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     """mean |gamma| of the batch norms on the axis (Liu et al., "Network Slimming", ICCV 2017)."""
-    scales = {
-        str(node.args[1].target)
-        for node in evidence.module.graph.nodes
-        if node.target is torch.ops.aten.batch_norm.default and isinstance(node.args[1], fx.Node)
-    }
-    on_axis = {name: evidence.weight(name).abs() for name, _ in info.members if name in scales}
+    on_axis = {name: evidence.weight(name).abs() for name in _batch_norm_scales(evidence, info)}
     if not on_axis:
         raise InputError(
             f"criterion norm_scale: {info.name} has no batch norm with a scale; choose another criterion or kind"
@@ -100,7 +97,7 @@ def norm_scale(evidence: Evidence, info: AxisInfo) -> np.ndarray:
 
 def lamp(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     """s_u = |w_u|^2 / sum over v with |w_v| >= |w_u| of |w_v|^2 (Lee et al., "LAMP", ICLR 2021), by group norms."""
-    return lamp_of(l2(evidence, info) ** 2)
+    return lamp_of(l2(evidence, info))
 
 
 def lamp_of(squares: np.ndarray) -> np.ndarray:
@@ -116,6 +113,16 @@ def gradient(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     """sum |dL/dw| of the mean gradient over the group (as in Blalock et al., MLSys 2020)."""
     absolute = {name: g.abs() for name, g in evidence.statistics.gradients.items()}
     return units_sum(evidence.structure, info, absolute)
+
+
+def snip(evidence: Evidence, info: AxisInfo) -> np.ndarray:
+    """sum |g w| of the mean gradient over the group's matrices (Lee et al., "SNIP", ICLR 2019).
+
+    The first order of each weight by itself: unlike in `taylor`, weights of a unit cannot make up for each other.
+    """
+    gradients = evidence.statistics.gradients
+    products = {name: (gradients[name] * evidence.weight(name)).abs() for name in _matrices(evidence, info)}
+    return units_sum(evidence.structure, info, products)
 
 
 def taylor(evidence: Evidence, info: AxisInfo) -> np.ndarray:
@@ -199,6 +206,7 @@ CRITERIA: dict[str, Criterion] = {
     "norm_scale": Criterion(norm_scale),
     "lamp": Criterion(lamp),
     "gradient": Criterion(gradient, frozenset({GRADIENTS})),
+    "snip": Criterion(snip, frozenset({GRADIENTS})),
     "taylor": Criterion(taylor, frozenset({GRADIENTS})),
     "fisher": Criterion(fisher, frozenset({GRADIENTS})),
     "activation": Criterion(activation, frozenset({ACTIVATIONS})),
@@ -215,10 +223,22 @@ def _matrices(evidence: Evidence, info: AxisInfo) -> list[str]:
     return [name for name in names if len(evidence.structure.tensors[name]) > 1] or names
 
 
-def _summed(evidence: Evidence, info: AxisInfo, of: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
-    """A function of the weights summed by unit, one tensor in memory at a time."""
-    parts = ({name: of(evidence.weight(name))} for name in _matrices(evidence, info))
+def _summed(
+    evidence: Evidence, info: AxisInfo, names: Sequence[str], of: Callable[[torch.Tensor], torch.Tensor]
+) -> np.ndarray:
+    """A function of some weights summed by unit, one tensor in memory at a time."""
+    parts = ({name: of(evidence.weight(name))} for name in names)
     return np.sum([units_sum(evidence.structure, info, part) for part in parts], axis=0)
+
+
+def _batch_norm_scales(evidence: Evidence, info: AxisInfo) -> list[str]:
+    """The scales of the batch norms on the axis."""
+    scales = {
+        str(node.args[1].target)
+        for node in evidence.module.graph.nodes
+        if node.target is torch.ops.aten.batch_norm.default and isinstance(node.args[1], fx.Node)
+    }
+    return list(dict.fromkeys(name for name, _ in info.members if name in scales))
 
 
 def _unit_rows(evidence: Evidence, info: AxisInfo, name: str, position: int) -> torch.Tensor:

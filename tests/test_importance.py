@@ -21,10 +21,12 @@ from secateur.importance import CRITERIA, Evidence, l2
 
 
 def scores(made: nn.Module, *inputs: torch.Tensor) -> dict[str, list[float]]:
-    """The L2 score of every unit of every prunable axis."""
+    """The group norm of every unit of every prunable axis; the L2 score is its square."""
     module = programs.graph_module(models.export(made, *inputs))
     structure = infer(module)
-    return {info.name: l2(Evidence(module, structure, Statistics()), info).tolist() for info in structure.prunable}
+    return {
+        info.name: np.sqrt(l2(Evidence(module, structure, Statistics()), info)).tolist() for info in structure.prunable
+    }
 
 
 def filled(layer: nn.Linear | nn.Conv2d, weight: object, bias: float = 100.0) -> nn.Linear | nn.Conv2d:
@@ -59,11 +61,13 @@ def test_a_channel_of_a_depthwise_convolution_scores_its_own_kernel() -> None:
     assert list(scores(made, torch.zeros(2, 1, 1, 1)).values()) == [[3.0, 6.0]]
 
 
-def test_norm_scales_and_biases_do_not_count_beside_a_matrix() -> None:
+def test_scales_of_batch_norms_count_and_biases_do_not() -> None:
     norm = nn.BatchNorm2d(2)
-    nn.init.constant_(norm.weight, 50.0)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.0, 84.0]))
+    nn.init.constant_(norm.bias, 50.0)
     made = nn.Sequential(filled(nn.Conv2d(1, 2, 1), [3, 5]), norm, filled(nn.Conv2d(2, 1, 1), [4, 12]))
-    assert list(scores(made, torch.zeros(2, 1, 1, 1)).values()) == [[5.0, 13.0]]
+    assert list(scores(made, torch.zeros(2, 1, 1, 1)).values()) == [[5.0, 85.0]]
 
 
 class Repeated(nn.Module):
@@ -313,27 +317,39 @@ def matrices(case: Case) -> list[str]:
     return [name for name in case.members if parameters(case.model)[name].dim() > 1]
 
 
+def squares(case: Case) -> list[float]:
+    """By unit: the squares of its matrices' elements and of its scales in batch norms."""
+    owners = {name: network(case.model).get_submodule(name.rpartition(".")[0]) for name in case.members}
+    scales = [n for n, owner in owners.items() if isinstance(owner, nn.BatchNorm2d) and n.endswith(".weight")]
+    return per_unit(
+        case,
+        lambda unit: sum(
+            float((of_unit(case, name, parameters(case.model)[name], unit) ** 2).sum())
+            for name in (*matrices(case), *scales)
+        ),
+    )
+
+
 def near(expected: list[float]) -> Any:
     return pytest.approx(expected, rel=2e-3, abs=1e-9)
 
 
 @CASE
-def test_l1_and_l2_are_norms_over_the_matrices_of_the_group(case: Case) -> None:
-    every = [
-        torch.cat([of_unit(case, n, parameters(case.model)[n], u).flatten() for n in matrices(case)])
-        for u in range(case.size)
-    ]
-    assert score("l1", case.model, case.axis) == near([float(w.abs().sum()) for w in every])
-    assert score("l2", case.model, case.axis) == near([float(w.norm()) for w in every])
+def test_l1_is_the_sum_of_magnitudes_over_the_matrices_of_the_group(case: Case) -> None:
+    weights = {name: parameters(case.model)[name].abs() for name in matrices(case)}
+    expected = per_unit(case, lambda u: sum(float(of_unit(case, name, w, u).sum()) for name, w in weights.items()))
+    assert score("l1", case.model, case.axis) == near(expected)
+
+
+@CASE
+def test_l2_is_the_squared_norm_of_the_group_with_its_batch_norm_scales(case: Case) -> None:
+    assert score("l2", case.model, case.axis) == near(squares(case))
 
 
 @CASE
 def test_lamp_is_the_share_of_a_unit_among_itself_and_all_larger_ones(case: Case) -> None:
-    squares = [
-        sum(float((of_unit(case, n, parameters(case.model)[n], u) ** 2).sum()) for n in matrices(case))
-        for u in range(case.size)
-    ]
-    expected = [s / sum(other for other in squares if other >= s) for s in squares]
+    of_units = squares(case)
+    expected = [s / sum(other for other in of_units if other >= s) for s in of_units]
     assert score("lamp", case.model, case.axis) == near(expected)
     assert max(expected) == pytest.approx(1.0)
 
@@ -578,3 +594,14 @@ def test_every_criterion_cuts_heads_and_groups_and_never_nothing(criterion: str)
     )
     cuts = {(cut.kind, cut.before, cut.after) for cut in report.axes}
     assert cuts == {("kv_group", 2, 1), ("q_per_group", 2, 1), ("width", 8, 4)}
+
+
+def test_snip_adds_up_what_each_weight_of_a_unit_would_cost_alone() -> None:
+    made = nn.Sequential(filled(nn.Linear(2, 2), [[1, -2], [3, 4]]), filled(nn.Linear(2, 1), [5, -6]))
+    module = programs.graph_module(models.export(made, torch.zeros(2, 2)))
+    structure = infer(module)
+    gradients = {"0.weight": torch.tensor([[1.0, 1.0], [0.5, 0.0]]), "1.weight": torch.tensor([[-1.0, 0.5]])}
+    gradients |= {name: torch.full_like(module.get_parameter(name), 9.0) for name in ("0.bias", "1.bias")}
+    evidence = Evidence(module, structure, Statistics(gradients=gradients))
+    (info,) = structure.prunable
+    assert CRITERIA["snip"].score(evidence, info).tolist() == [3.0 + 5.0, 1.5 + 3.0]

@@ -1,0 +1,163 @@
+"""Accuracy of the trained CIFAR ResNets right after a one-shot cut, Secateur against the peer, at equal MACs.
+
+The peer's ratio is sought first; Secateur's goal is then the share of MACs that the peer removed. The peer cannot follow
+option A shortcuts, so it is asked for the channels inside the blocks alone (scope `inside`), and Secateur for the same
+(`inside`) and for everything that it can cut (`all`). Both programs are exported, counted and evaluated by the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.export import ExportedProgram
+
+import secateur
+from benchmarks.engine import cifar_resnet as networks
+from benchmarks.engine import peer
+from benchmarks.engine.context import Context, Row, say
+from secateur import program as programs
+from secateur.axes.infer import infer
+from secateur.calibration import Batch
+from secateur.recovery import reestimate_norms
+
+FASTER = (1.25, 1.5, 2.0)  # MACs before over MACs after
+CRITERIA = {"l2": "l2", "taylor": "snip"}  # the peer's, and ours of the same formula: its Taylor is sum |g w| by weight
+INSIDE = ("layer*.conv1:channel",)
+CALIBRATION, NORMS = 256, 2_000  # training images for gradients, and for batch-norm statistics
+ALLOCATIONS = {"uniform": False, "global": True}  # ours, and whether the peer ranks over all layers
+EXAMPLE = (torch.zeros(1, 3, 32, 32),)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Batches: for gradients, for batch-norm statistics, and the test split."""
+
+    calibration: list[Batch]
+    norms: list[Batch]
+    test: list[Batch]
+
+
+@dataclass(frozen=True)
+class Right:
+    """Which test images are answered rightly, before and after the norms are estimated again."""
+
+    cut: torch.Tensor
+    normed: torch.Tensor
+
+
+def run(context: Context, depth: int) -> list[Row]:
+    """The rows of one network; the first is the dense one."""
+    model = networks.trained(context.folder("cifar_resnet"), depth)
+    data = _data(context)
+    program = networks.exported(model)
+    dense = macs(program)
+    row = {"network": f"resnet{depth}", "tool": "dense", "macs": dense, "accuracy": _mean(answers(program, data).cut)}
+    say(f"resnet{depth}: dense {row['accuracy']:.2%}, {dense:,} MACs")
+    rows = [row, _peer_everywhere(model, depth)]
+    for criterion in CRITERIA:
+        if criterion == "taylor":
+            peer.collect_gradients(model, data.calibration)
+        for allocation in ALLOCATIONS:
+            for faster in FASTER:
+                for found in _compared(model, program, data, criterion, allocation, faster):
+                    rows.append({"network": f"resnet{depth}", "criterion": criterion, "allocation": allocation} | found)
+                    say(f"resnet{depth}: {_told(rows[-1])}")
+    return rows
+
+
+def _data(context: Context) -> Data:
+    folder = context.folder("cifar10")
+    images, labels = networks.drawn(networks.images(folder, "train"), CALIBRATION + NORMS, context.seed)
+    return Data(
+        calibration=list(networks.batches((images[:CALIBRATION], labels[:CALIBRATION]), 64)),
+        norms=list(networks.batches((images[CALIBRATION:], labels[CALIBRATION:]), 250)),
+        test=list(networks.batches(networks.images(folder, "test"), 100)),
+    )
+
+
+def _peer_everywhere(model: networks.CifarResNet, depth: int) -> Row:
+    """What the peer says when it may cut every channel but the classifier's outputs."""
+    row = {"network": f"resnet{depth}", "tool": "peer", "scope": "all"}
+    try:
+        pruned = peer.cut(model, EXAMPLE, peer.Request(spared=("linear",)), 0.5)
+        return row | {"outcome": f"worked: {peer.macs(pruned, EXAMPLE):,} MACs"}
+    except Exception as error:
+        return row | {"outcome": f"error: {type(error).__name__}: {error}"}
+
+
+def _compared(
+    model: networks.CifarResNet,
+    program: ExportedProgram,
+    data: Data,
+    criterion: str,
+    allocation: str,
+    faster: float,
+) -> Iterator[Row]:
+    """The peer's cut and ours at its MACs; differences are paired, on the same test images."""
+    dense = macs(program)
+    inside = [name for name, _ in model.named_modules() if name.startswith("layer") and name.endswith("conv1")]
+    request = peer.Request(criterion, ALLOCATIONS[allocation], inside)
+    theirs = networks.exported(peer.cut_to_macs(model, EXAMPLE, request, 1 - 1 / faster))
+    base = answers(theirs, data)
+    yield {"faster": faster, "tool": "peer", "scope": "inside"} | _row(macs(theirs), dense, base)
+    for scope, include in (("inside", INSIDE), ("all", ("*",))):
+        pruned, _ = secateur.prune(
+            program,
+            goal=secateur.Macs(1 - macs(theirs) / dense),
+            include=include,
+            criterion=CRITERIA[criterion],
+            allocation=allocation,
+            calibration=data.calibration,
+        )
+        right = answers(pruned, data)
+        versus = {
+            "ahead": _difference(right.cut, base.cut),
+            "ahead_normed": _difference(right.normed, base.normed),
+        }
+        yield {"faster": faster, "tool": "ours", "scope": scope} | _row(macs(pruned), dense, right) | versus
+
+
+def _row(left: int, dense: int, right: Right) -> Row:
+    return {
+        "macs": left,
+        "macs_ratio": round(dense / left, 4),
+        "accuracy": _mean(right.cut),
+        "accuracy_normed": _mean(right.normed),
+    }
+
+
+def macs(program: ExportedProgram) -> int:
+    """Multiply-accumulates of one image, by the one counter that both tools' programs go through."""
+    return infer(programs.graph_module(program, shared=True)).count_macs(programs.per_example_symbols(program))
+
+
+def answers(program: ExportedProgram, data: Data) -> Right:
+    """Test answers of the program as it is, and with the statistics of its norms estimated again."""
+    module = programs.graph_module(program)
+    before = _right(module, data.test)
+    reestimate_norms(module, [batch[:1] for batch in data.norms])
+    return Right(before, _right(module, data.test))
+
+
+def _right(module: torch.fx.GraphModule, batches: list[Batch]) -> torch.Tensor:
+    with programs.evaluating(module):
+        return torch.cat([module(images).argmax(1) == labels for images, labels in batches])
+
+
+def _mean(right: torch.Tensor) -> float:
+    return float(right.double().mean())
+
+
+def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> list[float]:
+    """Our accuracy less theirs, and the standard error of that difference on paired answers."""
+    difference = ours.double() - theirs.double()
+    return [float(difference.mean()), float(difference.std() / len(difference) ** 0.5)]
+
+
+def _told(row: Row) -> str:
+    return (
+        f"{row['criterion']} {row['allocation']} {row['tool']} {row['scope']}: {row['macs_ratio']:.2f}x fewer MACs, "
+        f"{row['accuracy']:.2%}, with norms estimated again {row['accuracy_normed']:.2%}"
+    )
