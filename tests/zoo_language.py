@@ -272,6 +272,14 @@ LANGUAGE: dict[str, Architecture] = {
     "mixtral": text(
         DECODER, lambda: hub.MixtralForCausalLM(hub.MixtralConfig(**GROUPED, num_local_experts=3)), ROTARY, SERIAL
     ),
+    "mixtral-batched": text(
+        DECODER,
+        lambda: hub.MixtralForCausalLM(
+            hub.MixtralConfig(**GROUPED, num_local_experts=3, experts_implementation="batched_mm")
+        ),
+        ROTARY,
+        SERIAL,
+    ),
     "t5": two_texts(
         BOTH,
         lambda: hub.T5ForConditionalGeneration(hub.T5Config(**T5)),

@@ -28,6 +28,9 @@ from secateur.program import identity
 KINDS = ("head", "kv_group", "q_per_group", "qk_width", "v_width", "embedding", "channel", "width")  # by precedence
 
 
+_LOOKUPS = (torch.ops.aten.index.Tensor, torch.ops.aten.index_select.default)
+
+
 @dataclass(frozen=True)
 class AxisInfo:
     """An axis that at least one parameter carries: `members` are (parameter or buffer, dimension)."""
@@ -80,7 +83,7 @@ def infer(module: fx.GraphModule) -> Structure:
     owners = {identity(tensor): name for name, tensor in reversed(_named_tensors(module))}
     tensors: dict[str, Dims] = {}
     for node in module.graph.nodes:
-        if node.op == "placeholder" or any(source in trace.computed for source in node.all_input_nodes):
+        if _is_computed(trace, node):
             trace.computed.add(node)
         if node.op == "placeholder":
             trace.layouts[node] = _input(node)
@@ -94,6 +97,14 @@ def infer(module: fx.GraphModule) -> Structure:
     parameters = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False) if name in tensors)
     resolved = {name: tuple(map(resolve, dims)) for name, dims in tensors.items()}
     return Structure(_describe(resolved, parameters, trace), resolved, aliases, parameters, trace)
+
+
+def _is_computed(trace: Trace, node: fx.Node) -> bool:
+    """Whether a node's values come from an input. Matrices chosen by index, one expert's for every row, are weights."""
+    sources = node.all_input_nodes
+    if node.target in _LOOKUPS and len(node.meta["val"].shape) > 2:
+        sources = sources[:1]
+    return node.op == "placeholder" or any(source in trace.computed for source in sources)
 
 
 def _input(node: fx.Node) -> Dims:
