@@ -39,7 +39,8 @@ def export(program: ExportedProgram, path: str | Path) -> None:
 
 
 def _check_parameters(program: ExportedProgram, model: onnx.ModelProto) -> None:
-    """Every weight is in the file, under its name or, transposed for a MatMul, under one that the exporter made up.
+    """Every weight is in the file, under its name or, transposed for a MatMul or spread for a broadcast, under one that the
+    exporter made up.
 
     Left out are the scales of batch norms, which the exporter folds into the weights before them, the weights of
     recurrent layers, which it packs gate by gate, and weights that meet nothing but constants (a table looked up at fixed
@@ -47,17 +48,22 @@ def _check_parameters(program: ExportedProgram, model: onnx.ModelProto) -> None:
     """
     stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     parameters = {name: tuple(parameter.shape) for name, parameter in program.named_parameters()}
-    renamed = Counter(tuple(sorted(shape)) for name, shape in stored.items() if name not in parameters)
+    renamed = Counter(_sizes(shape) for name, shape in stored.items() if name not in parameters)
     missing = []
     for name in _used_parameters(program) - _repacked_parameters(program):
         shape = parameters[name]
         if stored.get(name) in (shape, shape[::-1]):
             continue
-        renamed.subtract([tuple(sorted(shape))])
-        if name in stored or renamed[tuple(sorted(shape))] < 0:
+        renamed.subtract([_sizes(shape)])
+        if name in stored or renamed[_sizes(shape)] < 0:
             missing.append(f"{name} {shape} (file: {stored.get(name)})")
     if missing:
         raise RuntimeError(f"the ONNX file does not hold the program's weights: {'; '.join(sorted(missing)[:3])}")
+
+
+def _sizes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What a shape has in common with its transpositions and with what a broadcast makes of it."""
+    return tuple(sorted(size for size in shape if size != 1))
 
 
 _REPACKED = (_aten.batch_norm.default, _aten.lstm.input, _aten.gru.input)
