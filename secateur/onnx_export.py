@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from secateur import program as programs
 
 OPSET = 20
+_aten = torch.ops.aten
 EXPORTER = f"torch {torch.__version__} dynamo, opset {OPSET}"
 
 
@@ -28,7 +29,8 @@ def export(program: ExportedProgram, path: str | Path) -> None:
     module = programs.graph_module(program)
     inference = programs.reexport(module, program)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports every optional package that is absent
-    with warnings.catch_warnings():
+    # without gradients as in `reexport`: with them attention takes another kernel, whose result lies otherwise in memory
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, from copying its tree specs
         onnx_program = torch.onnx.export(inference, dynamo=True, opset_version=OPSET, verbose=False)
     assert onnx_program is not None
@@ -37,40 +39,46 @@ def export(program: ExportedProgram, path: str | Path) -> None:
 
 
 def _check_parameters(program: ExportedProgram, model: onnx.ModelProto) -> None:
-    """Every weight is in the file, under its name or, transposed for a MatMul, under one that the exporter made up.
+    """Every weight is in the file, under its name or, transposed for a MatMul or spread for a broadcast, under one that the
+    exporter made up.
 
-    Left out are the scales of batch norms, which the exporter folds into the weights before them, weights that are a
-    direction and a length, which it multiplies, and the weights of recurrent layers, which it packs gate by gate.
+    Left out are the scales of batch norms, which the exporter folds into the weights before them, the weights of
+    recurrent layers, which it packs gate by gate, and weights that meet nothing but constants (a table looked up at fixed
+    positions, a direction times a length), of which it stores the result.
     """
     stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     parameters = {name: tuple(parameter.shape) for name, parameter in program.named_parameters()}
-    renamed = Counter(tuple(sorted(shape)) for name, shape in stored.items() if name not in parameters)
+    renamed = Counter(_sizes(shape) for name, shape in stored.items() if name not in parameters)
     missing = []
     for name in _used_parameters(program) - _repacked_parameters(program):
         shape = parameters[name]
         if stored.get(name) in (shape, shape[::-1]):
             continue
-        renamed.subtract([tuple(sorted(shape))])
-        if name in stored or renamed[tuple(sorted(shape))] < 0:
+        renamed.subtract([_sizes(shape)])
+        if name in stored or renamed[_sizes(shape)] < 0:
             missing.append(f"{name} {shape} (file: {stored.get(name)})")
     if missing:
         raise RuntimeError(f"the ONNX file does not hold the program's weights: {'; '.join(sorted(missing)[:3])}")
 
 
-_REPACKED = (
-    torch.ops.aten.batch_norm.default,
-    torch.ops.aten._weight_norm_interface.default,
-    torch.ops.aten._weight_norm.default,
-    torch.ops.aten.lstm.input,
-    torch.ops.aten.gru.input,
-)
+def _sizes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What a shape has in common with its transpositions and with what a broadcast makes of it."""
+    return tuple(sorted(size for size in shape if size != 1))
+
+
+_REPACKED = (_aten.batch_norm.default, _aten.lstm.input, _aten.gru.input)
 
 
 def _repacked_parameters(program: ExportedProgram) -> set[str]:
+    nodes = program.module(check_guards=False).graph.nodes
+    live: set[torch.fx.Node] = set()
+    for node in nodes:
+        if node.op == "placeholder" or any(source in live for source in node.all_input_nodes):
+            live.add(node)
     return {
         str(node.target)
-        for user in program.module(check_guards=False).graph.nodes
-        if user.target in _REPACKED
+        for user in nodes
+        if user.target in _REPACKED or user not in live
         for node in user.all_input_nodes
         if node.op == "get_attr"
     }

@@ -127,7 +127,22 @@ def test_all_kinds_can_be_cut_together(name: str) -> None:
 
 @pytest.mark.parametrize("name", cases(QUICKEST))
 def test_what_is_left_gives_the_same_in_onnx_runtime(name: str, tmp_path: Path) -> None:
-    check_onnx(name, cut_together(name)[0], tmp_path / "pruned.onnx")
+    if name not in zoo.NOT_ONNX:
+        check_onnx(name, cut_together(name)[0], tmp_path / "pruned.onnx")
+        return
+    with pytest.raises(Exception, match=zoo.NOT_ONNX[name]):
+        onnx_export.export(zoo.exported(name), tmp_path / "dense.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo.NOT_EXPORTED)
+def test_what_torch_does_not_export_is_listed_with_its_reason(name: str) -> None:
+    make, reason = zoo.NOT_EXPORTED[name]
+    tokens = torch.randint(3, 60, (2, 16))
+    with pytest.raises(Exception, match=reason):
+        torch.export.export(
+            make().eval(), (tokens,), dynamic_shapes=({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},)
+        )
 
 
 class Skipping(fx.Interpreter):

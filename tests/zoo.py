@@ -9,14 +9,24 @@ import functools
 import warnings
 
 import torch
+import transformers as hub
 from torch import nn
 from torch.export import ExportedProgram
-from zoo_entry import Architecture
-from zoo_language import LANGUAGE
+from zoo_entry import Architecture, Make, OneInput
+from zoo_language import LANGUAGE, TEXT
 from zoo_vision import VISION
 from zoo_written import WRITTEN
 
 ARCHITECTURES: dict[str, Architecture] = {**VISION, **LANGUAGE, **WRITTEN}
+# what `torch.export` says, of architectures that it does not export
+NOT_EXPORTED: dict[str, tuple[Make, str]] = {
+    "longformer": (
+        lambda: OneInput(hub.LongformerModel(hub.LongformerConfig(**TEXT, attention_window=4)), "input_ids"),
+        "Could not guard on data-dependent expression",
+    ),
+}
+# and what its ONNX exporter says; every other entry can be exported
+NOT_ONNX: dict[str, str] = {"mixtral": "No ONNX function found for .*grouped_mm"}
 
 
 @functools.cache

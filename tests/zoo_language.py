@@ -276,6 +276,14 @@ LANGUAGE: dict[str, Architecture] = {
         ROTARY | {"expert": [EXPERTS] * LAYERS},
         SERIAL,
     ),
+    "mixtral-batched": text(
+        DECODER,
+        lambda: hub.MixtralForCausalLM(
+            hub.MixtralConfig(**GROUPED, num_local_experts=3, experts_implementation="batched_mm")
+        ),
+        ROTARY,
+        SERIAL,
+    ),
     "t5": two_texts(
         BOTH,
         lambda: hub.T5ForConditionalGeneration(hub.T5Config(**T5)),

@@ -38,6 +38,9 @@ KINDS = (
 )  # by precedence
 
 
+_LOOKUPS = (torch.ops.aten.index.Tensor, torch.ops.aten.index_select.default)
+
+
 @dataclass(frozen=True)
 class AxisInfo:
     """An axis that at least one parameter carries: `members` are (parameter or buffer, dimension)."""
@@ -106,7 +109,7 @@ def infer(module: fx.GraphModule) -> Structure:
     owners = {identity(tensor): name for name, tensor in reversed(_named_tensors(module))}
     tensors: dict[str, Dims] = {}
     for node in module.graph.nodes:
-        if node.op == "placeholder" or any(source in trace.computed for source in node.all_input_nodes):
+        if _is_computed(trace, node):
             trace.computed.add(node)
         if node.op == "placeholder":
             trace.layouts[node] = _input(node)
@@ -137,6 +140,14 @@ def _settle_contests(trace: Trace) -> dict[Axis, int]:
                 freeze(axis, contest.reason)
     trace.normalised.extend(minimum)
     return minimum
+
+
+def _is_computed(trace: Trace, node: fx.Node) -> bool:
+    """Whether a node's values come from an input. Matrices chosen by index, one expert's for every row, are weights."""
+    sources = node.all_input_nodes
+    if node.target in _LOOKUPS and len(node.meta["val"].shape) > 2:
+        sources = sources[:1]
+    return node.op == "placeholder" or any(source in trace.computed for source in sources)
 
 
 def _input(node: fx.Node) -> Dims:
