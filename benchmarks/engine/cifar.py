@@ -20,7 +20,7 @@ from benchmarks.engine.context import Context, Row, say
 from secateur import program as programs
 from secateur.axes.infer import infer
 from secateur.calibration import Batch
-from secateur.recovery import reestimate_norms
+from secateur.norms import reestimate_norms
 
 FASTER = (1.25, 1.5, 2.0)  # MACs before over MACs after
 CRITERIA = {"l2": "l2", "taylor": "snip"}  # the peer's, and ours of the same formula: its Taylor is sum |g w| by weight

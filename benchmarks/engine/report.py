@@ -42,7 +42,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def coverage(rows: Sequence[Row]) -> list[str]:
     """Sums per kind, then a line per architecture, then the errors."""
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    outcomes = ("worked", "silent no-op", "error", "hang")
+    outcomes = ("worked", "partly", "silent no-op", "error", "hang")
 
     def sums(tool: str, kind: str | None) -> str:
         counted = Counter(row[tool] for row in rows if kind in (None, row["kind"]))
