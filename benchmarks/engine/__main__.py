@@ -11,7 +11,7 @@ import argparse
 import datetime
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ PARTS: dict[str, Callable[[Context], Iterable[Row]]] = {
 
 
 def main() -> None:
-    """Run each part and write the files after each, so that a long run that is stopped keeps what it has."""
+    """Run each part and write the files after each row, so that a long run that is stopped keeps what it has."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with cifar10/, cifar_resnet/, sst2/, stories260k/")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
@@ -40,20 +40,24 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     context = Context(asked.data, asked.cache, asked.seed)
     for name in asked.parts:
-        store(asked.out, name, measured(name, context))
+        for part in measured(name, context):
+            store(asked.out, name, part)
 
 
-def measured(name: str, context: Context) -> dict[str, Any]:
-    """A part's rows and what they were measured with, or why there are none."""
+def measured(name: str, context: Context) -> Iterator[dict[str, Any]]:
+    """A part after each of its rows, marked unfinished but for the last; or why there are no rows."""
     said: dict[str, Any] = {"command": f"make bench-engine PARTS={name}" + (" DATA=<folder>" if context.data else "")}
     said |= {"date": datetime.date.today().isoformat(), "seed": context.seed, "code": machine.commit()}
     said |= {"machine": machine.in_words(), "versions": machine.versions()}
-    started = time.monotonic()
+    started, rows = time.monotonic(), []
     try:
-        return said | {"rows": list(PARTS[name](context)), "seconds": round(time.monotonic() - started)}
+        for row in PARTS[name](context):
+            rows.append(row)
+            yield said | {"rows": rows, "seconds": round(time.monotonic() - started), "unfinished": True}
+        yield said | {"rows": rows, "seconds": round(time.monotonic() - started)}
     except Skipped as reason:
         say(f"{name}: skipped: {reason}")
-        return said | {"rows": [], "skipped": str(reason)}
+        yield said | {"rows": [], "skipped": str(reason)}
 
 
 def store(folder: Path, name: str, part: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from benchmarks.engine.context import Context, Row, say
 from secateur import program as programs
 from secateur.axes.infer import infer
 from secateur.calibration import Batch
-from secateur.recovery import reestimate_norms
+from secateur.norms import reestimate_norms
 
 FASTER = (1.25, 1.5, 2.0)  # MACs before over MACs after
 CRITERIA = {"l2": "l2", "taylor": "snip"}  # the peer's, and ours of the same formula: its Taylor is sum |g w| by weight
@@ -47,24 +47,24 @@ class Right:
     normed: torch.Tensor
 
 
-def run(context: Context, depth: int) -> list[Row]:
+def run(context: Context, depth: int) -> Iterator[Row]:
     """The rows of one network; the first is the dense one."""
     model = networks.trained(context.folder("cifar_resnet"), depth)
     data = _data(context)
     program = networks.exported(model)
-    dense = macs(program)
-    row = {"network": f"resnet{depth}", "tool": "dense", "macs": dense, "accuracy": _mean(answers(program, data).cut)}
-    say(f"resnet{depth}: dense {row['accuracy']:.2%}, {dense:,} MACs")
-    rows = [row, _peer_everywhere(model, depth)]
+    name = f"resnet{depth}"
+    dense = {"network": name, "tool": "dense", "macs": macs(program), "accuracy": _mean(_right_of(program, data.test))}
+    say(f"{name}: dense {dense['accuracy']:.2%}, {dense['macs']:,} MACs")
+    yield dense
+    yield _peer_everywhere(model, depth)
+    peer.collect_gradients(model, data.calibration)
     for criterion in CRITERIA:
-        if criterion == "taylor":
-            peer.collect_gradients(model, data.calibration)
         for allocation in ALLOCATIONS:
             for faster in FASTER:
                 for found in _compared(model, program, data, criterion, allocation, faster):
-                    rows.append({"network": f"resnet{depth}", "criterion": criterion, "allocation": allocation} | found)
-                    say(f"resnet{depth}: {_told(rows[-1])}")
-    return rows
+                    row = {"network": name, "criterion": criterion, "allocation": allocation} | found
+                    say(f"{name}: {_told(row)}")
+                    yield row
 
 
 def _data(context: Context) -> Data:
@@ -139,6 +139,10 @@ def answers(program: ExportedProgram, data: Data) -> Right:
     before = _right(module, data.test)
     reestimate_norms(module, [batch[:1] for batch in data.norms])
     return Right(before, _right(module, data.test))
+
+
+def _right_of(program: ExportedProgram, batches: list[Batch]) -> torch.Tensor:
+    return _right(programs.graph_module(program, shared=True), batches)
 
 
 def _right(module: torch.fx.GraphModule, batches: list[Batch]) -> torch.Tensor:

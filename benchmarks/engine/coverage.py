@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.engine.context import Context, Row, say
@@ -13,9 +14,8 @@ LIMIT = 120.0  # seconds for the graph, and again for each kind
 START_LIMIT = 300.0  # seconds for the export that both begin with, which is no tool's work
 
 
-def run(context: Context) -> list[Row]:
+def run(context: Context) -> Iterator[Row]:
     """A row per architecture and kind: what came of it with either tool."""
-    rows: list[Row] = []
     names = list(zoo().ARCHITECTURES)
     for number, name in enumerate(names, start=1):
         kinds = kinds_of(name)
@@ -24,10 +24,9 @@ def run(context: Context) -> list[Row]:
             row = {"architecture": name, "kind": kind}
             for tool, seen in outcomes.items():
                 row[tool], row[f"{tool}_note"] = seen[kind]
-            rows.append(row)
+            yield row
         told = "; ".join(f"{tool} {dict(Counter(o for o, _ in seen.values()))}" for tool, seen in outcomes.items())
         say(f"coverage: {number} of {len(names)}, {name}: {told}")
-    return rows
 
 
 def tried(tool: str, name: str, kinds: list[str]) -> dict[str, Outcome]:

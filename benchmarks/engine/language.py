@@ -22,7 +22,7 @@ CALIBRATION, UNSEEN = 64, 128  # examples to calibrate with; sequences to evalua
 CRITERIA = tuple(name for name in importance.CRITERIA if name != "lamp")
 
 
-def run_minilm(context: Context) -> list[Row]:
+def run_minilm(context: Context) -> Iterator[Row]:
     """MiniLM fine-tuned on SST-2: accuracy on dev."""
     train, validation, dev = minilm.texts(context.folder("sst2"), context.seed)
     model = minilm.fine_tuned(context, train)
@@ -34,11 +34,11 @@ def run_minilm(context: Context) -> list[Row]:
     dense["validation"] = accuracy(module, by_length[0])
     say(f"minilm: dense {dense['value']:.2%} on dev, {dense['validation']:.2%} on validation")
     units = {"head": (0.2, 0.4, 0.6), "width": (0.25, 0.5)}
-    rows = _cuts(program, calibration, units, (1, 2, 3), 6, lambda cut: accuracy(cut, by_length[1]), "minilm")
-    return [dense, *rows]
+    yield dense
+    yield from _cuts(program, calibration, units, (1, 2, 3), 6, lambda cut: accuracy(cut, by_length[1]), "minilm")
 
 
-def run_stories(context: Context) -> list[Row]:
+def run_stories(context: Context) -> Iterator[Row]:
     """A Llama of 260 thousand parameters with grouped queries: loss on sequences that calibration did not see."""
     model, sequences = stories.load(context.folder("stories260k"))
     seen, unseen = sequences[:CALIBRATION], sequences[CALIBRATION : CALIBRATION + UNSEEN]
@@ -48,7 +48,8 @@ def run_stories(context: Context) -> list[Row]:
     dense = {"what": "dense", "value": loss(programs.graph_module(program), test)}
     say(f"stories: dense {dense['value']:.4f} nats per token")
     units = {"kv_group": (0.25, 0.5), "q_per_group": (0.5,), "width": (0.25, 0.5)}
-    return [dense, *_cuts(program, calibration, units, (1, 2), 5, lambda cut: loss(cut, test), "stories")]
+    yield dense
+    yield from _cuts(program, calibration, units, (1, 2), 5, lambda cut: loss(cut, test), "stories")
 
 
 def accuracy(module: fx.GraphModule, batches: Sequence[Batch]) -> float:

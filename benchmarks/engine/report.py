@@ -30,6 +30,7 @@ def markdown(parts: dict[str, Part]) -> str:
 def _measured_with(part: Part) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in part["versions"].items())
     took = f", {part['seconds'] / 60:.0f} minutes" if "seconds" in part else ""
+    took += ", stopped before its end" if "unfinished" in part else ""
     return f"`{part['command']}` on {part['date']}, code {part['code']}, seed {part['seed']}{took}. {part['machine']}; {versions}."
 
 
@@ -42,7 +43,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def coverage(rows: Sequence[Row]) -> list[str]:
     """Sums per kind, then a line per architecture, then the errors."""
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    outcomes = ("worked", "silent no-op", "error", "hang")
+    outcomes = ("worked", "partly", "silent no-op", "error", "hang")
 
     def sums(tool: str, kind: str | None) -> str:
         counted = Counter(row[tool] for row in rows if kind in (None, row["kind"]))
@@ -68,7 +69,7 @@ def coverage(rows: Sequence[Row]) -> list[str]:
 
 def resnet(rows: Sequence[Row]) -> list[str]:
     """A line per cut, then the rows in which the peer is ahead."""
-    dense = next(row for row in rows if row["tool"] == "dense")
+    dense = rows[0]
     everywhere = [row["outcome"] for row in rows if "outcome" in row]
     cuts = [row for row in rows if "accuracy_normed" in row]
     lines = [
@@ -115,26 +116,29 @@ def _behind(cuts: Sequence[Row]) -> str:
     return "Secateur at equal MACs: " + ", ".join(f"{count} {what}" for what, count in counted.most_common()) + "."
 
 
-def language(rows: Sequence[Row], tell: Callable[[float], str], better: Callable[..., Row]) -> list[str]:
-    """A line per criterion, a column per cut; the best of each column is in bold."""
-    dense = next(row for row in rows if row["what"] == "dense")
+def language(rows: Sequence[Row], tell: Callable[[float], str], better: Callable[..., float | None]) -> list[str]:
+    """A line per criterion that applies, a column per cut; the best of each column is in bold."""
+    dense = rows[0]
     pieces = [f"Dense: {tell(dense['value'])}."]
     for depth in (False, True):
         part = [row for row in rows if row["what"] != "dense" and ("layers" in row) == depth]
         columns = list(dict.fromkeys(_column(row) for row in part))
         best = {
-            c: better((r for r in part if _column(r) == c and "value" in r), key=lambda r: r["value"]) for c in columns
+            c: better((r["value"] for r in part if _column(r) == c and "value" in r), default=None) for c in columns
         }
         criteria = list(dict.fromkeys(row["criterion"] for row in part if "value" in row))
         values = {(row["criterion"], _column(row)): row["value"] for row in part if "value" in row}
 
         def cell(criterion: str, column: str, values: dict = values, best: dict = best) -> str:
             if (criterion, column) not in values:
-                return "does not apply"
+                return ""
             text = tell(values[criterion, column])
-            return f"**{text}**" if values[criterion, column] == best[column]["value"] else text
+            return f"**{text}**" if values[criterion, column] == best[column] else text
 
-        pieces.append(table(["criterion", *columns], [[c, *(cell(c, column) for column in columns)] for c in criteria]))
+        if criteria:
+            pieces.append(
+                table(["criterion", *columns], [[c, *(cell(c, column) for column in columns)] for c in criteria])
+            )
     return pieces
 
 

@@ -23,7 +23,7 @@ from secateur.axes.terms import leaves
 TESTS = Path(__file__).parents[2] / "tests"
 HEADS = ("head", "kv_group", "q_per_group")
 HEAD_WIDTHS = ("qk_width", "v_width")
-WORKED, NOTHING, ERROR, HANG = "worked", "silent no-op", "error", "hang"
+WORKED, PARTLY, NOTHING, ERROR, HANG = "worked", "partly", "silent no-op", "error", "hang"
 # what an attention module may call its number of heads, the width of one and the width of all
 ATTRIBUTES = {
     "heads": ("num_heads", "num_attention_heads", "n_heads", "n_head"),
@@ -127,9 +127,10 @@ def _complaint(error: Exception) -> str:
 
 
 def _judged(fewer: bool, cut: int, expected: int) -> Outcome:
+    """What came of a cut that ran; `partly` and `silent no-op` are what a user is not told of."""
     if fewer and cut == expected:
         return WORKED, ""
-    return NOTHING, f"{cut} of {expected} axes got smaller" if cut != expected else "no parameter fewer"
+    return PARTLY if fewer and cut else NOTHING, f"{cut} of {expected} axes got smaller"
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:
