@@ -23,7 +23,6 @@ SIDE = 8  # of the images that random networks see
 IMAGE_STEPS = ("conv", "norm", "relu", "sigmoid", "residual", "depthwise", "grouped", "join", "gate", "pool", "shuffle")
 VECTOR_STEPS = ("linear", "norm", "gelu", "residual", "join", "gate", "scale", "regroup", "heads", "softmax", "groups")
 UNEXPLAINED = {  # steps without a rule
-    "sort": lambda x: x.sort(-1).values,
     "cummax": lambda x: x.cummax(-1).values,
     "fft": lambda x: torch.fft.rfft(x).abs(),
     "logcumsumexp": lambda x: x.logcumsumexp(-1),
