@@ -286,7 +286,9 @@ class _Run:
         metric = self.validate()
         seconds = state.seconds + time.monotonic() - began
         told = Epoch(state.epoch, float(np.mean(state.losses)), metric, seconds)
-        if told.accuracy > state.best.accuracy:
+        # weights that learnt are preferred to norms alone that do as well on validation
+        as_good = state.kept == "norms" and told.accuracy == state.best.accuracy
+        if told.accuracy > state.best.accuracy or as_good:
             state.kept, state.best, state.weights = "trained", told, _copy_of(self.module)
         self.module.load_state_dict(trained)
         state.history.append(told)
