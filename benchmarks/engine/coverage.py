@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections import Counter
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from typing import Any
+
+import psutil
 
 from benchmarks.engine.context import Context, Row, say
 from benchmarks.engine.trial import ERROR, HANG, Outcome, attempt_all, kinds_of, zoo
 
-LIMIT = 120.0  # seconds for the graph, and again for each kind
-START_LIMIT = 300.0  # seconds for the export that both begin with, which is no tool's work
+LIMIT = 120.0  # seconds of computing for the graph, and again for each kind: a busy machine is no hang
+STUCK = 900.0  # seconds without an answer, computing or not
 
 
 def run(context: Context) -> Iterator[Row]:
@@ -55,7 +59,7 @@ def answers(tool: str, name: str, kinds: list[str]) -> tuple[list[dict[str, Any]
     theirs.close()
     lines: list[dict[str, Any]] = []
     try:
-        while ours.poll(LIMIT if lines else START_LIMIT):
+        while _answered(ours, psutil.Process(process.pid)):
             lines.append(ours.recv())
         return lines, True
     except EOFError:  # it ended by itself
@@ -63,3 +67,12 @@ def answers(tool: str, name: str, kinds: list[str]) -> tuple[list[dict[str, Any]
     finally:
         process.kill()
         process.join()
+
+
+def _answered(connection: Connection, process: psutil.Process) -> bool:
+    """Wait for the next line; False when it is overdue by the time that the process itself has used."""
+    used, since = process.cpu_times().user, time.monotonic()
+    while not connection.poll(1.0):
+        if process.cpu_times().user - used > LIMIT or time.monotonic() - since > STUCK:
+            return False
+    return True

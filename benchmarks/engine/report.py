@@ -16,6 +16,12 @@ TITLES = {
     "minilm": "MiniLM (6 layers, 12 heads) fine-tuned on SST-2: dev accuracy right after a one-shot cut",
     "stories": "stories260k (Llama, grouped queries): nats per token right after a one-shot cut",
 }
+WHY = (
+    "Inside the blocks both tools rank by the same formula: where they cut the same units they are level, and where they do "
+    "not, one layer more or less met the MACs. `all` takes part of the same MACs from the residual stream, which every block "
+    "reads: before any training that costs more than narrowing blocks. Torch-Pruning has no such rows, as it cannot cut the "
+    "stream of these networks."
+)
 
 
 def markdown(parts: dict[str, Part]) -> str:
@@ -94,7 +100,7 @@ def resnet(rows: Sequence[Row]) -> list[str]:
         "at its MACs, with the standard error of the paired difference.",
         table([*head, "ahead", "ahead, norms again"], lines),
     ]
-    return [*pieces, _behind(cuts)]
+    return [*pieces, _behind(cuts), WHY]
 
 
 def _ahead(difference: list[float] | None) -> str:

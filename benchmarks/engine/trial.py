@@ -159,7 +159,8 @@ def _heads(model: nn.Module, structure: Structure) -> dict[str, int]:
     sizes = {info.axis: info.size for info in structure.prunable if info.kind in HEADS}
     counts = {}
     for info in structure.prunable:
-        for name in _producers(model, info.members if info.kind in HEADS else ()):
+        producers = _producers(model, info.members if info.kind in HEADS else ())
+        for name in (name for name in producers if isinstance(model.get_submodule(name), nn.Linear)):
             count = 1
             for axis in dict.fromkeys(leaves(structure.tensors[f"{name}.weight"][0])):
                 count *= sizes.get(axis, 1)
