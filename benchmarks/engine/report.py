@@ -19,7 +19,7 @@ TITLES = {
 WHY = (
     "Inside the blocks both tools rank by the same formula: where they cut the same units they are level, and where they do "
     "not, one layer more or less met the MACs. `all` takes part of the same MACs from the residual stream, which every block "
-    "reads: before any training that costs more than narrowing blocks. Torch-Pruning has no such rows, as it cannot cut the "
+    "reads; before any training that mostly costs more than narrowing blocks alone. Torch-Pruning has no such rows, as it cannot cut the "
     "stream of these networks."
 )
 
