@@ -16,7 +16,6 @@ from secateur.axes.terms import Widths
 from secateur.errors import InputError
 
 ALIGNED_KINDS = ("channel", "width", "embedding")  # a head count has no vector width to fill
-ALLOCATIONS = ("uniform", "global", "grouped", "sensitivity")
 Curves = Mapping[str, Mapping[float, float]]  # by axis name: loss at each share removed, 0.0 included
 
 
@@ -59,13 +58,12 @@ def ladder(info: AxisInfo, align: int, floor: float) -> list[int]:
     return [info.size, *(w for w in range((info.size - 1) // step * step, 0, -step) if w >= lowest)]
 
 
-def uniform_order(axes: Sequence[AxisInfo], ladders: Sequence[list[int]]) -> list[Step]:
-    """The same share off every axis, as nearly as the ladders allow."""
-    return sorted(
-        Step(1 - w / info.size, i, w)
-        for i, (info, widths) in enumerate(zip(axes, ladders, strict=True))
-        for w in widths[1:]
-    )
+def uniform_order(
+    axes: Sequence[AxisInfo], ladders: Sequence[list[int]], scores: Mapping[str, np.ndarray]
+) -> list[Step]:
+    """The same share off every axis, as nearly as the ladders allow; of equal shares the least important units first."""
+    steps = global_order(axes, ladders, scores)
+    return sorted((Step(1 - s.width / axes[s.which].size, s.which, s.width) for s in steps), key=lambda s: s.key)
 
 
 def global_order(
@@ -100,20 +98,24 @@ def grouped_order(
 
 
 def sensitivity_order(
-    structure: Structure, axes: Sequence[AxisInfo], ladders: Sequence[list[int]], curves: Curves
+    axes: Sequence[AxisInfo], ladders: Sequence[list[int]], curves: Curves, count: Callable[[Widths], int]
 ) -> list[Step]:
-    """The least loss per removed parameter first, from curves of loss against share, interpolated."""
-    dense = structure.count_parameters()
+    """The least loss for what the goal counts first, from curves of loss against share, interpolated."""
+    dense = count({})
     steps: list[Step] = []
     for i, (info, widths) in enumerate(zip(axes, ladders, strict=True)):
         shares, losses = (np.array(x) for x in zip(*sorted(curves[info.name].items()), strict=True))
         cost = -np.inf
         for wider, width in pairwise(widths):
             extra = np.interp([1 - width / info.size, 1 - wider / info.size], shares, losses)
-            saved = structure.count_parameters({info.axis: wider}) - structure.count_parameters({info.axis: width})
+            saved = count({info.axis: wider}) - count({info.axis: width})
             cost = max(cost, float(extra[0] - extra[1]) / max(saved / dense, 1e-12))
             steps.append(Step(cost, i, width))
     return sorted(steps, key=lambda s: (s.key, -s.width / axes[s.which].size, s.which))
+
+
+ORDERS = {"uniform": uniform_order, "global": global_order, "grouped": grouped_order}  # by scores
+ALLOCATIONS = (*ORDERS, "sensitivity")
 
 
 def measure_of(

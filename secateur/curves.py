@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -99,8 +98,7 @@ def _cut_alone(program: ExportedProgram, kept: dict[str, np.ndarray]) -> fx.Grap
 def _key(program: ExportedProgram, choice: Choice, shares: Sequence[float], batches: Sequence[Batch]) -> str:
     """A digest of everything that a curve depends on; which axes are measured is not part of it."""
     sha = hashlib.sha256(programs.digest(program).encode())
-    settings = asdict(choice)
-    sha.update(json.dumps([settings["criterion"], settings["seed"], sorted(shares)]).encode())
+    sha.update(json.dumps([choice.criterion, choice.seed, sorted(shares)]).encode())
     for tensor in (tensor for batch in batches for tensor in batch):
         sha.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
         sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

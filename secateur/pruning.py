@@ -289,21 +289,19 @@ def _allocate(
     curves: Curves | None,
 ) -> Widths:
     ladders = [allocate.ladder(info, choice.align, choice.floor) for info in chosen]
-    if choice.allocation == "uniform":
-        if isinstance(goal, Ratio):
-            return allocate.nearest(chosen, ladders, goal.share)
-        steps = allocate.uniform_order(chosen, ladders)
-    elif choice.allocation == "sensitivity":
+    count = allocate.measure_of(goal, structure, chosen, symbols)
+    if choice.allocation == "uniform" and isinstance(goal, Ratio):
+        return allocate.nearest(chosen, ladders, goal.share)
+    if choice.allocation == "sensitivity":
         assert curves is not None
         if missing := [info.name for info in chosen if info.name not in curves]:
             raise InputError(
                 f"curves: expected one for every chosen axis, {missing[0]} has none; measure this program again"
             )
-        steps = allocate.sensitivity_order(structure, chosen, ladders, curves)
+        steps = allocate.sensitivity_order(chosen, ladders, curves, count)
     else:
-        order = allocate.global_order if choice.allocation == "global" else allocate.grouped_order
-        steps = order(chosen, ladders, scores)
-    return allocate.reach(chosen, steps, goal, allocate.measure_of(goal, structure, chosen, symbols))
+        steps = allocate.ORDERS[choice.allocation](chosen, ladders, scores)
+    return allocate.reach(chosen, steps, goal, count)
 
 
 def strongest(scores: np.ndarray, count: int) -> np.ndarray:

@@ -49,7 +49,8 @@ def uniform(structure: Structure, axes: list[AxisInfo], goal: Goal, symbols: dic
     ladders = [ladder(info, align, floor=0.0) for info in axes]
     if isinstance(goal, Ratio):
         return nearest(axes, ladders, goal.share)
-    return reach(axes, uniform_order(axes, ladders), goal, measure_of(goal, structure, axes, symbols))
+    scores = {info.name: np.ones(info.size) for info in axes}
+    return reach(axes, uniform_order(axes, ladders, scores), goal, measure_of(goal, structure, axes, symbols))
 
 
 def width_of(info: AxisInfo, goal: Goal, align: int) -> int:
@@ -207,17 +208,29 @@ def test_grouped_allocation_takes_the_same_share_of_every_kind(
         assert abs(sum(size - width for size, width in of_kind) - share * total) <= 1.5 + ROUNDING
 
 
+def test_uniform_allocation_takes_the_least_important_of_equal_shares_first() -> None:
+    axes = [axis(4), axis(4, "width")]
+    ladders = [ladder(info, 1, floor=0.0) for info in axes]
+    for cheap in (0, 1):
+        scores = {info.name: np.array([0.1 if i == cheap else 1.0, 1.0, 1.0, 1.0]) for i, info in enumerate(axes)}
+        steps = uniform_order(axes, ladders, scores)
+        assert [step.which for step in steps[:2]] == [cheap, 1 - cheap]
+        assert [step.key for step in steps] == [0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
+
+
 def test_sensitivity_takes_what_costs_least_per_parameter_saved() -> None:
     """Two axes with the same curve: the one that carries more parameters goes first."""
     structure = structure_of("residual")
     stem, inner = structure.prunable
     curve = {0.0: 1.0, 0.5: 2.0, 1.0: 3.0}
-    steps = sensitivity_order(structure, [stem, inner], [[8, 4], [6, 3]], {stem.name: curve, inner.name: curve})
+    curves = {stem.name: curve, inner.name: curve}
+    steps = sensitivity_order([stem, inner], [[8, 4], [6, 3]], curves, structure.count_parameters)
     saved = [structure.count_parameters() - structure.count_parameters({i.axis: i.size // 2}) for i in (stem, inner)]
     assert saved[0] > saved[1]
     assert [step.which for step in steps] == [0, 1]
     dear = {0.0: 1.0, 0.5: 10.0, 1.0: 19.0}
-    steps = sensitivity_order(structure, [stem, inner], [[8, 4], [6, 3]], {stem.name: dear, inner.name: curve})
+    curves = {stem.name: dear, inner.name: curve}
+    steps = sensitivity_order([stem, inner], [[8, 4], [6, 3]], curves, structure.count_parameters)
     assert [step.which for step in steps] == [1, 0]
 
 
