@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -140,21 +141,17 @@ def collect(
 
 
 class _Watcher(fx.Interpreter):
-    """Runs a graph and shows chosen nodes' inputs to a callback."""
+    """Runs a graph and shows what chosen nodes compute to callbacks."""
 
-    def __init__(self, module: fx.GraphModule, see: Mapping[fx.Node, Callable[[torch.Tensor], None]]) -> None:
+    def __init__(self, module: fx.GraphModule, see: Mapping[fx.Node, Sequence[Callable[[Any], None]]]) -> None:
         super().__init__(module)
         self.see = see
 
     def run_node(self, node: fx.Node) -> Any:
-        if node in self.see:
-            self.see[node](self.env[_source(node)])
-        return super().run_node(node)
-
-
-def _source(node: fx.Node) -> Any:
-    """The activation that a contraction reads; `addmm` has its bias in front."""
-    return node.args[1 if node.target is torch.ops.aten.addmm.default else 0]
+        value = super().run_node(node)
+        for see in self.see.get(node, ()):
+            see(value)
+        return value
 
 
 def values_of(
@@ -162,16 +159,14 @@ def values_of(
 ) -> dict[fx.Node, torch.Tensor]:
     """What chosen nodes compute for one batch of inputs."""
     seen: dict[fx.Node, torch.Tensor] = {}
-
-    class Keeper(fx.Interpreter):
-        def run_node(self, node: fx.Node) -> Any:
-            value = super().run_node(node)
-            if node in nodes:
-                seen[node] = value
-            return value
-
-    Keeper(module).run(*inputs, enable_io_processing=True)
+    see = {node: [functools.partial(seen.__setitem__, node)] for node in nodes}
+    _Watcher(module, see).run(*inputs, enable_io_processing=True)
     return seen
+
+
+def _source(node: fx.Node) -> Any:
+    """The activation that a contraction reads; `addmm` has its bias in front."""
+    return node.args[1 if node.target is torch.ops.aten.addmm.default else 0]
 
 
 def consumers(module: fx.GraphModule) -> list[tuple[fx.Node, str]]:
@@ -201,11 +196,11 @@ def holds_outputs_first(node: fx.Node) -> bool:
 def _collect_activations(
     module: fx.GraphModule, structure: Structure, batches: Sequence[Batch], statistics: Statistics
 ) -> None:
-    see: dict[fx.Node, Callable[[torch.Tensor], None]] = {}
+    see: dict[fx.Node, list[Callable[[torch.Tensor], None]]] = {}
     for node, weight in consumers(module):
         moments = Moments(node, weight)
         statistics.moments.append(moments)
-        see[node] = _accumulator(moments)
+        see.setdefault(_source(node), []).append(_accumulator(moments))
     with programs.evaluating(module):
         for batch in batches:
             _Watcher(module, see).run(*batch[:-1], enable_io_processing=True)
