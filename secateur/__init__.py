@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from secateur.errors import InputError
     from secateur.inspection import inspect
     from secateur.pruning import Report, prune, replay
+    from secateur.sparse_learning import learn_sparsity
     from secateur.sparsity import NM, Blocks, Unstructured, sparsify
 
 _HOME = {
@@ -23,6 +24,7 @@ _HOME = {
     "sparsify": "secateur.sparsity",
     "InputError": "secateur.errors",
     "inspect": "secateur.inspection",
+    "learn_sparsity": "secateur.sparse_learning",
     "Macs": "secateur.allocate",
     "Parameters": "secateur.allocate",
     "Ratio": "secateur.allocate",
@@ -42,6 +44,7 @@ __all__ = [
     "Unstructured",
     "drop_branches",
     "inspect",
+    "learn_sparsity",
     "prune",
     "replay",
     "sensitivity",

@@ -69,7 +69,7 @@ def l2(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     Of the vectors only scales of batch norms count where a matrix carries the axis too: behind a contraction they alone
     say how strongly the unit speaks. Biases say nothing of that.
     """
-    return _summed(evidence, info, [*_matrices(evidence, info), *_batch_norm_scales(evidence, info)], torch.square)
+    return _summed(evidence, info, group_of(evidence, info), torch.square)
 
 
 def geometric_median(evidence: Evidence, info: AxisInfo) -> np.ndarray:
@@ -86,7 +86,7 @@ def geometric_median(evidence: Evidence, info: AxisInfo) -> np.ndarray:
 
 def norm_scale(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     """mean |gamma| of the batch norms on the axis (Liu et al., "Network Slimming", ICCV 2017)."""
-    on_axis = {name: evidence.weight(name).abs() for name in _batch_norm_scales(evidence, info)}
+    on_axis = {name: evidence.weight(name).abs() for name in batch_norm_scales(evidence, info)}
     if not on_axis:
         raise InputError(
             f"criterion norm_scale: {info.name} has no batch norm with a scale; choose another criterion or kind"
@@ -217,6 +217,21 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
+def group_of(evidence: Evidence, info: AxisInfo) -> list[str]:
+    """The parameters that the group norm of `l2` runs over: the axis's matrices and the scales of its batch norms."""
+    return list(dict.fromkeys([*_matrices(evidence, info), *batch_norm_scales(evidence, info)]))
+
+
+def batch_norm_scales(evidence: Evidence, info: AxisInfo) -> list[str]:
+    """The scales of the batch norms on the axis."""
+    scales = {
+        str(node.args[1].target)
+        for node in evidence.module.graph.nodes
+        if node.target is torch.ops.aten.batch_norm.default and isinstance(node.args[1], fx.Node)
+    }
+    return list(dict.fromkeys(name for name, _ in info.members if name in scales))
+
+
 def _matrices(evidence: Evidence, info: AxisInfo) -> list[str]:
     """The axis's parameters of two or more dimensions; all of them when there is none."""
     names = list(dict.fromkeys(name for name, _ in info.members if name in evidence.structure.parameters))
@@ -229,16 +244,6 @@ def _summed(
     """A function of some weights summed by unit, one tensor in memory at a time."""
     parts = ({name: of(evidence.weight(name))} for name in names)
     return np.sum([units_sum(evidence.structure, info, part) for part in parts], axis=0)
-
-
-def _batch_norm_scales(evidence: Evidence, info: AxisInfo) -> list[str]:
-    """The scales of the batch norms on the axis."""
-    scales = {
-        str(node.args[1].target)
-        for node in evidence.module.graph.nodes
-        if node.target is torch.ops.aten.batch_norm.default and isinstance(node.args[1], fx.Node)
-    }
-    return list(dict.fromkeys(name for name, _ in info.members if name in scales))
 
 
 def _unit_rows(evidence: Evidence, info: AxisInfo, name: str, position: int) -> torch.Tensor:

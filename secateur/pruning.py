@@ -156,7 +156,15 @@ def replay(program: ExportedProgram, kept: Mapping[str, Sequence[int]]) -> tuple
     """
     module = programs.graph_module(program, shared=True)
     structure = infer(module)
+    check_kept(structure.prunable, kept)
     by_name = {info.name: info for info in structure.prunable}
+    chosen = {by_name[name].axis: np.array(units, dtype=np.int64) for name, units in kept.items()}
+    return _cut(program, module, structure, chosen, {name: np.zeros(by_name[name].size) for name in kept})
+
+
+def check_kept(axes: Sequence[AxisInfo], kept: Mapping[str, Sequence[int]]) -> None:
+    """Raise InputError for an axis that is none of these, or a unit that it does not have."""
+    by_name = {info.name: info for info in axes}
     for name, units in kept.items():
         if name not in by_name:
             raise InputError(f"kept: expected axes of this program, got {name!r}; it is not the model that was cut")
@@ -164,8 +172,6 @@ def replay(program: ExportedProgram, kept: Mapping[str, Sequence[int]]) -> tuple
             raise InputError(
                 f"kept: expected ascending units below {by_name[name].size} for {name}, got {list(units)[:5]}..."
             )
-    chosen = {by_name[name].axis: np.array(units, dtype=np.int64) for name, units in kept.items()}
-    return _cut(program, module, structure, chosen, {name: np.zeros(by_name[name].size) for name in kept})
 
 
 def check_prunable(program: ExportedProgram, choice: Choice) -> None:

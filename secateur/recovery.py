@@ -123,13 +123,27 @@ def recover(
     """
     goal = objective_of(objective)
     check_settings(settings)
-    _check_data(data, settings)
+    check_data(data, settings)
     module = programs.graph_module(student)
     masks = masks or {}
     _check_masks(module, masks)
     apply_masks(module, masks)
-    run = _Run(module, goal, settings, masks, data, None if settings.distillation == 0 else teacher)
+    run = Run(module, goal, settings, masks, data, None if settings.distillation == 0 else teacher)
     key = _key(student, teacher, data, settings, objective, masks) if checkpoint else ""
+    train(run, key, checkpoint, on_epoch, on_step)
+    state = run.state
+    module.load_state_dict(state.weights)
+    return Recovered(programs.reexport(module, student), state.kept, state.best, tuple(state.history), state.adapted)
+
+
+def train(
+    run: Run,
+    key: str,
+    checkpoint: Checkpoint | None,
+    on_epoch: Callable[[Epoch], None],
+    on_step: Callable[[int, int, float], None],
+) -> None:
+    """Take a run to its end, from where the checkpoint of this key left it; the module holds the weights of the last step."""
     if not (checkpoint and run.resume(key, checkpoint)):
         run.judge_as_cut()
         for epoch in run.state.history:
@@ -146,13 +160,13 @@ def recover(
             checkpoint.save(run.packed(key))
             saved = time.monotonic()
         on_epoch(told)
-    state = run.state
-    module.load_state_dict(state.weights)
-    return Recovered(programs.reexport(module, student), state.kept, state.best, tuple(state.history), state.adapted)
 
 
-class _Run:
-    """One training: the module, its optimiser, and the state that a checkpoint holds."""
+class Run:
+    """One training: the module, its optimiser, and the state that a checkpoint holds.
+
+    `penalty` is called with the step between the backward pass and the optimiser, and may add to the gradients.
+    """
 
     def __init__(
         self,
@@ -162,7 +176,9 @@ class _Run:
         masks: Mapping[str, torch.Tensor],
         data: Dataset,
         teacher: ExportedProgram | None,
+        penalty: Callable[[int], None] = lambda step: None,
     ) -> None:
+        self.penalty = penalty
         self.module, self.objective, self.settings, self.masks, self.data = module, objective, settings, masks, data
         self.columns = [torch.from_numpy(column) for column in data.train.columns]
         self.labels = torch.from_numpy(data.train.labels)
@@ -242,6 +258,7 @@ class _Run:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.penalty(step)
         if settings.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), settings.clip)
         self.optimizer.step()
@@ -339,7 +356,8 @@ def check_settings(settings: Settings) -> None:
         raise InputError(f"batch: expected at least 2 examples, got {settings.batch}; a norm needs a variance")
 
 
-def _check_data(data: Dataset, settings: Settings) -> None:
+def check_data(data: Dataset, settings: Settings) -> None:
+    """Raise InputError for data that cannot be trained with."""
     augmentation.check(settings.augment, data.train.inputs.shape[1:])
     if len(data.train) < 2 or not len(data.validation):
         raise InputError(
