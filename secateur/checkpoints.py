@@ -71,20 +71,25 @@ def pack(key: str, state: dict[str, Any]) -> bytes:
     return hashlib.sha256(content).hexdigest().encode() + content
 
 
-def unpack(key: str, candidates: Iterable[bytes]) -> dict[str, Any] | None:
-    """The newest state that is whole; None when there is none. A damaged one is said and passed over.
+def newest(candidates: Iterable[bytes]) -> bytes:
+    """The newest state that is whole, as it is stored; nothing when there is none. A damaged one is said and passed over."""
+    for stored in candidates:
+        checksum, content = stored[:_LENGTH], stored[_LENGTH:]
+        if hashlib.sha256(content).hexdigest().encode() == checksum:
+            return stored
+        _log.warning("checkpoint damaged (checksum differs); falling back to the one before")
+    return b""
+
+
+def unpack(key: str, stored: bytes) -> dict[str, Any]:
+    """The state in what `newest` gave, its tensors on the CPU.
 
     Raises:
         InputError: the state is of another run: another program, other data or other settings.
     """
-    for stored in candidates:
-        checksum, content = stored[:_LENGTH], stored[_LENGTH:]
-        if hashlib.sha256(content).hexdigest().encode() != checksum:
-            _log.warning("checkpoint damaged (checksum differs); falling back to the one before")
-            continue
-        if content[:_LENGTH] != key.encode():
-            raise InputError(
-                "checkpoint: belongs to another program, other data or other settings; remove it or name another place"
-            )
-        return torch.load(io.BytesIO(content[_LENGTH:]), weights_only=True)
-    return None
+    content = stored[_LENGTH:]
+    if content[:_LENGTH] != key.encode():
+        raise InputError(
+            "checkpoint: belongs to another program, other data or other settings; remove it or name another place"
+        )
+    return torch.load(io.BytesIO(content[_LENGTH:]), map_location="cpu", weights_only=True)

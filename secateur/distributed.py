@@ -95,6 +95,12 @@ def from_first(value: torch.Tensor) -> torch.Tensor:
     return sent.to(value.device)
 
 
+def agree(tensors: Iterable[torch.Tensor]) -> None:
+    """Everybody's tensors become the first process's, in place."""
+    for tensor in tensors if size() > 1 else ():
+        distributed.broadcast(tensor, 0)
+
+
 @contextlib.contextmanager
 def synchronised_norms(module: fx.GraphModule) -> Iterator[None]:
     """Batch norms that train normalise by the examples of all processes (Ioffe and Szegedy 2015, over the whole batch)."""

@@ -28,13 +28,15 @@ Score = Callable[[np.ndarray, np.ndarray], float]
 
 @dataclass(frozen=True)
 class Objective:
-    """`answers` reduces logits and targets of a batch to what `score` compares over the whole split."""
+    """`answers` reduces logits and targets of a batch to what `score` compares over the whole split; `counted` says how many
+    targets the mean loss is over."""
 
     metric: str
     loss: Loss
     distillation: Distillation
     answers: Answers
     score: Score
+    counted: Callable[[torch.Tensor], int]
 
 
 def objective_of(name: str) -> Objective:
@@ -107,6 +109,14 @@ def _next_likelihood_answers(logits: torch.Tensor, target: torch.Tensor) -> tupl
     return _likelihood_answers(logits[:, :-1], target[:, 1:])
 
 
+def _counted(target: torch.Tensor) -> int:
+    return int((target != IGNORED).sum())
+
+
+def _next_counted(target: torch.Tensor) -> int:
+    return _counted(target[:, 1:])
+
+
 def _mean(answers: np.ndarray, target: np.ndarray) -> float:
     return float(answers.mean())
 
@@ -124,12 +134,16 @@ def _r2(answers: np.ndarray, target: np.ndarray) -> float:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "classification": Objective("accuracy", _by_class, _soft_classes, _class_answers, _accuracy),
-    "multi_label": Objective("micro_f1", _by_label, _soft_labels, _label_answers, _f1),
-    "regression": Objective("r2", _squared, _same_output, _plain_answers, _r2),
-    "token_classification": Objective("token_accuracy", _by_class, _soft_classes, _class_answers, _accuracy),
-    "masked_lm": Objective("log_likelihood", _by_class, _soft_classes, _likelihood_answers, _mean),  # nats per token
-    "causal_lm": Objective("log_likelihood", _next_token, _soft_classes, _next_likelihood_answers, _mean),
+    "classification": Objective("accuracy", _by_class, _soft_classes, _class_answers, _accuracy, _counted),
+    "multi_label": Objective("micro_f1", _by_label, _soft_labels, _label_answers, _f1, _counted),
+    "regression": Objective("r2", _squared, _same_output, _plain_answers, _r2, _counted),
+    "token_classification": Objective("token_accuracy", _by_class, _soft_classes, _class_answers, _accuracy, _counted),
+    "masked_lm": Objective(
+        "log_likelihood", _by_class, _soft_classes, _likelihood_answers, _mean, _counted
+    ),  # nats per token
+    "causal_lm": Objective(
+        "log_likelihood", _next_token, _soft_classes, _next_likelihood_answers, _mean, _next_counted
+    ),
 }
 
 

@@ -207,6 +207,15 @@ def graph_module(program: ExportedProgram, *, shared: bool = False) -> fx.GraphM
     return module
 
 
+def move(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
+    """The module, in place, with its tensors and whatever its graph creates on a device."""
+    for node in module.graph.nodes:
+        given = (node.args, node.kwargs)
+        node.args, node.kwargs = torch.utils._pytree.tree_map_only(torch.device, lambda _: device, given)
+    module.recompile()
+    return module.to(device)
+
+
 def identity(tensor: torch.Tensor) -> tuple[object, ...]:
     """Equal for tied tensors only; those without memory (empty ones, meta tensors) are tied to nothing but themselves."""
     if not tensor.numel() or tensor.device.type == "meta":

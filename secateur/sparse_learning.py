@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 
 from torch.export import ExportedProgram
 
+from secateur import distributed, pruning, training
 from secateur import program as programs
-from secateur import pruning, recovery
 from secateur.axes.infer import infer
 from secateur.checkpoints import Checkpoint
 from secateur.data import Dataset
@@ -19,7 +19,7 @@ from secateur.errors import InputError
 from secateur.objectives import objective_of
 from secateur.penalties import PenaltySettings, Targets, check_penalty, penalty_of
 from secateur.pruning import Choice
-from secateur.recovery import Epoch, Settings
+from secateur.training import Epoch, Settings
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,19 @@ def learn_sparsity(
         FloatingPointError: the loss or the weights are not finite; the message names the step.
     """
     goal = objective_of(objective)
-    recovery.check_settings(settings)
+    training.check_settings(settings)
     if settings.epochs < 1:
         raise InputError(f"epochs: expected at least 1 of sparse learning, got {settings.epochs}")
-    recovery.check_data(data, settings)
+    training.check_data(data, settings)
     settings = dataclasses.replace(settings, patience=None, reestimate_norms=False)
     targets = _targets(program, choice, kept)
     module, teacher = targets.module, program if settings.distillation else None
-    run = recovery.Run(module, goal, settings, {}, data, teacher, penalty_of(targets, penalty))
+    run = training.Run(module, goal, settings, {}, data, teacher, penalty_of(targets, penalty))
     key = _key(program, data, settings, targets, penalty, objective) if checkpoint else ""
-    recovery.train(run, key, checkpoint, on_epoch, on_step)
+    training.train(run, key, checkpoint, on_epoch, on_step)
     if run.state.average:
         module.load_state_dict(run.state.average)
-    return Learned(programs.reexport(module, program), tuple(run.state.history))
+    return Learned(run.exported(program), tuple(run.state.history))
 
 
 def check_learnable(program: ExportedProgram, choice: Choice, penalty: PenaltySettings) -> None:
@@ -89,7 +89,7 @@ def _targets(program: ExportedProgram, choice: Choice, kept: Mapping[str, Sequen
     """A trainable copy of the program, and its axes that may be cut."""
     pruning.check_choice(choice)
     programs.check_supported(program)
-    module = programs.graph_module(program)
+    module = programs.move(programs.graph_module(program), distributed.device())
     structure = infer(module)
     chosen = pruning.choose_axes(structure, choice)
     pruning.check_kept(chosen, kept or {})

@@ -92,6 +92,9 @@ class Recovery(_Section):
     """How to train after a cut."""
 
     batch: int = Field(64, ge=2)
+    accumulate: int = Field(1, ge=1)  # parts that a batch is taken in, to need less memory
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False  # how images and kernels lie in memory
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(0.05, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)  # of sgd

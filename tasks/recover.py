@@ -15,7 +15,7 @@ from tasks.references import Cut, Pinned, Plan, Recovered
 if TYPE_CHECKING:
     from secateur import recovery
     from secateur.checkpoints import Checkpoint
-    from secateur.recovery import Epoch
+    from secateur.training import Epoch
 
 REPORT_SECONDS = 60
 
@@ -25,10 +25,11 @@ def run(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered:
     """Train, keep the epoch best on validation. Killed and started again, it goes on from its last finished epoch."""
     from secateur import program as programs
     from secateur import recovery
+    from secateur.training import Settings
     from tasks import datasets
 
     recipe = Recipe.model_validate(pinned.recipe)
-    settings = recovery.Settings(epochs=plan.epochs[cut.cycle - 1], seed=recipe.seed, **recipe.recovery.model_dump())
+    settings = Settings(epochs=plan.epochs[cut.cycle - 1], seed=recipe.seed, **recipe.recovery.model_dump())
     with tracking.fetched(cut.program) as path:
         student, lineage = programs.load(path), programs.lineage(path)
     with tracking.fetched(pinned.program) as path:

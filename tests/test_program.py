@@ -382,3 +382,12 @@ def test_the_example_is_repeated_or_cut_to_a_batch() -> None:
     for size in (1, 2, 5):
         (seen,), _ = programs.batch_of_example(program, size)
         assert torch.equal(seen, rows[torch.arange(size) % 2])
+
+
+@pytest.mark.parametrize("name", ["residual", "encoder", "tied"])
+def test_a_module_computes_where_it_was_moved_to(name: str) -> None:
+    """What a graph creates goes along; the meta device has shapes alone, and every machine has it."""
+    meta = torch.device("meta")
+    module = programs.move(programs.graph_module(models.exported(name)), meta)
+    inputs = torch.from_numpy(models.MODELS[name][1](2)).to(meta)
+    assert module(inputs).device == meta

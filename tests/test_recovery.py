@@ -14,17 +14,19 @@ import models
 import numpy as np
 import pytest
 import torch
+from together import together
 from torch.export import ExportedProgram
 from torch.nn import functional
 
-from secateur import NM, InputError, Unstructured, sparsify
+from secateur import NM, InputError, Unstructured, distributed, sparsify
 from secateur import program as programs
 from secateur.checkpoints import Checkpoint, in_folder
 from secateur.data import Dataset, Split
 from secateur.learning_rates import cosine
 from secateur.objectives import OBJECTIVES
-from secateur.recovery import Epoch, Recovered, Settings, _orders, evaluate, recover
+from secateur.recovery import Recovered, recover
 from secateur.sparsity import Masks
+from secateur.training import Epoch, Settings, _orders, evaluate
 
 EXAMPLES = 49  # of training: the last batch of an epoch holds a single one
 SETTINGS = Settings(epochs=3, batch=16, learning_rate=0.02, seed=7)
@@ -508,3 +510,105 @@ def test_a_split_that_is_too_small_is_refused() -> None:
     tiny = Split(models.images(1), np.zeros(1, dtype=np.int64))
     with pytest.raises(InputError, match="at least two examples of training"):
         recover(student(), teacher(), Dataset(tiny, tiny, tiny), SETTINGS)
+
+
+def without_dropout() -> tuple[ExportedProgram, ExportedProgram]:
+    """A network of norms whose dropout draws nothing, and the same with noise on its weights."""
+    network = models.Residual()
+    network.drop.p = 0.0
+    dense = models.export(models.with_lived_in_norms(network), torch.from_numpy(models.images(2)))
+    module = programs.graph_module(dense)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return dense, programs.reexport(module, dense)
+
+
+@pytest.mark.parametrize("augment", [(), ("crop", "flip", "mixup")])
+def test_two_processes_train_as_one_with_the_same_batch(augment: tuple[str, ...]) -> None:
+    """Norms, clipping, averages, masks and the teacher included; the batch does not divide evenly."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        dense, noisy = without_dropout()
+    noisy, masks, _ = sparsify(noisy, pattern=Unstructured(0.5))
+    settings = dataclasses.replace(SETTINGS, batch=15, augment=augment, clip=0.5, average=0.9, learning_rate=0.01)
+
+    def work() -> tuple[list[float], dict[str, np.ndarray]]:
+        found = recover(noisy, dense, data(), settings, masks=masks)
+        state = {name: tensor.detach().numpy() for name, tensor in found.program.state_dict.items()}
+        return [value for epoch in found.history for value in (epoch.loss, epoch.accuracy)], state
+
+    alone, two = work(), together(work)
+    for (history, state), (expected, weights) in ((seen, alone) for seen in two):
+        assert history == pytest.approx(expected, rel=1e-4, nan_ok=True)
+        for name, weight in weights.items():
+            np.testing.assert_allclose(state[name], weight, rtol=1e-3, atol=1e-5, err_msg=name)
+    for name, weight in two[0][1].items():  # and the processes agree bit for bit
+        np.testing.assert_array_equal(weight, two[1][1][name], err_msg=name)
+
+
+def test_two_processes_that_were_stopped_go_on_from_the_first_ones_checkpoint(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(step: int, steps: int, loss: float) -> None:
+        if step == steps // 2:
+            raise Stop
+
+    def work(stopped: bool) -> str:
+        # only the first process reads and writes: the other's folder does not exist
+        place = in_folder(tmp_path / str(distributed.rank()), seconds=0.0)
+        try:
+            hook = stop if stopped and distributed.rank() == 0 else lambda step, steps, loss: None
+            return programs.digest(
+                recover(student(), teacher(), data(), SETTINGS, checkpoint=place, on_step=hook).program
+            )
+        except (Stop, RuntimeError):  # the process that is left alone finds its partner gone
+            return "stopped"
+
+    assert together(functools.partial(work, True)) == ["stopped"] * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+    resumed = together(functools.partial(work, False))
+    (tmp_path / "0").rename(tmp_path / "used")
+    assert resumed == together(functools.partial(work, False))
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole() -> None:
+    """Without batch norms: those normalise by what they see at once."""
+    dense = models.exported("encoder")
+    tokens = [models.tokens(count, seed) for seed, count in enumerate((40, 20, 10))]
+    examples = Dataset(*(answered_by(dense, part) for part in tokens))
+    module = programs.graph_module(dense)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(2)
+        for parameter in module.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    noisy = programs.reexport(module, dense)
+    whole, parts = (
+        recover(noisy, dense, examples, dataclasses.replace(SETTINGS, accumulate=count)) for count in (1, 3)
+    )
+    for name, weight in whole.program.state_dict.items():
+        torch.testing.assert_close(parts.program.state_dict[name], weight, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"channels_last": True}])
+def test_other_number_formats_and_layouts_train_to_about_the_same_weights(change: dict[str, Any]) -> None:
+    plain = recover(student(), teacher(), data(), SETTINGS)
+    other = recover(student(), teacher(), data(), dataclasses.replace(SETTINGS, **change))
+    assert [e.loss for e in other.history[1:]] == pytest.approx([e.loss for e in plain.history[1:]], rel=0.05)
+    for weight in other.program.state_dict.values():
+        assert weight.dtype != torch.bfloat16
+        assert weight.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"accumulate": 0}, "^accumulate: expected at least 1 part, got 0"),
+        ({"accumulate": 9}, "^batch: expected at least 18 examples, 2 for each part of each process"),
+        ({"precision": "float16"}, "^precision: expected one of float32, bfloat16, got 'float16'"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        recover(student(), teacher(), data(), dataclasses.replace(SETTINGS, **change))

@@ -21,8 +21,9 @@ from secateur.importance import CRITERIA, Evidence
 from secateur.objectives import OBJECTIVES
 from secateur.penalties import PenaltySettings
 from secateur.pruning import Choice
-from secateur.recovery import Epoch, Settings, evaluate, recover
+from secateur.recovery import recover
 from secateur.sparse_learning import Learned, check_learnable
+from secateur.training import Epoch, Settings, evaluate
 
 EXAMPLES, PATTERNS = 240, 30
 LONG = Settings(epochs=12, batch=20, learning_rate=0.02, weight_decay=0.0, distillation=0.0, seed=7)
