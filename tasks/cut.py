@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.errors import NothingToDo
-from tasks import tracking
+from tasks import sparse_learning, tracking
 from tasks.recipe import Recipe
 from tasks.references import Baseline, Cut, Cycle, Pinned, Plan
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from secateur.allocate import Curves
+    from secateur.allocate import Curves, Goal
     from secateur.calibration import Batch
+    from secateur.pruning import Report
 
 BATCH = 32  # of calibration
 CURVES = "curves.json"
@@ -25,7 +26,7 @@ CURVES = "curves.json"
 
 @tracking.remembered
 def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cycle | None) -> Cut:
-    """Cut to this cycle's share of the dense model.
+    """Cut to this cycle's share of the dense model, the first time after sparse learning where the recipe asks for it.
 
     Raises:
         NothingToDo: the plan has no such cycle, the goal is reached, or the cycle before broke the accuracy budget.
@@ -33,9 +34,8 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
     """
     recipe = Recipe.model_validate(pinned.recipe)
     _stop_early(recipe, plan, cycle, previous)
-    from secateur import Macs, Parameters, prune
+    from secateur import Macs, Parameters
     from secateur import program as programs
-    from secateur.pruning import Choice, needs_data
 
     share = aim(recipe, plan, cycle, baseline, previous)
     source = previous.program if previous else pinned.program
@@ -50,20 +50,37 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
     with tracking.fetched(source) as path:
         program, lineage = programs.load(path), programs.lineage(path)
     goal = Parameters(rest) if plan.measure == "sparsity" else Macs(rest)
-    choice = {**recipe.prune.choice, "seed": recipe.seed}
-    batches = _calibration(recipe) if needs_data(Choice(**choice)) else ()
-    curves = _curves(run_id, program, choice, batches) if recipe.prune.allocation == "sensitivity" else None
-    pruned, report = prune(program, goal=goal, calibration=batches, curves=curves, **choice)
+    record = {"cycle": cycle, "goal": str(goal), "criterion": recipe.prune.criterion, "seed": recipe.seed}
+    if cycle == 1 and (learning := recipe.prune.sparse_learning):
+        # growing is told beforehand which units the cut will remove
+        kept = _cut(recipe, run_id, program, goal, "sparse_learning")[1].kept if learning.method == "growing" else None
+        lineage = {"origin": programs.digest(program), **lineage}
+        program = sparse_learning.learn(recipe, learning, run_id, program, kept)
+        record["sparse_learning"] = learning.model_dump()
+    pruned, report = _cut(recipe, run_id, program, goal, "cut")
     print(report)
     sparsity = 1 - report.parameters_after / baseline.figures.params
-    record = {"goal": str(goal), "criterion": recipe.prune.criterion, "seed": recipe.seed, "kept": report.kept}
-    lineage = programs.descend(lineage, programs.digest(program), {"cycle": cycle, **record})
+    lineage = programs.descend(lineage, programs.digest(program), {**record, "kept": report.kept})
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         path = Path(folder) / "cut.pt2"
         programs.save(pruned, path, lineage)
         file = tracking.put(run_id, path, "cut")
     tracking.put_text(run_id, str(report), "cut/report.txt")
     return Cut(cycle, run_id, file, sparsity)
+
+
+def _cut(
+    recipe: Recipe, run_id: str, program: ExportedProgram, goal: Goal, folder: str
+) -> tuple[ExportedProgram, Report]:
+    """Prune as the recipe says; what is measured for it is kept in this folder of the cycle's run."""
+    from secateur import prune
+    from secateur.pruning import Choice, needs_data
+
+    choice = {**recipe.prune.choice, "seed": recipe.seed}
+    batches = _calibration(recipe) if needs_data(Choice(**choice)) else ()
+    by_curves = recipe.prune.allocation == "sensitivity"
+    curves = _curves(run_id, program, choice, batches, folder) if by_curves else None
+    return prune(program, goal=goal, calibration=batches, curves=curves, **choice)
 
 
 def _calibration(recipe: Recipe) -> list[Batch]:
@@ -79,18 +96,20 @@ def _calibration(recipe: Recipe) -> list[Batch]:
     return [(torch.from_numpy(train.inputs[part]), torch.from_numpy(train.labels[part])) for part in parts]
 
 
-def _curves(run_id: str, program: ExportedProgram, choice: dict[str, Any], batches: Sequence[Batch]) -> Curves:
+def _curves(
+    run_id: str, program: ExportedProgram, choice: dict[str, Any], batches: Sequence[Batch], folder: str
+) -> Curves:
     """Sensitivity curves, kept in the cycle's run axis by axis: a killed task goes on from them."""
     from secateur import sensitivity
 
     chosen = {name: choice[name] for name in ("kinds", "include", "exclude", "criterion", "seed")}
-    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-        path = Path(folder) / CURVES
-        if stored := tracking.get_bytes(run_id, f"cut/{CURVES}"):
+    with tempfile.TemporaryDirectory(prefix="secateur-") as local:
+        path = Path(local) / CURVES
+        if stored := tracking.get_bytes(run_id, f"{folder}/{CURVES}"):
             path.write_bytes(stored)
 
         def keep(axis: str, curve: dict[float, float]) -> None:
-            tracking.put_bytes(run_id, path.read_bytes(), "cut", CURVES)
+            tracking.put_bytes(run_id, path.read_bytes(), folder, CURVES)
             print(
                 f"{axis}: loss {', '.join(f'{loss:.4f} at {share:.0%}' for share, loss in curve.items())}", flush=True
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -66,6 +66,22 @@ class Budget(_Section):
     recovery_epochs: int = Field(12, ge=1)  # over all cycles
 
 
+class SparseLearning(_Section):
+    """Training under a penalty before the first cut, so that cuts take little away; the rest of it is `recovery`'s."""
+
+    method: Literal["group_lasso", "growing", "slimming"]
+    strength: float = Field(1e-4, gt=0)  # of the penalty; what growing grows by
+    epochs: int = Field(10, ge=1)  # beside the budget's
+    alpha: float = Field(4.0, gt=0)  # of group_lasso: the weakest units are shrunk 2^alpha times as strongly
+    every: int = Field(10, ge=1)  # of growing: steps until it grows again
+    ceiling: float = Field(1.0, gt=0)  # of growing
+
+    @property
+    def penalty(self) -> dict[str, Any]:
+        """The penalty's settings."""
+        return self.model_dump(exclude={"epochs"})
+
+
 class Prune(_Section):
     """How to cut; the plan fills in the number of cycles unless it is given."""
 
@@ -81,11 +97,12 @@ class Prune(_Section):
     )  # examples of the training split, for criteria and allocations that look at data
     schedule: Literal["one_shot", "linear", "cubic", "exponential"] = "exponential"  # of the share over the cycles
     cycles: int | None = Field(None, ge=1, le=5)
+    sparse_learning: SparseLearning | None = None  # before the first cut; none unless it is asked for
 
     @property
     def choice(self) -> dict[str, Any]:
         """What `secateur.prune` is asked, but for the goal."""
-        return self.model_dump(exclude={"calibration", "schedule", "cycles"})
+        return self.model_dump(exclude={"calibration", "schedule", "cycles", "sparse_learning"})
 
 
 class Recovery(_Section):
@@ -184,5 +201,7 @@ def _sentence(problem: object) -> str:
 def _known(location: tuple[str | int, ...]) -> list[str]:
     section: type[BaseModel] = Recipe
     for key in location:
-        section = section.model_fields[str(key)].annotation  # type: ignore[assignment]
+        annotation = section.model_fields[str(key)].annotation
+        parts = (annotation, *get_args(annotation))  # a section, or one that may be none
+        section = next(part for part in parts if isinstance(part, type) and issubclass(part, BaseModel))
     return list(section.model_fields)

@@ -20,7 +20,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     """
     wanted = recipes.load(recipe)
     tracking.client()
-    from secateur import data, pruning, runtime
+    from secateur import data, penalties, pruning, runtime, sparse_learning
     from secateur import program as programs
     from secateur.errors import InputError
     from tasks import datasets, figures, registry
@@ -40,7 +40,10 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
             f"target.batch: expected at most the {len(dataset.validation)} examples of the validation split, got "
             f"{wanted.target.batch}; latency is measured on real examples"
         )
-    pruning.check_prunable(program, pruning.Choice(**wanted.prune.choice))
+    choice = pruning.Choice(**wanted.prune.choice)
+    pruning.check_prunable(program, choice)
+    if learning := wanted.prune.sparse_learning:
+        sparse_learning.check_learnable(program, choice, penalties.PenaltySettings(**learning.penalty))
     pinned = Pinned(
         model=model,
         version=number,

@@ -1,5 +1,6 @@
 """The cut: it removes what the plan asks, proves it, keeps its lineage, and stops when nothing is left to do."""
 
+import functools
 import json
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,8 @@ from services import ALIGN, CHANNELS, Job, another_job, recipe_for
 
 from secateur import program as programs
 from secateur.errors import InputError, NothingToDo
-from tasks import cut, recipe, tracking
-from tasks.references import Baseline, Cut, Cycle, Figures, File, Plan
+from tasks import cut, recipe, sparse_learning, tracking
+from tasks.references import Baseline, Cut, Cycle, Figures, File, Pinned, Plan
 
 NOWHERE = File("runs:/0/none", "")
 DENSE_MACS = 1_000_000
@@ -35,6 +36,13 @@ def job_for(job: Job, **changes: Any) -> Any:
     """The shared job's model as a job of its own, with these sections of the recipe."""
     wanted = recipe.Recipe.model_validate(recipe_for("data.npz", **changes)).model_dump(mode="json")
     return replace(another_job(job.pinned, f"cut {tracking.digest(changes)}"), recipe=wanted)
+
+
+def job_that_learns(job: Job, name: str, **learning: Any) -> Pinned:
+    """The shared job, data included, as a job of its own with this sparse learning."""
+    prune = {"align": ALIGN, "sparse_learning": learning}
+    filled = recipe.Recipe.model_validate({**job.pinned.recipe, "prune": prune}).model_dump(mode="json")
+    return replace(another_job(job.pinned, name), recipe=filled)
 
 
 def wish(**goal: float) -> recipe.Recipe:
@@ -85,6 +93,49 @@ class TestSurgery:
         assert record["criterion"] == "taylor"
         assert set(record["kept"]) <= set(curves)
         assert all(len(curve) == 4 for curve in curves.values())
+
+    @pytest.mark.parametrize(
+        "learning",
+        [
+            {"method": "group_lasso", "strength": 0.001, "epochs": 2},
+            {"method": "growing", "strength": 0.1, "every": 1, "epochs": 2},
+        ],
+        ids=lambda learning: learning["method"],
+    )
+    def test_sparse_learning_comes_before_the_first_cut_and_no_other(self, job: Job, learning: dict[str, Any]) -> None:
+        wanted = job_that_learns(job, f"learns by {learning['method']}", **learning)
+        made = cut.run(wanted, job.baseline, job.plan, 1, None)
+        assert made.sparsity == job.cuts[0].sparsity
+        with tracking.fetched(made.program) as path:
+            lineage = programs.lineage(path)
+        assert lineage["origin"] == job.pinned.program_digest != lineage["parent"]
+        assert lineage["cuts"][0]["sparse_learning"].items() >= learning.items()
+        metrics = tracking.client().get_run(made.run_id).data.metrics
+        assert metrics["sparse_learning_epochs"] == 2
+        assert metrics["sparse_learning_seconds"] > 0
+        told = tracking.client().get_metric_history(made.run_id, "sparse_learning_accuracy")
+        assert [metric.step for metric in told] == [0, 1, 2]
+
+        second = cut.run(wanted, job.baseline, job.plan, 2, job.cycles[0])
+        with tracking.fetched(second.program) as path:
+            assert "sparse_learning" not in programs.lineage(path)["cuts"][-1]
+        assert "sparse_learning_epochs" not in tracking.client().get_run(second.run_id).data.metrics
+
+    def test_sparse_learning_that_was_killed_goes_on_from_its_checkpoint(
+        self, job: Job, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        wanted = job_that_learns(job, "learns and is killed", method="group_lasso", epochs=3)
+        filled = recipe.Recipe.model_validate(wanted.recipe)
+        assert filled.prune.sparse_learning
+        with tracking.fetched(job.pinned.program) as path:
+            program = programs.load(path)
+        run_id = tracking.child_run(wanted, "killed", 9)
+        learn = functools.partial(sparse_learning.learn, filled, filled.prune.sparse_learning, run_id, program, None)
+        first = learn()
+        assert capsys.readouterr().out.count("validation accuracy") == 4
+        again = learn()
+        assert capsys.readouterr().out.count("validation accuracy") == 0
+        assert programs.digest(again) == programs.digest(first)
 
     def test_a_goal_out_of_reach_is_refused_with_what_can_be_reached(self, job: Job) -> None:
         steep = Plan("sparsity", (0.9999,), (1,), ())

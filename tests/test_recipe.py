@@ -34,8 +34,16 @@ def test_every_default_is_filled_in() -> None:
     assert filled["target"] == {"provider": "CPUExecutionProvider", "threads": 1, "batch": 1}
 
 
+def test_there_is_no_sparse_learning_unless_it_is_asked_for() -> None:
+    assert parse().prune.sparse_learning is None
+    asked = parse(prune={"sparse_learning": {"method": "growing"}})
+    assert asked.prune.sparse_learning is not None
+    assert asked.prune.sparse_learning.penalty["strength"] == 1e-4
+    assert asked.prune.choice == parse().prune.choice
+
+
 def test_a_filled_in_recipe_reads_back_as_itself() -> None:
-    filled = parse(goal={"speedup": 2.0}, prune={"cycles": 2})
+    filled = parse(goal={"speedup": 2.0}, prune={"cycles": 2, "sparse_learning": {"method": "growing"}})
     assert recipe.Recipe.model_validate(filled.model_dump(mode="json")) == filled
 
 
@@ -66,6 +74,22 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> Non
         ({"data": {"source": "digits", "split": [1.5, -0.25, -0.25]}}, ["data.split.0", "less than 1", "1.5"]),
         ({"objective": "ranking"}, ["objective", "'classification'", "'ranking'"]),
         ({"prune": {"cycles": 6}}, ["prune.cycles", "less than or equal to 5", "6"]),
+        (
+            {"prune": {"sparse_learning": {"method": "lasso"}}},
+            ["prune.sparse_learning.method", "'group_lasso', 'growing' or 'slimming'", "'lasso'"],
+        ),
+        (
+            {"prune": {"sparse_learning": {"method": "growing", "strength": 0}}},
+            ["prune.sparse_learning.strength", "greater than 0"],
+        ),
+        (
+            {"prune": {"sparse_learning": {"method": "growing", "epochs": 0}}},
+            ["prune.sparse_learning.epochs", "greater than or equal to 1"],
+        ),
+        (
+            {"prune": {"sparse_learning": {"method": "growing", "epoch": 3}}},
+            ["prune.sparse_learning.epoch: unknown setting", "method, strength, epochs"],
+        ),
         ({"target": {"threads": 0}}, ["target.threads", "greater than or equal to 1", "0"]),
         ({"gate": {"confidence": 95}}, ["gate.confidence", "less than 1", "95"]),
         ({"seed": -1}, ["seed", "greater than or equal to 0", "-1"]),

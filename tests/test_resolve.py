@@ -147,13 +147,13 @@ def test_a_recipe_for_another_model_is_refused(npz: Path) -> None:
     assert_names(refused(MODEL, "1", name), "recipe other", "'digits-cnn'", f"got model '{MODEL}'")
 
 
-def register(model: str, example: np.ndarray | None, **options: Any) -> str:
-    """Log an untrained network as a version of `model`."""
+def register(model: str, example: np.ndarray | None, made: Any = None, **options: Any) -> str:
+    """Log an untrained network, the usual one unless another is given, as a version of `model`."""
     import mlflow
 
     with mlflow.start_run(experiment_id=tracking.client().get_experiment_by_name("models of the tests").experiment_id):
         mlflow.pytorch.log_model(
-            network().eval(),
+            (made or network()).eval(),
             name="model",
             input_example=example,
             registered_model_name=model,
@@ -213,6 +213,15 @@ def test_an_unknown_recipe_is_refused(name: str) -> None:
 )
 def test_an_impossible_setting_is_refused(npz: Path, changes: dict[str, Any], parts: list[str]) -> None:
     assert_names(refused_recipe(npz, **changes), *parts)
+
+
+def test_a_penalty_that_finds_nothing_to_shrink_is_refused(npz: Path) -> None:
+    from torch import nn
+
+    model = register("normless", INPUTS[:2], nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 8), nn.Linear(8, 3)))
+    changes = {"prune": {"sparse_learning": {"method": "slimming"}}}
+    sentence = refused(model, "1", write_recipe("normless", recipe_for(npz, model=model, **changes)))
+    assert_names(sentence, "method slimming: 1:width has no batch norm with a scale", "another method")
 
 
 # --- data
