@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 def load(recipe: Recipe) -> Dataset:
     """Read and split the recipe's data; the same recipe gives the same splits."""
     from secateur import data
+    from secateur.readers import arrays
 
     if recipe.data.source == "digits":
-        inputs, labels = data.digits()
+        read = arrays.digits()
     elif str(recipe.data.path).startswith("s3://"):
         from tasks import bucket
 
@@ -28,7 +29,7 @@ def load(recipe: Recipe) -> Dataset:
                 bucket.download(str(recipe.data.path), local)
             except FileNotFoundError as error:
                 raise InputError(f"data.path: {error}; upload the file or mend the address") from error
-            inputs, labels = data.npz(local)
+            read = arrays.npz(local)
     else:
-        inputs, labels = data.npz(str(recipe.data.path))
-    return data.split(inputs, labels, recipe.data.split, recipe.seed)
+        read = arrays.npz(str(recipe.data.path))
+    return data.split(data.class_numbers(read), recipe.data.split, recipe.seed)

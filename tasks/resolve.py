@@ -20,7 +20,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     """
     wanted = recipes.load(recipe)
     tracking.client()
-    from secateur import data, pruning, runtime
+    from secateur import data_checks, pruning, runtime
     from secateur import program as programs
     from secateur.errors import InputError
     from tasks import datasets, figures, registry
@@ -33,7 +33,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     with tracking.fetched(file) as path:
         program = programs.load(path)
     dataset = datasets.load(wanted)
-    data.check_fits(dataset, program)
+    data_checks.check_fits(dataset, program)
     runtime.check_provider(figures.target_of(wanted))
     if wanted.target.batch > len(dataset.validation):
         raise InputError(
