@@ -51,7 +51,7 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
         program, lineage = programs.load(path), programs.lineage(path)
     goal = Parameters(rest) if plan.measure == "sparsity" else Macs(rest)
     choice = {**recipe.prune.choice, "seed": recipe.seed}
-    batches = _calibration(recipe) if needs_data(Choice(**choice)) else ()
+    batches = _calibration(recipe, pinned.inputs) if needs_data(Choice(**choice)) else ()
     curves = _curves(run_id, program, choice, batches) if recipe.prune.allocation == "sensitivity" else None
     pruned, report = prune(program, goal=goal, calibration=batches, curves=curves, **choice)
     print(report)
@@ -66,17 +66,17 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
     return Cut(cycle, run_id, file, sparsity)
 
 
-def _calibration(recipe: Recipe) -> list[Batch]:
+def _calibration(recipe: Recipe, names: Sequence[str]) -> list[Batch]:
     """Examples of the training split, the same ones in every cycle."""
     import numpy as np
     import torch
 
     from tasks import datasets
 
-    train = datasets.load(recipe).train
+    train = datasets.load(recipe, names).train
     chosen = np.random.default_rng(recipe.seed).permutation(len(train))[: recipe.prune.calibration]
     parts = [chosen[start : start + BATCH] for start in range(0, len(chosen), BATCH)]
-    return [(torch.from_numpy(train.inputs[part]), torch.from_numpy(train.labels[part])) for part in parts]
+    return [tuple(torch.from_numpy(array[part]) for array in (*train.columns, train.labels)) for part in parts]
 
 
 def _curves(run_id: str, program: ExportedProgram, choice: dict[str, Any], batches: Sequence[Batch]) -> Curves:

@@ -36,7 +36,7 @@ def run(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered:
     recovered = recovery.recover(
         student,
         teacher,
-        datasets.load(recipe),
+        datasets.load(recipe, pinned.inputs),
         settings,
         checkpoint=_checkpoint(cut.run_id),
         on_epoch=lambda epoch: _log_epoch(cut.run_id, epoch, settings.epochs),
