@@ -57,7 +57,9 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
     print(report)
     sparsity = 1 - report.parameters_after / baseline.figures.params
     record = {"goal": str(goal), "criterion": recipe.prune.criterion, "seed": recipe.seed, "kept": report.kept}
-    lineage = programs.descend(lineage, programs.digest(program), {"cycle": cycle, **record})
+    lineage = programs.descend(
+        lineage | {"data": pinned.data_digest}, programs.digest(program), {"cycle": cycle, **record}
+    )
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         path = Path(folder) / "cut.pt2"
         programs.save(pruned, path, lineage)

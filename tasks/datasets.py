@@ -60,7 +60,13 @@ def check(recipe: Recipe, dataset: Dataset, program: ExportedProgram) -> None:
     from secateur import data_checks
     from secateur.calibration import GRADIENTS, MOVEMENT
     from secateur.importance import CRITERIA
+    from secateur.program import input_specs
 
+    if len(names := input_specs(program)) > 1:
+        raise InputError(
+            f"model: expected one input, as measuring and the gate feed a single one, this takes {len(names)}: "
+            f"{', '.join(names)}; export it with the others computed from the first, such as a mask from the padding"
+        )
     data_checks.check_fits(dataset, program, recipe.objective)
     unlabelled = recipe.data.labels == "none"
     data_checks.check_every_class(

@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+import torch
 import yaml
 from PIL import Image
 from services import BUCKET
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from torch import nn
 
 from secateur.data import Dataset, Split
 from secateur.errors import InputError
@@ -181,6 +183,22 @@ def test_texts_are_read_with_their_tokenizer(tmp_path: Path) -> None:
     datasets.check(wanted, loaded, program)
     assert np.array_equal(loaded.train.inputs[:, 0], loaded.train.labels + 1)
     assert loaded.train.inputs.shape[1] == models.LENGTH
+
+
+class Two(nn.Module):
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return left + right
+
+
+def test_a_model_of_several_inputs_is_read_for_by_name_but_not_measured_yet(tmp_path: Path) -> None:
+    split = vectors("train")
+    np.savez(tmp_path / "two.npz", left=split.inputs, right=split.inputs + 1, labels=split.labels)
+    wanted = recipe({"source": "npz", "path": str(tmp_path / "two.npz")})
+    program = models.export(Two(), torch.zeros(2, models.FEATURES), torch.zeros(2, models.FEATURES))
+    loaded = datasets.load(wanted, tuple(input_specs(program)))
+    assert np.array_equal(loaded.test.columns[0] + 1, loaded.test.columns[1])
+    with pytest.raises(InputError, match=r"^model: expected one input, .* this takes 2: left, right; export it"):
+        datasets.check(wanted, loaded, program)
 
 
 def draw(folder: Path, classes: tuple[str, ...] = WORDS, count: int = 8) -> Path:
