@@ -1,28 +1,38 @@
-"""Data sets as arrays, split once by a seed, checked against the model's input, identified by a digest."""
+"""Data sets as arrays: three splits, drawn by a seed where they are not given, and identified by a digest."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import torch
-from torch.export import ExportedProgram
 
-from secateur import program as programs
 from secateur.errors import InputError
+
+CHUNK_BYTES = 1 << 24  # of an array that is looked at as a whole, a chunk at a time: it may be larger than memory
 
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs [N, ...] and labels [N, ...]; a program with several inputs takes `more` after the first."""
+    """Inputs [N, ...] and labels [N, ...]; a program with several inputs takes `more` after the first.
+
+    Raises:
+        InputError: the arrays differ in length.
+    """
 
     inputs: np.ndarray
     labels: np.ndarray
     more: tuple[np.ndarray, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(len(column) != len(self.labels) for column in self.columns):
+            counts = " and ".join(str(len(column)) for column in self.columns)
+            raise InputError(
+                f"data: expected one label for each input, got {counts} inputs and {len(self.labels)} labels; "
+                "arrays are matched by position, so write them from the same list of examples"
+            )
 
     @property
     def columns(self) -> tuple[np.ndarray, ...]:
@@ -31,6 +41,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, chosen: np.ndarray) -> Split:
+        """The examples at these positions, copied into memory."""
+        return Split(self.inputs[chosen], self.labels[chosen], tuple(column[chosen] for column in self.more))
 
 
 @dataclass(frozen=True)
@@ -42,129 +56,92 @@ class Dataset:
     test: Split
 
     @property
+    def splits(self) -> dict[str, Split]:
+        """The three by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
     def digest(self) -> str:
         """SHA-256 over every example of every split, in order."""
         sha = hashlib.sha256()
-        for split in (self.train, self.validation, self.test):
-            for array in (*split.columns, split.labels):
+        for part in self.splits.values():
+            for array in (*part.columns, part.labels):
                 sha.update(f"{array.shape}{array.dtype}".encode())
-                sha.update(np.ascontiguousarray(array).tobytes())
+                for rows in chunks(array):
+                    sha.update(np.ascontiguousarray(rows).tobytes())
         return sha.hexdigest()
 
 
-def digits() -> tuple[np.ndarray, np.ndarray]:
-    """The handwritten digits of scikit-learn: 1,797 images [1, 8, 8] in 0..1 (Alpaydin and Kaynak, UCI, 1998)."""
-    from sklearn.datasets import load_digits
-
-    inputs, labels = load_digits(return_X_y=True)
-    return (inputs.reshape(-1, 1, 8, 8) / 16).astype(np.float32), labels.astype(np.int64)
-
-
-def npz(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """The arrays `inputs` and `labels` of an `.npz` file.
-
-    Raises:
-        InputError: the file is missing, unreadable, or lacks one of the two arrays.
-    """
-    arrays = _arrays(path, ["inputs", "labels"])
-    return arrays["inputs"], _whole(arrays["labels"])
+def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The array [N, ...] in runs of rows of about 16 MiB."""
+    rows = max(1, CHUNK_BYTES // max(1, array[:1].nbytes))
+    for start in range(0, len(array), rows):
+        yield array[start : start + rows]
 
 
-def _arrays(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if isinstance(arrays, np.ndarray):
-                raise InputError(f"data.path: expected an .npz file with named arrays, got a single array in {path}")
-            if missing := set(names) - set(arrays.files):
-                raise InputError(
-                    f"data.path: expected arrays {' and '.join(map(repr, names))} in {path}, "
-                    f"{', '.join(sorted(missing))} is missing; found {', '.join(arrays.files) or 'none'}"
-                )
-            return {name: arrays[name] for name in names}
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"data.path: expected a readable .npz file, got {path}: {error}") from error
-
-
-def batches(path: str | Path, program: ExportedProgram, size: int = 32) -> list[tuple[torch.Tensor, ...]]:
-    """Calibration batches (inputs..., labels) from an `.npz` file: `labels`, and `inputs` or an array per input by name.
+def class_numbers(split: Split) -> Split:
+    """The same examples with labels as int64.
 
     Raises:
-        InputError: the file is missing, unreadable, lacks an array, or its arrays differ in length.
+        InputError: labels that rounding would change, or that are no numbers.
     """
-    names = list(programs.input_specs(program))
-    if len(names) == 1:
-        arrays = dict(zip(("inputs", "labels"), npz(path), strict=True))
-        names = ["inputs"]
-    else:
-        arrays = _arrays(path, [*names, "labels"])
-    lengths = {name: len(array) for name, array in arrays.items()}
-    if len(set(lengths.values())) != 1:
-        raise InputError(f"data.path: expected arrays of one length in {path}, got {lengths}")
-    tensors = [torch.from_numpy(arrays[name]) for name in (*names, "labels")]
-    return list(zip(*(tensor.split(size) for tensor in tensors), strict=True))
-
-
-def _whole(labels: np.ndarray) -> np.ndarray:
-    """Labels as integers; refuses what rounding would change."""
+    labels = split.labels
     if labels.dtype.kind not in "iufb" or (labels.dtype.kind == "f" and not (labels == np.floor(labels)).all()):
-        raise InputError(f"data: expected integer labels (class numbers), got {labels.dtype} such as {labels.flat[:3]}")
-    return labels.astype(np.int64)
+        raise InputError(
+            f"data: expected integer labels (class numbers), got {labels.dtype} such as {labels.flat[:3]}; "
+            "number the classes from 0 as the model does"
+        )
+    return dataclasses.replace(split, labels=labels.astype(np.int64, copy=False))
 
 
-def split(inputs: np.ndarray, labels: np.ndarray, shares: Sequence[float], seed: int) -> Dataset:
-    """Split stratified by label: `shares` of train, validation and test, summing to one.
+def split(examples: Split, shares: Sequence[float], seed: int) -> Dataset:
+    """Split stratified by label [N]: `shares` of train, validation and test, summing to one. The parts are copies.
+
+    Equal examples may fall on both sides: an array of many short examples has duplicates, and which of them to drop is not
+    for a draw to say.
 
     Raises:
-        InputError: lengths differ, values are not finite, or a class has too few examples for three splits.
+        InputError: labels of more than one dimension, or a class has too few examples for three splits.
     """
-    if labels.ndim != 1:
-        raise InputError(f"data: expected labels [N], one class number per example, got shape {labels.shape}")
-    if len(inputs) != len(labels):
-        raise InputError(f"data: expected one label for each input, got {len(inputs)} inputs and {len(labels)} labels")
-    if inputs.dtype.kind not in "iufb":
-        raise InputError(f"data: expected numbers as inputs (such as float32), got an array of {inputs.dtype}")
-    if np.issubdtype(inputs.dtype, np.floating) and not np.isfinite(inputs).all():
-        raise InputError("data: expected finite inputs, found NaN or infinity; clean the array before registering it")
+    if examples.labels.ndim != 1:
+        raise InputError(
+            f"data: expected labels [N], one class number per example, got shape {examples.labels.shape}; name the splits"
+        )
+    rest, test = _drawn(examples.labels, np.arange(len(examples)), shares[2], seed)
+    train, validation = _drawn(examples.labels, rest, shares[1] / (shares[0] + shares[1]), seed)
+    return Dataset(*(examples.take(part) for part in (train, validation, test)))
+
+
+def carve(train: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """Two copies that share nothing: the rest of `train`, and a `share` of it stratified by label, for validation.
+
+    Raises:
+        InputError: a class has too few examples.
+    """
+    rest, carved = _drawn(train.labels, np.arange(len(train)), share, seed)
+    return train.take(rest), train.take(carved)
+
+
+def proxy(train: Split, share: float, seed: int) -> Split:
+    """A copy of a share of the training split, drawn by the seed and stratified by label, that stands in for all of it.
+
+    Raises:
+        InputError: a class has too few examples.
+    """
+    _, drawn = _drawn(train.labels, np.arange(len(train)), share, seed, "data.proxy")
+    return train.take(drawn)
+
+
+def _drawn(
+    labels: np.ndarray, among: np.ndarray, share: float, seed: int, setting: str = "data.split"
+) -> tuple[np.ndarray, np.ndarray]:
+    """The positions `among` which to draw, parted: what is left, and the share."""
     from sklearn.model_selection import train_test_split
 
-    order = np.arange(len(labels))
     try:
-        rest, test = train_test_split(order, test_size=shares[2], random_state=seed, stratify=labels)
-        ratio = shares[1] / (shares[0] + shares[1])
-        train, validation = train_test_split(rest, test_size=ratio, random_state=seed, stratify=labels[rest])
+        left, drawn = train_test_split(among, test_size=share, random_state=seed, stratify=labels[among])
     except ValueError as error:
         raise InputError(
-            f"data.split: {shares} of {len(labels)} examples cannot be stratified by label: {error}"
+            f"{setting}: {share:.3g} of {len(among)} examples cannot be stratified by label: {error}"
         ) from error
-    parts = (Split(inputs[part], labels[part]) for part in (train, validation, test))
-    return Dataset(*parts)
-
-
-def check_fits(dataset: Dataset, program: ExportedProgram) -> None:
-    """Raise InputError unless the program takes one tensor of the data's shape and type and knows all its labels."""
-    specs = programs.input_specs(program)
-    if len(specs) != 1:
-        raise InputError(
-            f"data: expected a model with one input tensor, this one takes {len(specs)}: {', '.join(specs)}"
-        )
-    ((name, (shape, dtype)),) = specs.items()
-    seen = dataset.train.inputs
-    if shape[0] is not None:
-        raise InputError(
-            f"model: expected a dynamic batch dimension, input {name} is fixed at {shape[0]}; "
-            "export or log it with an input example of batch size two or more"
-        )
-    fits = len(shape) == seen.ndim and all(s in (None, n) for s, n in zip(shape[1:], seen.shape[1:], strict=True))
-    if not fits or dtype != torch.from_numpy(seen[:1]).dtype:
-        wanted = "x".join("any" if s is None else str(s) for s in shape[1:])
-        got = "x".join(map(str, seen.shape[1:]))
-        raise InputError(f"data: expected examples of {wanted} ({dtype}) for input {name}, got {got} ({seen.dtype})")
-    with torch.no_grad():
-        logits = program.module(check_guards=False)(torch.from_numpy(seen[:2]))
-    labels = np.concatenate([s.labels for s in (dataset.train, dataset.validation, dataset.test)])
-    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
-        raise InputError("model: expected one output of logits [batch, classes] for classification")
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise InputError(f"data: expected labels in 0..{logits.shape[1] - 1}, got {labels.min()}..{labels.max()}")
+    return left, drawn

@@ -19,7 +19,7 @@ def run(pinned: Pinned) -> Baseline:
     recipe = Recipe.model_validate(pinned.recipe)
     with tracking.fetched(pinned.program) as path, tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         program = programs.load(path)
-        validation = datasets.load(recipe).validation
+        validation = datasets.load(recipe, pinned.inputs).validation
         dense = figures.measure(
             program, Path(folder) / "dense.onnx", pinned.run_id, validation, figures.target_of(recipe)
         )

@@ -53,14 +53,20 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
     record = {"cycle": cycle, "goal": str(goal), "criterion": recipe.prune.criterion, "seed": recipe.seed}
     if cycle == 1 and (learning := recipe.prune.sparse_learning):
         # growing is told beforehand which units the cut will remove
-        kept = _cut(recipe, run_id, program, goal, "sparse_learning")[1].kept if learning.method == "growing" else None
+        kept = (
+            _cut(recipe, pinned.inputs, run_id, program, goal, "sparse_learning")[1].kept
+            if learning.method == "growing"
+            else None
+        )
         lineage = {"origin": programs.digest(program), **lineage}
-        program = sparse_learning.learn(recipe, learning, run_id, program, kept)
+        program = sparse_learning.learn(recipe, pinned.inputs, learning, run_id, program, kept)
         record["sparse_learning"] = learning.model_dump()
-    pruned, report = _cut(recipe, run_id, program, goal, "cut")
+    pruned, report = _cut(recipe, pinned.inputs, run_id, program, goal, "cut")
     print(report)
     sparsity = 1 - report.parameters_after / baseline.figures.params
-    lineage = programs.descend(lineage, programs.digest(program), {**record, "kept": report.kept})
+    lineage = programs.descend(
+        lineage | {"data": pinned.data_digest}, programs.digest(program), {**record, "kept": report.kept}
+    )
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         path = Path(folder) / "cut.pt2"
         programs.save(pruned, path, lineage)
@@ -70,30 +76,30 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
 
 
 def _cut(
-    recipe: Recipe, run_id: str, program: ExportedProgram, goal: Goal, folder: str
+    recipe: Recipe, names: Sequence[str], run_id: str, program: ExportedProgram, goal: Goal, folder: str
 ) -> tuple[ExportedProgram, Report]:
     """Prune as the recipe says; what is measured for it is kept in this folder of the cycle's run."""
     from secateur import prune
     from secateur.pruning import Choice, needs_data
 
     choice = {**recipe.prune.choice, "seed": recipe.seed}
-    batches = _calibration(recipe) if needs_data(Choice(**choice)) else ()
+    batches = _calibration(recipe, names) if needs_data(Choice(**choice)) else ()
     by_curves = recipe.prune.allocation == "sensitivity"
     curves = _curves(run_id, program, choice, batches, folder) if by_curves else None
     return prune(program, goal=goal, calibration=batches, curves=curves, **choice)
 
 
-def _calibration(recipe: Recipe) -> list[Batch]:
+def _calibration(recipe: Recipe, names: Sequence[str]) -> list[Batch]:
     """Examples of the training split, the same ones in every cycle."""
     import numpy as np
     import torch
 
     from tasks import datasets
 
-    train = datasets.load(recipe).train
+    train = datasets.load(recipe, names).train
     chosen = np.random.default_rng(recipe.seed).permutation(len(train))[: recipe.prune.calibration]
     parts = [chosen[start : start + BATCH] for start in range(0, len(chosen), BATCH)]
-    return [(torch.from_numpy(train.inputs[part]), torch.from_numpy(train.labels[part])) for part in parts]
+    return [tuple(torch.from_numpy(array[part]) for array in (*train.columns, train.labels)) for part in parts]
 
 
 def _curves(

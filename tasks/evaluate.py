@@ -19,7 +19,7 @@ def run(pinned: Pinned, baseline: Baseline, recovered: Recovered) -> Cycle:
 
     recipe = Recipe.model_validate(pinned.recipe)
     target = figures.target_of(recipe)
-    validation = datasets.load(recipe).validation
+    validation = datasets.load(recipe, pinned.inputs).validation
     with (
         tracking.fetched(recovered.program) as program_path,
         tracking.fetched(baseline.figures.onnx) as dense_path,

@@ -16,7 +16,7 @@ def run(pinned: Pinned, exported: Exported, validated: Validated) -> GateResult:
     from tasks import datasets
 
     recipe = Recipe.model_validate(pinned.recipe)
-    test = datasets.load(recipe).test
+    test = datasets.load(recipe, pinned.inputs).test
     right = []
     for file in (exported.dense, exported.pruned):
         with tracking.fetched(file) as path:

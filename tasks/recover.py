@@ -31,7 +31,7 @@ def run(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered:
     recovered = recovery.recover(
         student,
         teacher,
-        datasets.load(recipe),
+        datasets.load(recipe, pinned.inputs),
         settings,
         checkpoint=training.checkpoint(cut.run_id, "last.pt"),
         on_epoch=lambda epoch: training.log_epoch(cut.run_id, "recovery", epoch, settings.epochs),

@@ -29,6 +29,7 @@ class Pinned:
     experiment_id: str
     run_id: str
     dag_run_id: str
+    inputs: tuple[str, ...]  # of the program, in order
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     """
     wanted = recipes.load(recipe)
     tracking.client()
-    from secateur import data, penalties, pruning, runtime, sparse_learning
+    from secateur import penalties, pruning, runtime, sparse_learning
     from secateur import program as programs
     from secateur.errors import InputError
     from tasks import datasets, figures, registry
@@ -32,8 +32,9 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     number, file = registry.source(model, version)
     with tracking.fetched(file) as path:
         program = programs.load(path)
-    dataset = datasets.load(wanted)
-    data.check_fits(dataset, program)
+    names = tuple(programs.input_specs(program))
+    dataset = datasets.load(wanted, names)
+    datasets.check(wanted, dataset, program)
     runtime.check_provider(figures.target_of(wanted))
     if wanted.target.batch > len(dataset.validation):
         raise InputError(
@@ -57,6 +58,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
         experiment_id="",
         run_id="",
         dag_run_id=dag_run_id,
+        inputs=names,
     )
     return _with_parent_run(pinned, salt=dag_run_id if fresh else "")
 

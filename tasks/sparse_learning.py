@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def learn(
     recipe: Recipe,
+    names: Sequence[str],
     wanted: SparseLearning,
     run_id: str,
     program: ExportedProgram,
@@ -23,12 +24,13 @@ def learn(
     from secateur import learn_sparsity
     from secateur.penalties import PenaltySettings
     from secateur.pruning import Choice
+    from secateur.training import Settings
     from tasks import datasets
 
     settings = Settings(epochs=wanted.epochs, seed=recipe.seed, **recipe.recovery.model_dump())
     learned = learn_sparsity(
         program,
-        datasets.load(recipe),
+        datasets.load(recipe, names),
         settings,
         Choice(**recipe.prune.choice),
         PenaltySettings(**wanted.penalty),

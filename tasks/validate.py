@@ -16,7 +16,7 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
     from tasks import datasets
 
     recipe = Recipe.model_validate(pinned.recipe)
-    inputs = datasets.load(recipe).validation.inputs
+    inputs = datasets.load(recipe, pinned.inputs).validation.inputs
     with (
         tracking.fetched(exported.dense) as dense,
         tracking.fetched(exported.pruned) as pruned,

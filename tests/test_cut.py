@@ -64,6 +64,7 @@ class TestSurgery:
         step = ALIGN / CHANNELS  # of the units of one axis
         assert abs(job.cuts[0].sparsity - job.plan.shares[0]) < step
         assert lineage["parent"] == job.pinned.program_digest
+        assert lineage["data"] == job.pinned.data_digest
         (record,) = lineage["cuts"]
         assert record["cycle"] == 1
         assert all(len(units) % ALIGN == 0 and len(units) < CHANNELS for units in record["kept"].values())

@@ -12,6 +12,8 @@ from secateur.errors import InputError
 from tasks import recipe
 
 MINIMAL: dict[str, Any] = {"model": "m", "data": {"source": "digits"}, "goal": {"sparsity": 0.5}}
+SPLITS = {"train": "a", "test": "b"}
+TEXT = {"tokenizer": "tokenizer.json", "max_length": 8}
 SHIPPED = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
 
 
@@ -47,6 +49,23 @@ def test_a_filled_in_recipe_reads_back_as_itself() -> None:
     assert recipe.Recipe.model_validate(filled.model_dump(mode="json")) == filled
 
 
+@pytest.mark.parametrize(
+    ("data", "section", "filled"),
+    [
+        ({"source": "csv", "path": "x"}, "table", {"label": "label", "features": None}),
+        ({"source": "images", "path": "x", "images": {"size": [4, 6]}}, "images", {"size": (4, 6), "mean": (0.0,)}),
+        ({"source": "huggingface", "path": "a/b", "text": TEXT}, "text", {"column": "text", "max_length": 8}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_section_of_the_source_is_filled_in_and_reads_back(
+    data: dict[str, Any], section: str, filled: dict[str, Any]
+) -> None:
+    read = parse(data=data)
+    assert read.model_dump()["data"][section].items() >= filled.items()
+    assert recipe.Recipe.model_validate(read.model_dump(mode="json")) == read
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> None:
     text = path.read_text()
@@ -66,9 +85,37 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> Non
         ({"goal": {"speedup": 1}}, ["goal.speedup", "greater than 1", "got 1"]),
         ({"goal": {"sparsity": 0.5, "speedup": 2}}, ["goal", "exactly one", "sparsity, speedup"]),
         ({"goal": {}}, ["goal", "exactly one", "got none"]),
-        ({"data": {"source": "npz"}}, ["data", "path is needed"]),
-        ({"data": {"source": "digits", "path": "x.npz"}}, ["data", "path is needed", "only there"]),
-        ({"data": {"source": "csv"}}, ["data.source", "'digits' or 'npz'", "'csv'"]),
+        ({"data": {"source": "npz"}}, ["data", "npz needs either a path or splits", "path missing, splits missing"]),
+        ({"data": {"source": "npz", "path": "x", "splits": SPLITS}}, ["either a path or splits", "splits given"]),
+        ({"data": {"source": "digits", "path": "x.npz"}}, ["data", "digits needs neither path nor splits"]),
+        ({"data": {"source": "huggingface", "splits": SPLITS}}, ["data", "needs a path, the data set's name"]),
+        ({"data": {"source": "excel"}}, ["data.source", "'digits', 'npz'", "'excel'"]),
+        ({"data": {"source": "npz", "splits": {"train": "x"}}}, ["data.splits.test: field required"]),
+        ({"data": {"source": "npz", "splits": SPLITS | {"tset": "x"}}}, ["data.splits.tset: unknown setting", "test"]),
+        ({"data": {"source": "npz", "path": "x", "text": TEXT}}, ["text goes with source parquet, csv", "is npz"]),
+        ({"data": {"source": "csv", "path": "x", "images": {}}}, ["images goes with source images", "is csv"]),
+        ({"data": {"source": "csv", "path": "x", "text": TEXT | {"lenght": 1}}}, ["data.text.lenght: unknown setting"]),
+        (
+            {"data": {"source": "csv", "path": "x", "text": TEXT, "table": {"features": ["a"]}}},
+            ["data", "text and table.features exclude each other"],
+        ),
+        (
+            {"data": {"source": "csv", "path": "x", "text": {"tokenizer": "x"}}},
+            ["data.text.max_length: field required"],
+        ),
+        (
+            {"data": {"source": "images", "path": "x", "images": {"channels": 2}}},
+            ["data.images.channels", "1 or 3", "2"],
+        ),
+        ({"data": {"source": "images", "path": "x", "images": {"mean": [0, 1]}}}, ["mean needs one number or one for"]),
+        ({"data": {"source": "images", "path": "x", "images": {"deviation": [0]}}}, ["data.images.deviation.0", "0"]),
+        ({"data": {"source": "digits", "proxy": 1}}, ["data.proxy", "less than 1"]),
+        ({"data": {"source": "npz", "path": "x", "labels": "none"}}, ["labels none is of the training split alone"]),
+        ({"data": {"source": "npz", "splits": SPLITS, "labels": "none"}}, ["labels none", "validation"]),
+        (
+            {"data": {"source": "npz", "splits": SPLITS | {"validation": "v"}, "labels": "none"}},
+            ["data.labels none needs recovery.distillation 1.0", "it is 0.5"],
+        ),
         ({"data": {"source": "digits", "split": [0.5, 0.2, 0.2]}}, ["data", "sum to 1", "0.9"]),
         ({"data": {"source": "digits", "split": [0.5, 0.5]}}, ["data.split"]),
         ({"data": {"source": "digits", "split": [1.5, -0.25, -0.25]}}, ["data.split.0", "less than 1", "1.5"]),

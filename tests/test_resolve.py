@@ -235,7 +235,7 @@ def test_a_penalty_that_finds_nothing_to_shrink_is_refused(npz: Path) -> None:
             ["expected examples of 1x4x4", "got 1x5x5"],
         ),
         ({"inputs": INPUTS.astype(np.float64), "labels": LABELS}, ["torch.float32", "got 1x4x4 (float64)"]),
-        ({"inputs": INPUTS.astype(str), "labels": LABELS}, ["data: expected", "float32"]),
+        ({"inputs": INPUTS.astype(str), "labels": LABELS}, ["data: expected numbers", "float32"]),
         ({"inputs": INPUTS, "labels": LABELS + 1}, ["labels in 0..2", "got 1..3"]),
         ({"inputs": INPUTS, "labels": LABELS[:-1]}, ["one label for each input", "240 inputs and 239 labels"]),
         ({"inputs": INPUTS, "labels": LABELS[:, None]}, ["labels", "240"]),

@@ -55,11 +55,11 @@ def cut(model: Path, output: Path, order: Order, calibration: Path | None, say: 
         InputError: an order that contradicts itself or removes nothing, or what the library refuses.
     """
     goals = _check(order, model, output)
-    from secateur import data
     from secateur import program as programs
+    from secateur.readers import arrays
 
     program, lineage = programs.load(model), programs.lineage(model)
-    batches = data.batches(calibration, program) if calibration else ()
+    batches = arrays.batches(calibration, program) if calibration else ()
     for made, record, report in _steps(program, order, goals, batches):
         lineage = programs.descend(lineage, programs.digest(program), record)
         program = made
