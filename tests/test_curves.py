@@ -15,6 +15,7 @@ from secateur.calibration import Batch
 from secateur.curves import mean_loss
 
 WIDTH = 8
+SHARES = (0.25, 0.5, 0.75)
 Curve = dict[float, float]
 
 
@@ -60,7 +61,7 @@ def data(made: nn.Module) -> list[Batch]:
 
 @pytest.fixture(scope="module")
 def curves(program: torch.export.ExportedProgram, data: list[Batch]) -> dict[str, Curve]:
-    return dict(sensitivity(program, calibration=data, shares=(0.25, 0.5, 0.75)))
+    return dict(sensitivity(program, calibration=data, shares=SHARES))
 
 
 def loss_of(module: nn.Module, data: list[Batch]) -> float:
@@ -119,13 +120,15 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(
         raise ConnectionError("the machine is gone")
 
     with pytest.raises(ConnectionError):
-        sensitivity(program, calibration=data, path=path, on_axis=stop)
+        sensitivity(program, calibration=data, shares=SHARES, path=path, on_axis=stop)
     told: list[str] = []
-    resumed = sensitivity(program, calibration=data, path=path, on_axis=lambda name, _: told.append(name))
+    resumed = sensitivity(
+        program, calibration=data, shares=SHARES, path=path, on_axis=lambda name, _: told.append(name)
+    )
     assert told == ["second:width"]
     assert resumed == curves
     assert list(tmp_path.iterdir()) == [path]
-    again = sensitivity(program, calibration=data, path=path, on_axis=stop)  # nothing is left to measure
+    again = sensitivity(program, calibration=data, shares=SHARES, path=path, on_axis=stop)  # nothing is left to measure
     assert again == curves
 
 
@@ -133,9 +136,9 @@ def test_a_narrower_choice_of_axes_takes_what_the_file_has(
     program: torch.export.ExportedProgram, data: list[Batch], curves: dict[str, Curve], tmp_path: Path
 ) -> None:
     path = tmp_path / "curves.json"
-    sensitivity(program, calibration=data, path=path, include=["first:*"])
+    sensitivity(program, calibration=data, shares=SHARES, path=path, include=["first:*"])
     assert list(json.loads(path.read_text())["curves"]) == ["first:width"]
-    assert sensitivity(program, calibration=data, path=path, exclude=["second:*"]) == {
+    assert sensitivity(program, calibration=data, shares=SHARES, path=path, exclude=["second:*"]) == {
         "first:width": curves["first:width"]
     }
 
@@ -167,7 +170,7 @@ def test_a_file_that_holds_no_curves_is_refused(
     path = tmp_path / "curves.json"
     path.write_text(content)
     with pytest.raises(InputError, match=r"^path: expected curves that secateur.sensitivity wrote in"):
-        sensitivity(program, calibration=data, path=path)
+        sensitivity(program, calibration=data, shares=SHARES, path=path)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, float("nan")])

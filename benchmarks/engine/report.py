@@ -17,10 +17,9 @@ TITLES = {
     "stories": "stories260k (Llama, grouped queries): nats per token right after a one-shot cut",
 }
 WHY = (
-    "Inside the blocks both tools rank by the same formula: where they cut the same units they are level, and where they do "
-    "not, one layer more or less met the MACs. `all` takes part of the same MACs from the residual stream, which every block "
-    "reads; before any training that mostly costs more than narrowing blocks alone. Torch-Pruning has no such rows, as it cannot cut the "
-    "stream of these networks."
+    "By the same allocation both tools rank by the same formula: where they cut the same units they are level, and where they do "
+    "not, one layer more or less met the MACs. `sensitivity` takes the same criterion's units, and from curves of loss on the "
+    "calibration images how many from where; it is compared with the better of Torch-Pruning's two, at the fewer MACs."
 )
 
 
