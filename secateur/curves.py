@@ -22,13 +22,7 @@ from secateur.calibration import Batch, Loss, classification_loss
 from secateur.errors import InputError
 from secateur.pruning import DEFAULT_KINDS, Choice
 
-SHARES = (
-    0.0625,
-    0.125,
-    0.25,
-    0.5,
-    0.75,
-)  # dense at first: a line from nothing to a quarter hides units that cost nothing
+SHARES = (0.0625, 0.125, 0.25, 0.5, 0.75)  # close together where units cost next to nothing
 
 
 def sensitivity(
