@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from secateur.errors import InputError
     from secateur.inspection import inspect
     from secateur.pruning import Report, prune, replay
+    from secateur.recovery import recover
     from secateur.sparse_learning import learn_sparsity
     from secateur.sparsity import NM, Blocks, Unstructured, sparsify
 
@@ -30,6 +31,7 @@ _HOME = {
     "Ratio": "secateur.allocate",
     "Report": "secateur.pruning",
     "prune": "secateur.pruning",
+    "recover": "secateur.recovery",
     "replay": "secateur.pruning",
     "sensitivity": "secateur.curves",
 }
@@ -46,6 +48,7 @@ __all__ = [
     "inspect",
     "learn_sparsity",
     "prune",
+    "recover",
     "replay",
     "sensitivity",
     "sparsify",

@@ -29,6 +29,15 @@ def shared_nodes(student: fx.GraphModule, teacher: fx.GraphModule) -> dict[str, 
     }
 
 
+def tapped(module: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
+    """A module with the same tensors that takes the inputs in order and gives (outputs, values of the named nodes)."""
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    outputs = graph.graph_copy(module.graph, copies)
+    by_name = {node.name: copy for node, copy in copies.items()}
+    graph.output((outputs, tuple(by_name[name] for name in names)))
+    return fx.GraphModule(module, graph)
+
+
 def hidden_state_loss(students: Sequence[torch.Tensor], teachers: Sequence[torch.Tensor]) -> torch.Tensor:
     """mean over states and examples of |h_s / |h_s| - h_t / |h_t||^2 (Sun et al., "Patient Knowledge Distillation", 2019).
 

@@ -23,7 +23,7 @@ from secateur.training import Epoch, Settings
 
 @dataclass(frozen=True)
 class Recovered:
-    """The best candidate's program by validation, the earliest of equals, and every epoch before and after it.
+    """The best candidate's program by validation, of equal epochs the latest, and every epoch before and after it.
 
     `kept` says which it is: "cut" (training only harmed), "norms" (as cut, norms measured again) or "trained".
     """
@@ -49,7 +49,8 @@ def recover(
 ) -> Recovered:
     """Train all weights with labels and distillation (Hinton et al. 2015), keep what is best on validation.
 
-    The loss is (1 - a) L(student, label) + a T^2 KL(teacher_T || student_T). Every step's order, augmentation and dropout
+    The loss is (1 - a) L(student, label) + a T^2 KL(teacher_T || student_T), and h times the distance between hidden states
+    that both share (`hidden_states.hidden_state_loss`) if h is not 0. Every step's order, augmentation and dropout
     follow from the seed and the step alone, so that a run that is killed anywhere ends, bit for bit on a CPU, where it
     would have.
 
@@ -70,7 +71,9 @@ def recover(
     masks = masks or {}
     _check_masks(module, masks)
     apply_masks(module, masks)
-    run = training.Run(module, goal, settings, masks, data, None if settings.distillation == 0 else teacher)
+    run = training.Run(
+        module, goal, settings, masks, data, teacher if settings.distillation or settings.hidden_states else None
+    )
     key = _key(student, teacher, data, settings, objective, masks) if checkpoint else ""
     training.train(run, key, checkpoint, on_epoch, on_step)
     state = run.state

@@ -68,7 +68,7 @@ def learn_sparsity(
     training.check_data(data, settings)
     settings = dataclasses.replace(settings, patience=None, reestimate_norms=False)
     targets = _targets(program, choice, kept)
-    module, teacher = targets.module, program if settings.distillation else None
+    module, teacher = targets.module, program if settings.distillation or settings.hidden_states else None
     run = training.Run(module, goal, settings, {}, data, teacher, penalty_of(targets, penalty))
     key = _key(program, data, settings, targets, penalty, objective) if checkpoint else ""
     training.train(run, key, checkpoint, on_epoch, on_step)

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from secateur import augmentation, checkpoints, distributed
+from secateur import augmentation, checkpoints, distributed, hidden_states
 from secateur import program as programs
 from secateur.checkpoints import Checkpoint
 from secateur.data import Dataset, Split
@@ -46,6 +46,7 @@ class Settings:
     warm_up: float = 0.1  # share of the steps
     distillation: float = 0.5
     temperature: float = 4.0
+    hidden_states: float = 0.0  # weight, beside the other two, of the distance to the teacher's hidden states
     label_smoothing: float = 0.0
     clip: float | None = None  # largest norm of the gradient
     average: float = 0.0  # decay of the weights' moving average, which is then what is judged and kept; 0: none
@@ -141,31 +142,51 @@ class Run:
         self.per_epoch = sum(1 for _ in _orders(len(data.train), settings, 1))
         self.steps = settings.epochs * self.per_epoch
         self.optimizer = _optimizer(module, settings)
-        self.guide = (
-            None if teacher is None else programs.move(programs.graph_module(teacher, shared=True), self.device)
-        )
-        if self.guide is not None:
-            programs.set_training(self.guide, False)
+        self.trained, self.guide = self._with_hidden_states(teacher)
         # without augmentation the teacher says the same in every epoch
-        self.taught = self._answers_of_teacher() if self.guide is not None and not settings.augment else None
+        cached = self.guide is not None and not settings.augment and not settings.hidden_states
+        self.taught = self._answers_of_teacher() if cached else None
         self.state = _State()
+
+    def _with_hidden_states(self, teacher: ExportedProgram | None) -> tuple[fx.GraphModule, fx.GraphModule | None]:
+        """Student and teacher in training and evaluation mode, giving the hidden states that they share if those count."""
+        pairs: dict[str, str] = {}
+        guide = None
+        if teacher is not None:
+            # moving would take the program's own tensors along
+            guide = programs.graph_module(teacher, shared=self.device.type == "cpu")
+            programs.set_training(programs.move(guide, self.device), False)
+            if self.settings.hidden_states:
+                pairs = hidden_states.shared_nodes(self.module, guide)
+                if not pairs:
+                    raise InputError(
+                        "hidden_states: expected a hidden state that the cut left as wide as the teacher's, found none; "
+                        "set its weight to 0"
+                    )
+            guide = hidden_states.tapped(guide, list(pairs.values()))
+        trained = hidden_states.tapped(self.module, list(pairs))
+        programs.set_training(trained, True)
+        return trained, guide
 
     def _answers_of_teacher(self) -> torch.Tensor:
         assert self.guide is not None
         with torch.no_grad():
             parts = [
-                self._answers(self.guide, [column[start : start + EVALUATION_BATCH] for column in self.columns])
+                self._answers(self.guide, [column[start : start + EVALUATION_BATCH] for column in self.columns])[0]
                 for start in range(0, len(self.labels), EVALUATION_BATCH)
             ]
         return torch.cat(parts)
 
-    def _answers(self, module: fx.GraphModule, columns: list[torch.Tensor]) -> torch.Tensor:
-        """The logits of a batch, in single precision whatever they were computed in."""
+    def _answers(self, module: fx.GraphModule, columns: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The logits of a batch and its hidden states, in single precision whatever they were computed in."""
         precision = PRECISIONS[self.settings.precision]
         inputs = [self._placed(column) for column in columns]
         with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
-            logits = logits_of(module(*inputs))
-        return logits.float() if precision != torch.float32 else logits
+            outputs, states = module(*inputs)
+        logits = logits_of(outputs)
+        if precision == torch.float32:
+            return logits, list(states)
+        return logits.float(), [state.float() for state in states]
 
     def _placed(self, x: torch.Tensor) -> torch.Tensor:
         x = x.to(self.device, non_blocking=True)
@@ -197,15 +218,15 @@ class Run:
         settings, state = self.settings, self.state
         seconds = sum(epoch.seconds for epoch in state.history)
         late = settings.minutes is not None and seconds >= 60 * settings.minutes
-        stale = settings.patience is not None and state.epoch - 1 - state.best.epoch >= settings.patience
+        earliest = max(state.history, key=lambda epoch: epoch.accuracy).epoch  # of equals the first
+        stale = settings.patience is not None and state.epoch - 1 - earliest >= settings.patience
         return state.epoch > settings.epochs or late or stale
 
     def epoch(self) -> Iterator[int]:
         """Train to the end of the epoch that is under way; gives the number of each step after it is done."""
-        programs.set_training(self.module, True)
         state = self.state
         done = state.step - (state.epoch - 1) * self.per_epoch
-        with distributed.synchronised_norms(self.module):
+        with distributed.synchronised_norms(self.trained):
             for position, batch in enumerate(_orders(len(self.labels), self.settings, state.epoch)):
                 if position < done:
                     continue
@@ -270,7 +291,7 @@ class Run:
     ) -> torch.Tensor:
         """Of labels and teacher; `blended` are the labels of what the inputs are blended with, and their own share."""
         settings, objective, labels = self.settings, self.objective, labels.to(self.device)
-        logits = self._answers(self.module, columns)
+        logits, states = self._answers(self.trained, columns)
         loss = objective.loss(logits, labels, settings.label_smoothing)
         if blended is not None:
             partners, share = blended
@@ -278,11 +299,15 @@ class Run:
             loss = share * loss + (1 - share) * other
         if self.guide is None:
             return loss
+        theirs: list[torch.Tensor] = []
         if taught is None:
             with torch.no_grad():
-                taught = self._answers(self.guide, columns)
-        soft = objective.distillation(logits, taught, labels, settings.temperature)
-        return (1 - settings.distillation) * loss + settings.distillation * soft
+                taught, theirs = self._answers(self.guide, columns)
+        soft = objective.distillation(logits, taught.to(self.device), labels, settings.temperature)
+        loss = (1 - settings.distillation) * loss + settings.distillation * soft
+        if settings.hidden_states:
+            loss = loss + settings.hidden_states * hidden_states.hidden_state_loss(states, theirs)
+        return loss
 
     def judge_epoch(self) -> Epoch:
         """Validate after the last step of an epoch, keep the weights if they are the best, go on to the next."""
@@ -299,8 +324,8 @@ class Run:
         metric = self.validate()
         seconds = distributed.from_first(torch.tensor([state.seconds + time.monotonic() - began]).double()).item()
         told = Epoch(state.epoch, float(np.mean(state.losses)), metric, seconds)
-        # weights that learnt are preferred to norms alone that do as well on validation
-        as_good = state.kept == "norms" and told.accuracy == state.best.accuracy
+        # of equals the latest: it has learnt longest, and the rate has fallen most
+        as_good = state.kept != "cut" and told.accuracy == state.best.accuracy
         if told.accuracy > state.best.accuracy or as_good:
             state.kept, state.best, state.weights = "trained", told, _copy_of(self.module)
         self.module.load_state_dict(trained)
@@ -355,6 +380,8 @@ def check_settings(settings: Settings) -> None:
     for setting, value in (("distillation", settings.distillation), ("label_smoothing", settings.label_smoothing)):
         if not 0 <= value <= 1:
             raise InputError(f"{setting}: expected a weight from 0 to 1, got {value}")
+    if not 0 <= settings.hidden_states < math.inf:
+        raise InputError(f"hidden_states: expected a weight of at least 0, got {settings.hidden_states}")
     for setting, value in (("average", settings.average), ("warm_up", settings.warm_up)):
         if not 0 <= value < 1:
             raise InputError(f"{setting}: expected a share from 0 up to 1, got {value}")

@@ -195,6 +195,7 @@ class Recovery(_Section):
     warm_up: float = Field(0.1, ge=0, lt=1)  # share of the steps
     distillation: float = Field(0.5, ge=0, le=1)  # weight of the dense model's answers, the rest is the labels'
     temperature: float = Field(4.0, gt=0)
+    hidden_states: float = Field(0.0, ge=0)  # weight of the distance to the dense model's hidden states
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     clip: float | None = Field(None, gt=0)  # largest norm of the gradient
     average: float = Field(0.0, ge=0, lt=1)  # decay of a moving average of the weights; 0: none

@@ -18,7 +18,7 @@ from together import together
 from torch.export import ExportedProgram
 from torch.nn import functional
 
-from secateur import NM, InputError, Unstructured, distributed, sparsify
+from secateur import NM, InputError, Ratio, Unstructured, distributed, hidden_states, prune, sparsify
 from secateur import program as programs
 from secateur.checkpoints import Checkpoint, in_folder
 from secateur.data import Dataset, Split
@@ -230,11 +230,22 @@ def test_training_that_only_harms_gives_back_the_program_as_it_came() -> None:
     assert programs.digest(seen.program) == programs.digest(student())
 
 
-def test_of_equal_epochs_the_earliest_is_kept() -> None:
+def test_a_training_that_changes_nothing_keeps_the_program_as_it_was_cut() -> None:
     still = dataclasses.replace(SETTINGS, learning_rate=0.0)
     seen = recover(models.exported("perceptron"), models.exported("perceptron"), _vectors(), still)
     assert len({e.accuracy for e in seen.history}) == 1
-    assert seen.best.epoch == 0
+    assert (seen.best.epoch, seen.kept) == (0, "cut")
+
+
+def test_of_equal_epochs_that_are_better_the_latest_is_kept() -> None:
+    """It has learnt longest. Every epoch ends with a flawless validation, which the noisy program does not have."""
+    few = dataclasses.replace(data(), validation=answered_by(teacher(), models.images(60, 1)[:30]))
+    seen = recover(student(), teacher(), few, dataclasses.replace(SETTINGS, epochs=12, learning_rate=0.05))
+    best = max(epoch.accuracy for epoch in seen.history)
+    equals = [epoch.epoch for epoch in seen.history if epoch.accuracy == best]
+    assert seen.kept == "trained"
+    assert len(equals) > 1
+    assert seen.best.epoch == equals[-1]
 
 
 def _vectors() -> Dataset:
@@ -612,3 +623,34 @@ def test_other_number_formats_and_layouts_train_to_about_the_same_weights(change
 def test_a_setting_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         recover(student(), teacher(), data(), dataclasses.replace(SETTINGS, **change))
+
+
+def test_hidden_states_that_both_share_come_nearer_to_the_teachers() -> None:
+    settings = dataclasses.replace(SETTINGS, epochs=6)
+
+    def distance(program: ExportedProgram) -> float:
+        ours, theirs = (programs.graph_module(p) for p in (program, teacher()))
+        pairs = hidden_states.shared_nodes(ours, theirs)
+        x = torch.from_numpy(data().test.inputs)
+        with torch.no_grad():
+            states = [
+                hidden_states.tapped(module, names)(x)[1]
+                for module, names in ((ours, list(pairs)), (theirs, list(pairs.values())))
+            ]
+        return float(hidden_states.hidden_state_loss(*states))
+
+    found = [
+        recover(student(), teacher(), data(), dataclasses.replace(settings, hidden_states=weight))
+        for weight in (5.0, 0.0)
+    ]
+    assert [seen.kept for seen in found] == ["trained"] * 2
+    with_states, without = (distance(seen.program) for seen in found)
+    assert with_states < 0.9 * without
+    assert with_states < distance(student())
+
+
+def test_without_a_shared_hidden_state_there_is_nothing_to_come_nearer_to() -> None:
+    dense = models.exported("perceptron")
+    cut, _ = prune(dense, goal=Ratio(0.5), kinds=["width"])
+    with pytest.raises(InputError, match=r"^hidden_states: expected a hidden state that the cut left as wide"):
+        recover(cut, dense, _vectors(), dataclasses.replace(SETTINGS, hidden_states=1.0))
