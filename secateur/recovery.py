@@ -33,6 +33,17 @@ class Recovered:
     best: Epoch
     history: tuple[Epoch, ...]
     adapted: float | None  # validation after measuring the norms again; None without norms
+    metric: str = "accuracy"
+
+    def __str__(self) -> str:
+        norms = "" if self.adapted is None else f", {self.adapted:.4f} with its norms measured again"
+        as_cut = f"validation {self.metric} was {self.history[0].accuracy:.4f} as cut{norms}"
+        if self.kept == "trained":
+            return (
+                f"Training helped: {as_cut}, and {self.best.accuracy:.4f} after epoch {self.best.epoch}, which is kept."
+            )
+        which = "the program as it was cut" if self.kept == "cut" else "the program with its norms measured again"
+        return f"Training did not help: {as_cut}; {which} is kept."
 
 
 def recover(
@@ -78,7 +89,7 @@ def recover(
     training.train(run, key, checkpoint, on_epoch, on_step)
     state = run.state
     module.load_state_dict(state.weights)
-    return Recovered(run.exported(student), state.kept, state.best, tuple(state.history), state.adapted)
+    return Recovered(run.exported(student), state.kept, state.best, tuple(state.history), state.adapted, goal.metric)
 
 
 def _check_masks(module: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> None:

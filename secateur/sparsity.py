@@ -480,6 +480,12 @@ def _store(module: fx.GraphModule, item: WeightEvidence, weight: torch.Tensor, k
     return mask.contiguous()
 
 
+def masks_of(program: ExportedProgram) -> Masks:
+    """The masks that a program shows: of every matrix or kernel with weights that are exactly zero, True where one is not."""
+    weights = {name: p.detach() for name, p in program.named_parameters() if p.dim() > 1}
+    return {name: weight != 0 for name, weight in weights.items() if not bool(weight.all())}
+
+
 def apply_masks(module: torch.nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
     """Set every masked weight to exactly zero, in place."""
     with torch.no_grad():

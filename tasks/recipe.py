@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 from secateur.errors import InputError
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,99}$")
+S = TypeVar("S", bound=BaseModel)
 Share = Annotated[float, Field(gt=0, lt=1)]
 TABLES = ("parquet", "csv", "tsv", "huggingface")
 
@@ -261,30 +262,39 @@ def load(name: str) -> Recipe:
 
 def parse(text: str, name: str) -> Recipe:
     """Read a recipe from YAML text; `name` is for messages."""
+    return section(Recipe, text, f"recipe {name}")
+
+
+def section(kind: type[S], text: str, name: str) -> S:
+    """Read a section, such as `Recovery`, from YAML text; `name` is for messages.
+
+    Raises:
+        InputError: not YAML, an unknown key or an impossible value; the message names the setting.
+    """
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
-        raise InputError(f"recipe {name}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise InputError(f"recipe {name}: expected a mapping of settings, got {type(content).__name__}")
+        raise InputError(f"{name}: expected a mapping of settings, got {type(content).__name__}")
     try:
-        return Recipe.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"recipe {name}: {'; '.join(map(_sentence, error.errors()))}") from error
+        raise InputError(f"{name}: {'; '.join(_sentence(kind, problem) for problem in error.errors())}") from error
 
 
-def _sentence(problem: object) -> str:
+def _sentence(kind: type[BaseModel], problem: object) -> str:
     """One validation finding as setting, expectation and what was seen."""
     details: dict = dict(problem)  # type: ignore[call-overload]
     where = ".".join(map(str, details["loc"])) or "recipe"
     if details["type"] == "extra_forbidden":
-        return f"{where}: unknown setting; known here: {', '.join(_known(details['loc'][:-1]))}"
+        return f"{where}: unknown setting; known here: {', '.join(_known(kind, details['loc'][:-1]))}"
     message = details["msg"].removeprefix("Value error, ").lower()
     return f"{where}: {message}" + ("" if isinstance(details["input"], dict) else f", got {details['input']!r}")
 
 
-def _known(location: tuple[str | int, ...]) -> list[str]:
-    section: Any = Recipe
+def _known(kind: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
+    section: Any = kind
     for key in location:
         annotation = section.model_fields[str(key)].annotation
         section = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tasks import tracking, training
 from tasks.recipe import Recipe
 from tasks.references import Cut, Pinned, Plan, Recovered
-
-if TYPE_CHECKING:
-    from secateur import recovery
 
 
 @tracking.remembered
@@ -37,9 +33,9 @@ def run(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered:
         on_epoch=lambda epoch: training.log_epoch(cut.run_id, "recovery", epoch, settings.epochs),
         on_step=training.reporter(cut.run_id, "recovery", settings.batch),
     )
-    print(_verdict(recovered), flush=True)
+    print(recovered, flush=True)
     tracking.log(cut.run_id, {"accuracy_norms_reestimated": recovered.adapted}, step=cut.cycle)
-    tracking.describe(cut.run_id, _verdict(recovered))
+    tracking.describe(cut.run_id, str(recovered))
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         path = Path(folder) / "model.pt2"
         programs.save(recovered.program, path, lineage | {"epoch": recovered.best.epoch})
@@ -54,14 +50,3 @@ def run(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered:
         seconds=sum(epoch.seconds for epoch in recovered.history),
         sparsity=cut.sparsity,
     )
-
-
-def _verdict(recovered: recovery.Recovered) -> str:
-    """What was kept and why, in a sentence."""
-    before, best = recovered.history[0].accuracy, recovered.best
-    norms = "" if recovered.adapted is None else f", {recovered.adapted:.4f} with its norms measured again"
-    as_cut = f"validation accuracy was {before:.4f} as cut{norms}"
-    if recovered.kept == "trained":
-        return f"Training helped: {as_cut}, and {best.accuracy:.4f} after epoch {best.epoch}, which is kept."
-    which = "the program as it was cut" if recovered.kept == "cut" else "the program with its norms measured again"
-    return f"Training did not help: {as_cut}; {which} is kept."

@@ -1,6 +1,8 @@
 """`secateur inspect` and `secateur cut` as a shell sees them: files in, files and tables out, no server anywhere."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import models
@@ -121,3 +123,59 @@ def test_the_dense_file_is_never_written_over(model: Path) -> None:
 def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         run("inspect", tmp_path / "none.pt2")
+
+
+@pytest.fixture
+def lesson(model: Path, tmp_path: Path) -> list[str]:
+    """What `secateur recover` is given: the dense program, and examples that it gets right."""
+    tokens = models.tokens(400)
+    with torch.no_grad():
+        labels = models.exported("encoder").module(check_guards=False)(torch.from_numpy(tokens)).argmax(1)
+    np.savez(tmp_path / "examples.npz", inputs=tokens, labels=labels.numpy())
+    (tmp_path / "recovery.yaml").write_text("{batch: 32, learning_rate: 0.05}")
+    given = {"--teacher": model, "--data": tmp_path / "examples.npz", "--settings": tmp_path / "recovery.yaml"}
+    return [str(part) for pair in given.items() for part in pair]
+
+
+def test_a_cut_program_is_recovered_and_what_was_kept_is_said(model: Path, lesson: list[str], tmp_path: Path) -> None:
+    small, output = tmp_path / "small.pt2", tmp_path / "out.pt2"
+    run("cut", model, "--ratio", 0.5, "--kind", "embedding", "-o", small)
+    printed = run("recover", small, *lesson, "--epochs", 4, "-o", output)
+    assert "epoch 4: loss" in printed
+    assert "Training helped: validation accuracy was" in printed
+    assert count(programs.load(output)) == count(programs.load(small))
+    lineage = programs.lineage(output)
+    assert lineage["epoch"] >= 1
+    assert len(lineage["data"]) == 64
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_single_weights_that_were_cut_stay_zero(model: Path, lesson: list[str], tmp_path: Path) -> None:
+    sparse, output = tmp_path / "sparse.pt2", tmp_path / "out.pt2"
+    run("cut", model, "--weights", 0.5, "-o", sparse)
+    run("recover", sparse, *lesson, "--epochs", 2, "-o", output)
+    before, after = (programs.load(path).state_dict for path in (sparse, output))
+    changed = [name for name, weight in before.items() if not torch.equal(weight, after[name])]
+    assert changed
+    for name, weight in before.items():
+        if weight.dim() > 1 and bool((weight == 0).any()):
+            assert torch.equal(weight == 0, after[name] == 0), name
+
+
+def test_torchrun_shares_the_work_and_one_process_writes(model: Path, lesson: list[str], tmp_path: Path) -> None:
+    small = tmp_path / "small.pt2"
+    run("cut", model, "--ratio", 0.5, "--kind", "width", "-o", small)
+    run("recover", small, *lesson, "--epochs", 2, "-o", tmp_path / "alone.pt2")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    order = ["recover", str(small), *lesson, "--epochs", "2", "-o", str(tmp_path / "two.pt2")]
+    done = subprocess.run([*launch, "-m", "tasks.cli.app", *order], capture_output=True, text=True, check=True)
+    assert done.stdout.count("Written:") == 1
+    alone, two = (programs.load(tmp_path / name).state_dict for name in ("alone.pt2", "two.pt2"))
+    for name, weight in alone.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_a_setting_of_recovery_that_does_not_exist_is_refused(model: Path, lesson: list[str], tmp_path: Path) -> None:
+    (tmp_path / "recovery.yaml").write_text("{learning_rat: 0.05}")
+    with pytest.raises(InputError, match=r"recovery.yaml: learning_rat: unknown setting; known here: batch, "):
+        run("recover", model, *lesson, "-o", tmp_path / "out.pt2")

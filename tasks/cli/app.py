@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from secateur.errors import InputError
-from tasks.cli import airflow_api, follow, programs, sample, show, stack
+from tasks.cli import airflow_api, bar, follow, programs, sample, show, stack
 from tasks.cli.airflow_api import AirflowError
 from tasks.cli.mlflow_api import MlflowError
 from tasks.cli.sample import SampleError
@@ -146,6 +146,33 @@ def cut(
     )
     programs.cut(program, output, order, calibration, typer.echo)
     typer.echo(f"Written: {output}")
+
+
+@app.command()
+def recover(
+    program: Program,
+    teacher: Annotated[Path, typer.Option(help="The dense program, whose answers are learnt from too.")],
+    data: Annotated[Path, typer.Option(help="An .npz with labels and with inputs, or an array per input by its name.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the recovered program goes.")],
+    validation: Annotated[
+        Path | None, typer.Option(help="An .npz to choose the best epoch by; without, a tenth of DATA.")
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(help="What is learnt, such as classification or causal_lm.")
+    ] = "classification",
+    settings: Annotated[
+        Path | None, typer.Option(help="YAML like the recovery section of a recipe: batch, learning_rate ...")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="How often the examples are gone through.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of whatever is drawn.")] = 0,
+) -> None:
+    """Win accuracy back after a cut, without any server. Killed, the same command goes on. torchrun --no-python shares the work."""
+    lesson = programs.Lesson(teacher, data, validation, objective, settings, epochs, seed)
+    # what moves goes to standard error
+    console = Console(stderr=True)
+    recovered = programs.recover(program, output, lesson, lambda batch, metric: bar.watched(console, batch, metric))
+    if recovered is not None:
+        typer.echo(f"{recovered}\nWritten: {output}")
 
 
 @app.command()

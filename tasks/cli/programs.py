@@ -1,9 +1,11 @@
-"""`secateur inspect` and `secateur cut`: the library on `.pt2` files, without any server."""
+"""`secateur inspect`, `cut` and `recover`: the library on `.pt2` files, without any server."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,13 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from secateur.allocate import Goal
+    from secateur.data import Dataset
     from secateur.inspection import Inspection
+    from secateur.recovery import Recovered
+    from secateur.training import Settings
+    from tasks.cli.bar import Callbacks
+
+VALIDATION = 0.1  # of the examples, where none are given to validate with
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,19 @@ class Order:
     weights: float | None = None
     nm: str | None = None
     weight_criterion: str = "magnitude"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a cut program is recovered with; `settings` is a YAML file like the `recovery` section of a recipe."""
+
+    teacher: Path
+    data: Path
+    validation: Path | None = None
+    objective: str = "classification"
+    settings: Path | None = None
+    epochs: int = 10
     seed: int = 0
 
 
@@ -64,9 +85,94 @@ def cut(model: Path, output: Path, order: Order, calibration: Path | None, say: 
         lineage = programs.descend(lineage, programs.digest(program), record)
         program = made
         say(str(report))
+    _write(program, output, lineage)
+
+
+def _write(program: ExportedProgram, output: Path, lineage: Mapping[str, Any]) -> None:
+    from secateur import program as programs
+
     beside = output.with_name(f".{output.stem}.new.pt2")
     programs.save(program, beside, lineage)
     os.replace(beside, output)
+
+
+def recover(
+    model: Path, output: Path, lesson: Lesson, watched: Callable[[int, str], AbstractContextManager[Callbacks]]
+) -> Recovered | None:
+    """Train a cut program and write the best candidate; zeros that `cut` set in single weights stay.
+
+    Its state is kept in a folder beside the output, so that the same call goes on where a killed one was, and removed at
+    the end. Under torchrun all processes train as one; the first one writes, and the others give None.
+
+    Args:
+        watched: given the batch size and the name of the metric, opens what is called back.
+
+    Raises:
+        InputError: an output that cannot be, or what the library refuses.
+    """
+    _check_output(model, output)
+    settings = _settings(lesson)
+    from secateur import checkpoints, distributed, recovery, sparsity
+    from secateur import program as programs
+    from secateur.objectives import objective_of
+
+    student, lineage, teacher = programs.load(model), programs.lineage(model), programs.load(lesson.teacher)
+    dataset = _dataset(lesson, student)
+    place = output.with_name(f".{output.stem}.checkpoints")
+    with distributed.joined(), ExitStack() as stack:
+        first = distributed.rank() == 0
+        metric = objective_of(lesson.objective).metric
+        callbacks = stack.enter_context(watched(settings.batch, metric)) if first else (_nothing, _nothing)
+        recovered = recovery.recover(
+            student,
+            teacher,
+            dataset,
+            settings,
+            objective=lesson.objective,
+            masks=sparsity.masks_of(student) if _has_pattern(lineage) else None,
+            checkpoint=checkpoints.in_folder(place),
+            on_epoch=callbacks[0],
+            on_step=callbacks[1],
+        )
+    if not first:
+        return None
+    _write(recovered.program, output, lineage | {"data": dataset.digest, "epoch": recovered.best.epoch})
+    shutil.rmtree(place, ignore_errors=True)
+    return recovered
+
+
+def _nothing(*told: object) -> None:
+    """Says nothing: of several processes the first one does."""
+
+
+def _dataset(lesson: Lesson, student: ExportedProgram) -> Dataset:
+    from secateur import data, data_checks
+    from secateur import program as programs
+    from secateur.readers import arrays
+
+    names = tuple(programs.input_specs(student))
+    train = arrays.npz(lesson.data, names)
+    if lesson.validation is not None:
+        validation = arrays.npz(lesson.validation, names)
+    else:
+        train, validation = data.carve(train, VALIDATION, lesson.seed)
+    dataset = data.Dataset(train, validation, validation)  # recovery has no say over a test split
+    data_checks.check_fits(dataset, student, lesson.objective)
+    return dataset
+
+
+def _has_pattern(lineage: Mapping[str, Any]) -> bool:
+    """Whether single weights were cut anywhere on the way to a program."""
+    return any("pattern" in cut for cut in lineage.get("cuts", ()))
+
+
+def _settings(lesson: Lesson) -> Settings:
+    from secateur.training import Settings
+    from tasks import recipe
+
+    text = lesson.settings.read_text(encoding="utf-8") if lesson.settings else "{}"
+    section = recipe.section(recipe.Recovery, text, f"settings {lesson.settings}")
+    return Settings(epochs=lesson.epochs, seed=lesson.seed, **section.model_dump())
 
 
 def _check(order: Order, model: Path, output: Path) -> list[tuple[str, float]]:
@@ -82,13 +188,17 @@ def _check(order: Order, model: Path, output: Path) -> list[tuple[str, float]]:
         raise InputError(
             "goal: expected at least one of --ratio, --parameters, --macs, --layers, --weights, --nm, got none"
         )
+    _check_output(model, output)
+    return goals
+
+
+def _check_output(model: Path, output: Path) -> None:
     if output.resolve() == model.resolve():
-        raise InputError(f"output: expected another file than the model, got {output}; the dense model is kept")
+        raise InputError(f"output: expected another file than the model, got {output}; that model is kept")
     if output.suffix != ".pt2":
         raise InputError(f"output: expected a name that ends in .pt2, got {output.name}")
     if not output.parent.is_dir():
         raise InputError(f"output: expected a folder that exists, got {output.parent}; create it first")
-    return goals
 
 
 def _steps(program: ExportedProgram, order: Order, goals: list[tuple[str, float]], batches: Sequence[Any]) -> Any:
