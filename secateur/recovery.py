@@ -65,6 +65,9 @@ def recover(
     follow from the seed and the step alone, so that a run that is killed anywhere ends, bit for bit on a CPU, where it
     would have.
 
+    Several processes that torchrun started, each within `distributed.joined()`, train as one with the same batch; only what
+    dropout draws depends on how many there are.
+
     Args:
         masks: what `sparsify` gave, by parameter name, True where a weight stays; the others are exactly zero before
             the first step and after every one, whatever momentum and weight decay do.

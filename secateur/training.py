@@ -238,16 +238,17 @@ class Run:
 
     def _step(self, batch: torch.Tensor) -> float:
         settings, step = self.settings, self.state.step
-        torch.manual_seed(settings.seed * 1_000_003 + step + distributed.rank())  # dropout
+        number = settings.seed * 1_000_003 + step
+        torch.manual_seed(number * distributed.size() + distributed.rank())  # dropout, each process its own
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * LEARNING_RATES[settings.schedule](
                 (step + 0.5) / self.steps, settings.warm_up
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(batch, torch.Generator().manual_seed(settings.seed * 1_000_003 + step))
+        loss = self._backward(batch, torch.Generator().manual_seed(number))
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"recovery diverged: loss {loss} in epoch {self.state.epoch}, step {step + 1}; lower the learning rate"
+                f"training diverged: loss {loss} in epoch {self.state.epoch}, step {step + 1}; lower the learning rate"
             )
         distributed.sum_gradients(self.module.parameters())
         self.penalty(step)
@@ -314,7 +315,7 @@ class Run:
         state = self.state
         if not all(bool(parameter.isfinite().all()) for parameter in self.module.parameters()):
             raise FloatingPointError(
-                f"recovery diverged: weights are not finite after epoch {state.epoch}, step {state.step}; "
+                f"training diverged: weights are not finite after epoch {state.epoch}, step {state.step}; "
                 "lower the learning rate"
             )
         trained = _copy_of(self.module)

@@ -328,13 +328,13 @@ def test_inputs_that_are_not_numbers_stop_the_training() -> None:
     broken = models.images(EXAMPLES)
     broken[3, 0, 0, 0] = np.nan
     with pytest.raises(
-        FloatingPointError, match=r"recovery diverged: loss nan in epoch 1, step \d; lower the learning rate"
+        FloatingPointError, match=r"training diverged: loss nan in epoch 1, step \d; lower the learning rate"
     ):
         recover(student(), teacher(), dataclasses.replace(data(), train=Split(broken, data().train.labels)), SETTINGS)
 
 
 def test_a_learning_rate_that_diverges_stops_the_training() -> None:
-    with pytest.raises(FloatingPointError, match="recovery diverged"):
+    with pytest.raises(FloatingPointError, match="training diverged"):
         recover(student(), teacher(), data(), dataclasses.replace(SETTINGS, learning_rate=1e30))
 
 
