@@ -18,6 +18,9 @@ CHUNK_BYTES = 1 << 24  # of an array that is looked at as a whole, a chunk at a 
 class Split:
     """Inputs [N, ...] and labels [N, ...]; a program with several inputs takes `more` after the first.
 
+    `lengths` [N] says how many positions of each example [T] are more than padding, where a mask among the inputs says so
+    too: a program that takes any length may then be given batches that are only as long as their longest.
+
     Raises:
         InputError: the arrays differ in length.
     """
@@ -25,6 +28,7 @@ class Split:
     inputs: np.ndarray
     labels: np.ndarray
     more: tuple[np.ndarray, ...] = ()
+    lengths: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if any(len(column) != len(self.labels) for column in self.columns):
@@ -44,7 +48,8 @@ class Split:
 
     def take(self, chosen: np.ndarray) -> Split:
         """The examples at these positions, copied into memory."""
-        return Split(self.inputs[chosen], self.labels[chosen], tuple(column[chosen] for column in self.more))
+        lengths = None if self.lengths is None else self.lengths[chosen]
+        return Split(self.inputs[chosen], self.labels[chosen], tuple(column[chosen] for column in self.more), lengths)
 
 
 @dataclass(frozen=True)

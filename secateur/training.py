@@ -24,6 +24,7 @@ from secateur.sparsity import apply_masks
 
 NORM_BATCHES = 50  # of training, that norms are measured again with
 EVALUATION_BATCH = 256
+BUCKET = 50  # batches whose examples are sorted by length before they are dealt out
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -139,12 +140,14 @@ class Run:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.columns = [torch.from_numpy(column) for column in data.train.columns]
         self.labels = torch.from_numpy(data.train.labels)
+        self.lengths = _lengths(module, data.train)
         self.per_epoch = sum(1 for _ in _orders(len(data.train), settings, 1))
         self.steps = settings.epochs * self.per_epoch
         self.optimizer = _optimizer(module, settings)
         self.trained, self.guide = self._with_hidden_states(teacher)
-        # without augmentation the teacher says the same in every epoch
-        cached = self.guide is not None and not settings.augment and not settings.hidden_states
+        # without augmentation the teacher says the same in every epoch, but not in the same shape where answers have lengths
+        changes = settings.augment or settings.hidden_states or (self.lengths is not None and self.labels.dim() > 1)
+        cached = self.guide is not None and not changes
         self.taught = self._answers_of_teacher() if cached else None
         self.state = _State()
 
@@ -170,12 +173,14 @@ class Run:
 
     def _answers_of_teacher(self) -> torch.Tensor:
         assert self.guide is not None
+        parts = _by_length(len(self.labels), self.lengths).split(EVALUATION_BATCH)
         with torch.no_grad():
-            parts = [
-                self._answers(self.guide, [column[start : start + EVALUATION_BATCH] for column in self.columns])[0]
-                for start in range(0, len(self.labels), EVALUATION_BATCH)
-            ]
-        return torch.cat(parts)
+            answers = torch.cat([self._answers(self.guide, self._examples(part)[:-1])[0] for part in parts])
+        return torch.empty_like(answers).index_copy_(0, torch.cat(parts).to(answers.device), answers)
+
+    def _examples(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        """Inputs and labels, no longer than the longest of the batch."""
+        return _trimmed([column[batch] for column in (*self.columns, self.labels)], batch, self.lengths)
 
     def _answers(self, module: fx.GraphModule, columns: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The logits of a batch and its hidden states, in single precision whatever they were computed in."""
@@ -199,7 +204,7 @@ class Run:
         if self.settings.reestimate_norms:
             order = _orders(len(self.labels), self.settings, 0)
             parts = (
-                [self._placed(c[part]) for c in self.columns]
+                [self._placed(column) for column in self._examples(part)[:-1]]
                 for _, part in zip(range(NORM_BATCHES), order, strict=False)
             )
             if reestimate_norms(self.module, parts):
@@ -227,7 +232,7 @@ class Run:
         state = self.state
         done = state.step - (state.epoch - 1) * self.per_epoch
         with distributed.synchronised_norms(self.trained):
-            for position, batch in enumerate(_orders(len(self.labels), self.settings, state.epoch)):
+            for position, batch in enumerate(_orders(len(self.labels), self.settings, state.epoch, self.lengths)):
                 if position < done:
                     continue
                 began = time.monotonic()
@@ -266,7 +271,7 @@ class Run:
         Every process augments the whole batch: what is drawn, and who is blended with whom, does not depend on how many
         there are.
         """
-        columns, labels = [column[batch] for column in self.columns], self.labels[batch]
+        *columns, labels = self._examples(batch)
         mixed = augmentation.augment(columns[0], self.settings.augment, draw)
         columns[0] = mixed.inputs
         partners = None if mixed.partner is None else labels[mixed.partner]
@@ -408,17 +413,38 @@ def check_data(data: Dataset, settings: Settings) -> None:
 
 def evaluate(module: fx.GraphModule, split: Split, objective: Objective) -> float:
     """The objective's metric over a split, in evaluation mode; several processes share the examples."""
-    device = next(module.parameters()).device
-    columns, labels = [torch.from_numpy(column) for column in split.columns], torch.from_numpy(split.labels)
+    device, lengths = next(module.parameters()).device, _lengths(module, split)
+    arrays = [torch.from_numpy(array) for array in (*split.columns, split.labels)]
     answers, targets = [], []
     with programs.evaluating(module):
-        for part in distributed.own(torch.arange(len(split))).split(EVALUATION_BATCH):
-            logits = logits_of(module(*(column[part].to(device) for column in columns)))
-            answer, target = objective.answers(logits.cpu(), labels[part])
+        for part in distributed.own(_by_length(len(split), lengths)).split(EVALUATION_BATCH):
+            *columns, labels = _trimmed([array[part] for array in arrays], part, lengths)
+            logits = logits_of(module(*(column.to(device) for column in columns)))
+            answer, target = objective.answers(logits.cpu(), labels)
             answers.append(answer)
             targets.append(target)
     everywhere = (distributed.gathered(torch.cat(parts)).numpy() for parts in (answers, targets))
     return objective.score(*everywhere)
+
+
+def _lengths(module: fx.GraphModule, split: Split) -> np.ndarray | None:
+    """The examples' lengths, where there are any and the program takes any length."""
+    shapes = [node.meta["val"].shape for node in module.graph.find_nodes(op="placeholder")]
+    takes_any = all(len(shape) > 1 and not isinstance(shape[1], int) for shape in shapes)
+    return split.lengths if takes_any else None
+
+
+def _by_length(count: int, lengths: np.ndarray | None) -> torch.Tensor:
+    """All positions, those of like lengths beside each other."""
+    return torch.arange(count) if lengths is None else torch.from_numpy(np.argsort(lengths, kind="stable"))
+
+
+def _trimmed(arrays: list[torch.Tensor], batch: torch.Tensor, lengths: np.ndarray | None) -> list[torch.Tensor]:
+    """The arrays [n, T] of a batch without the positions that are padding in all its examples; others as they are."""
+    if lengths is None:
+        return arrays
+    width, longest = arrays[0].shape[1], int(lengths[batch.numpy()].max())
+    return [array[:, :longest] if array.dim() > 1 and array.shape[1] == width else array for array in arrays]
 
 
 def _optimizer(module: fx.GraphModule, settings: Settings) -> torch.optim.Optimizer:
@@ -434,11 +460,18 @@ def _optimizer(module: fx.GraphModule, settings: Settings) -> torch.optim.Optimi
     return torch.optim.SGD(groups, settings.learning_rate, momentum=settings.momentum, nesterov=nesterov)
 
 
-def _orders(count: int, settings: Settings, epoch: int) -> Iterator[torch.Tensor]:
-    """The examples of each step of an epoch, in an order of its own."""
-    order = torch.from_numpy(np.random.default_rng([settings.seed, epoch]).permutation(count))
-    for start in range(0, count, settings.batch):
-        batch = order[start : start + settings.batch]
+def _orders(count: int, settings: Settings, epoch: int, lengths: np.ndarray | None = None) -> Iterator[torch.Tensor]:
+    """The examples of each step of an epoch, in an order of its own; where they have lengths, a step's are alike."""
+    draw = np.random.default_rng([settings.seed, epoch])
+    order = draw.permutation(count)
+    steps = np.arange(0, count, settings.batch)
+    if lengths is not None:
+        bucket = BUCKET * settings.batch
+        parts = (order[start : start + bucket] for start in range(0, count, bucket))
+        order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+        steps = draw.permutation(steps)
+    for start in steps:
+        batch = torch.from_numpy(order[start : start + settings.batch])
         if len(batch) >= 2 * distributed.size():  # a batch norm in training has no variance over one example
             yield batch
 

@@ -26,7 +26,7 @@ from secateur.learning_rates import cosine
 from secateur.objectives import OBJECTIVES
 from secateur.recovery import Recovered, recover
 from secateur.sparsity import Masks
-from secateur.training import Epoch, Settings, _orders, evaluate
+from secateur.training import Epoch, Settings, _lengths, _orders, _trimmed, evaluate
 
 EXAMPLES = 49  # of training: the last batch of an epoch holds a single one
 SETTINGS = Settings(epochs=3, batch=16, learning_rate=0.02, seed=7)
@@ -654,3 +654,62 @@ def test_without_a_shared_hidden_state_there_is_nothing_to_come_nearer_to() -> N
     cut, _ = prune(dense, goal=Ratio(0.5), kinds=["width"])
     with pytest.raises(InputError, match=r"^hidden_states: expected a hidden state that the cut left as wide"):
         recover(cut, dense, _vectors(), dataclasses.replace(SETTINGS, hidden_states=1.0))
+
+
+def padded(lengths: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [N, 12] with zeros after their lengths, and the mask of what is there."""
+    mask = (np.arange(12) < lengths[:, None]).astype(np.int64)
+    return np.random.default_rng(seed).integers(1, models.VOCABULARY, mask.shape) * mask, mask
+
+
+class Pooled(torch.nn.Module):
+    """Tokens [N, T] and their mask to logits: the mean of what the words are, padding left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = torch.nn.Embedding(models.VOCABULARY, 8), torch.nn.Linear(8, models.CLASSES)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        words = torch.tanh(self.embed(tokens)) * mask[:, :, None]
+        return self.head(words.sum(1) / mask.sum(1, keepdim=True))
+
+
+def pooled(any_length: bool) -> ExportedProgram:
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        made = Pooled()
+    tokens, mask = (torch.from_numpy(array) for array in padded(np.array([12, 3]), 0))
+    sizes = {0: torch.export.Dim.AUTO, **({1: torch.export.Dim.AUTO} if any_length else {})}
+    return torch.export.export(made, (tokens, mask), dynamic_shapes=(sizes, sizes))
+
+
+@pytest.mark.parametrize("any_length", [True, False])
+@pytest.mark.parametrize("distillation", [0.0, 0.5])
+def test_batches_are_as_long_as_their_longest_example_where_the_program_allows(
+    any_length: bool, distillation: float
+) -> None:
+    """Padding is masked, so trimming it changes no answer: the same data without lengths trains alike but for the order."""
+    program = pooled(any_length)
+    draw = np.random.default_rng(1)
+    splits = []
+    for seed, count in enumerate((70, 40, 10)):
+        lengths = draw.integers(1, 13, count)
+        tokens, mask = padded(lengths, seed)
+        splits.append(Split(tokens, tokens[:, 0] % models.CLASSES, (mask,), lengths))
+    examples = Dataset(*splits)
+    settings = dataclasses.replace(SETTINGS, batch=10, distillation=distillation, learning_rate=0.2, epochs=4)
+    seen: list[int] = []
+    with_lengths = recover(program, program, examples, settings)
+    module = programs.graph_module(program)
+    plain = Split(splits[1].inputs, splits[1].labels, splits[1].more)
+    assert evaluate(module, splits[1], OBJECTIVES["classification"]) == evaluate(
+        module, plain, OBJECTIVES["classification"]
+    )
+    assert with_lengths.best.accuracy > with_lengths.history[0].accuracy
+    lengths = splits[0].lengths
+    assert lengths is not None
+    for batch in _orders(70, settings, 1, lengths):
+        seen += batch.tolist()
+        shown = _trimmed([torch.from_numpy(splits[0].inputs)[batch]], batch, _lengths(module, splits[0]))[0].shape[1]
+        assert shown == (lengths[batch.numpy()].max() if any_length else 12)
+    assert sorted(seen) == list(range(70))

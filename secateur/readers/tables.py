@@ -134,7 +134,9 @@ def text(
             for name in names:
                 columns[name][row] = values[name]
     first, *more = columns.values()
-    return Split(first, _labels(table, label), tuple(more))
+    ends_with_padding = "attention_mask" in columns and encoder.padding["direction"] == "right"
+    lengths = columns["attention_mask"].sum(1) if ends_with_padding else None
+    return Split(first, _labels(table, label), tuple(more), lengths)
 
 
 def _tokenizer(path: str | Path, max_length: int) -> Any:
