@@ -100,11 +100,18 @@ def grouped_order(
 def sensitivity_order(
     axes: Sequence[AxisInfo], ladders: Sequence[list[int]], curves: Curves, count: Callable[[Widths], int]
 ) -> list[Step]:
-    """The least loss for what the goal counts first, from curves of loss against share, interpolated."""
+    """The least loss for what the goal counts first, from curves of loss against share, interpolated.
+
+    Beyond the largest share that was measured a curve goes on as steeply as it ever was: a loss that nobody has seen is not
+    taken for none.
+    """
     dense = count({})
     steps: list[Step] = []
     for i, (info, widths) in enumerate(zip(axes, ladders, strict=True)):
         shares, losses = (np.array(x) for x in zip(*sorted(curves[info.name].items()), strict=True))
+        steepest = np.max(np.diff(losses) / np.diff(shares), initial=0.0)
+        losses = np.append(losses, losses[-1] + steepest * (1 - shares[-1]))
+        shares = np.append(shares, 1.0)
         cost = -np.inf
         for wider, width in pairwise(widths):
             extra = np.interp([1 - width / info.size, 1 - wider / info.size], shares, losses)
