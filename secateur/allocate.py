@@ -102,18 +102,15 @@ def sensitivity_order(
 ) -> list[Step]:
     """The least loss for what the goal counts first, from curves of loss against share, interpolated.
 
-    Beyond the largest share that was measured a curve goes on as steeply as it ever was: a loss that nobody has seen is not
-    taken for none.
+    No axis is cut further than its curve was measured. Losses of axes add up only while each is cut a little: one alone may
+    lose nearly everything at small loss, as a residual block can, but not several.
     """
     dense = count({})
     steps: list[Step] = []
     for i, (info, widths) in enumerate(zip(axes, ladders, strict=True)):
         shares, losses = (np.array(x) for x in zip(*sorted(curves[info.name].items()), strict=True))
-        steepest = np.max(np.diff(losses) / np.diff(shares), initial=0.0)
-        losses = np.append(losses, losses[-1] + steepest * (1 - shares[-1]))
-        shares = np.append(shares, 1.0)
         cost = -np.inf
-        for wider, width in pairwise(widths):
+        for wider, width in pairwise(w for w in widths if 1 - w / info.size <= shares[-1]):
             extra = np.interp([1 - width / info.size, 1 - wider / info.size], shares, losses)
             saved = count({info.axis: wider}) - count({info.axis: width})
             cost = max(cost, float(extra[0] - extra[1]) / max(saved / dense, 1e-12))

@@ -7,11 +7,14 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 from torch.export import ExportedProgram
+from torch.nn import functional
+from torch.utils import _pytree
 
 from secateur import calibration as calibrating
 from secateur import program as programs
@@ -36,21 +39,27 @@ def sensitivity(
     shares: Sequence[float] = SHARES,
     seed: int = 0,
     loss: Loss = classification_loss,
+    cost: Loss | None = None,
     path: str | Path | None = None,
     on_axis: Callable[[str, dict[float, float]], None] = lambda name, curve: None,
 ) -> Curves:
-    """The mean loss on the calibration batches after cutting each axis alone (Li et al., ICLR 2017, section 3.2).
+    """What cutting each axis alone costs on the calibration batches, share by share (cf. Li et al., ICLR 2017, section 3.2).
+
+    The cost is how far the answers move, `divergence`, unless another is given: labels that a trained model knows by heart
+    say little about a cut, its own answers more.
 
     Args:
         calibration: batches of (inputs..., target).
+        loss: for criteria that take gradients.
+        cost: a function of output and target, in place of `divergence`.
         shares: of the axis's units that go, the least important first; share 0 (the dense loss) is always added.
         path: a JSON file that every finished axis is written to; when it exists, the measurement goes on from it.
-            Program, data and settings are compared with the file's, the loss function cannot be.
+            Program, data and settings are compared with the file's, functions that are given cannot be.
         on_axis: called with the name and the curve of each axis as it is finished.
 
     Raises:
-        InputError: no axis can be cut, data is missing or misfits, a share lies outside 0..1, or the file at `path`
-            belongs to another program, other data or other settings.
+        InputError: no axis can be cut, data is missing or misfits, a share lies outside 0..1, the program's answers are
+            single numbers that do not diverge, or the file at `path` belongs to another program, other data or settings.
     """
     if bad := [share for share in shares if not 0 < share < 1]:
         raise InputError(f"shares: expected shares between 0 and 1 (exclusive), got {bad[0]}")
@@ -61,20 +70,41 @@ def sensitivity(
     module = programs.graph_module(program, shared=True)
     structure = infer(module)
     chosen = pruning.choose_axes(structure, choice)
-    store = _Store(path, _key(program, choice, shares, calibration))
+    store = _Store(path, _key(program, choice, shares, calibration, cost))
     missing = [info for info in chosen if info.name not in store.curves]
     if missing:
         scores = pruning.score_units(program, module, structure, missing, choice, calibration, loss)
-        dense = mean_loss(module, calibration, loss)
+        batches, measure = (calibration, cost) if cost else (_answered(module, calibration), divergence)
+        dense = mean_loss(module, batches, measure)
     for info in missing:
         curve = {0.0: dense}
         for share in sorted(shares):
             count = max(1, round(info.size * (1 - share)))
             kept = {info.name: pruning.strongest(scores[info.name], count)}
-            curve[1 - count / info.size] = mean_loss(_cut_alone(program, kept), calibration, loss)
+            curve[1 - count / info.size] = mean_loss(_cut_alone(program, kept), batches, measure)
         store.add(info.name, curve)
         on_axis(info.name, curve)
     return {info.name: store.curves[info.name] for info in chosen}
+
+
+def divergence(output: Any, answers: torch.Tensor) -> torch.Tensor:
+    """KL(dense || cut) in nats, over the last dimension of the first output, the mean of all positions before it."""
+    logits = _pytree.tree_leaves(output)[0]
+    cut, dense = (functional.log_softmax(x.flatten(0, -2), 1) for x in (logits, answers))
+    return functional.kl_div(cut, dense, log_target=True, reduction="batchmean")
+
+
+def _answered(module: fx.GraphModule, batches: Sequence[Batch]) -> list[Batch]:
+    """The batches with the module's own answers for targets."""
+    with programs.evaluating(module):
+        answered = [(*inputs, _pytree.tree_leaves(module(*inputs))[0]) for *inputs, _ in batches]
+    answers = answered[0][-1]
+    if answers.dim() < 2 or answers.shape[-1] < 2 or not answers.is_floating_point():
+        raise InputError(
+            f"cost: expected answers of two or more logits to see how far they move, got {tuple(answers.shape)} "
+            f"({answers.dtype}); give the function that says what a cut costs"
+        )
+    return answered
 
 
 def mean_loss(module: fx.GraphModule, batches: Sequence[Batch], loss: Loss) -> float:
@@ -95,10 +125,12 @@ def _cut_alone(program: ExportedProgram, kept: dict[str, np.ndarray]) -> fx.Grap
     return module
 
 
-def _key(program: ExportedProgram, choice: Choice, shares: Sequence[float], batches: Sequence[Batch]) -> str:
+def _key(
+    program: ExportedProgram, choice: Choice, shares: Sequence[float], batches: Sequence[Batch], cost: Loss | None
+) -> str:
     """A digest of everything that a curve depends on; which axes are measured is not part of it."""
     sha = hashlib.sha256(programs.digest(program).encode())
-    sha.update(json.dumps([choice.criterion, choice.seed, sorted(shares)]).encode())
+    sha.update(json.dumps([choice.criterion, choice.seed, sorted(shares), cost is None]).encode())
     for tensor in (tensor for batch in batches for tensor in batch):
         sha.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
         sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -1,5 +1,6 @@
 """Sensitivity curves are the losses of cuts made one by one, survive an interruption, and steer the allocation."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def data(made: nn.Module) -> list[Batch]:
 
 @pytest.fixture(scope="module")
 def curves(program: torch.export.ExportedProgram, data: list[Batch]) -> dict[str, Curve]:
-    return dict(sensitivity(program, calibration=data, shares=SHARES))
+    return dict(sensitivity(program, calibration=data, shares=SHARES, cost=functional.cross_entropy))
 
 
 def loss_of(module: nn.Module, data: list[Batch]) -> float:
@@ -115,20 +116,21 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(
     program: torch.export.ExportedProgram, data: list[Batch], curves: dict[str, Curve], tmp_path: Path
 ) -> None:
     path = tmp_path / "curves.json"
+    measure = functools.partial(
+        sensitivity, program, calibration=data, shares=SHARES, cost=functional.cross_entropy, path=path
+    )
 
     def stop(name: str, curve: Curve) -> None:
         raise ConnectionError("the machine is gone")
 
     with pytest.raises(ConnectionError):
-        sensitivity(program, calibration=data, shares=SHARES, path=path, on_axis=stop)
+        measure(on_axis=stop)
     told: list[str] = []
-    resumed = sensitivity(
-        program, calibration=data, shares=SHARES, path=path, on_axis=lambda name, _: told.append(name)
-    )
+    resumed = measure(on_axis=lambda name, _: told.append(name))
     assert told == ["second:width"]
     assert resumed == curves
     assert list(tmp_path.iterdir()) == [path]
-    again = sensitivity(program, calibration=data, shares=SHARES, path=path, on_axis=stop)  # nothing is left to measure
+    again = measure(on_axis=stop)  # nothing is left to measure
     assert again == curves
 
 
@@ -136,11 +138,12 @@ def test_a_narrower_choice_of_axes_takes_what_the_file_has(
     program: torch.export.ExportedProgram, data: list[Batch], curves: dict[str, Curve], tmp_path: Path
 ) -> None:
     path = tmp_path / "curves.json"
-    sensitivity(program, calibration=data, shares=SHARES, path=path, include=["first:*"])
+    measure = functools.partial(
+        sensitivity, program, calibration=data, shares=SHARES, cost=functional.cross_entropy, path=path
+    )
+    measure(include=["first:*"])
     assert list(json.loads(path.read_text())["curves"]) == ["first:width"]
-    assert sensitivity(program, calibration=data, shares=SHARES, path=path, exclude=["second:*"]) == {
-        "first:width": curves["first:width"]
-    }
+    assert measure(exclude=["second:*"]) == {"first:width": curves["first:width"]}
 
 
 @pytest.mark.parametrize("other", ["program", "data", "shares", "criterion", "seed"])
@@ -170,7 +173,7 @@ def test_a_file_that_holds_no_curves_is_refused(
     path = tmp_path / "curves.json"
     path.write_text(content)
     with pytest.raises(InputError, match=r"^path: expected curves that secateur.sensitivity wrote in"):
-        sensitivity(program, calibration=data, shares=SHARES, path=path)
+        sensitivity(program, calibration=data, shares=SHARES, cost=functional.cross_entropy, path=path)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, float("nan")])
@@ -218,3 +221,30 @@ def test_an_axis_without_a_curve_is_refused(program: torch.export.ExportedProgra
 def test_an_unknown_criterion_is_refused(program: torch.export.ExportedProgram, data: list[Batch]) -> None:
     with pytest.raises(InputError, match=r"^criterion: expected one of random, .*, got 'l3'$"):
         sensitivity(program, calibration=data, criterion="l3")
+
+
+def test_without_a_cost_the_curve_is_how_far_the_answers_move(
+    made: nn.Module, program: torch.export.ExportedProgram, data: list[Batch]
+) -> None:
+    """No label has a say in it."""
+    wrong = [(x, (y + 1) % models.CLASSES) for x, y in data]
+    seen = sensitivity(program, calibration=data, shares=SHARES)
+    assert seen == sensitivity(program, calibration=wrong, shares=SHARES)
+    x = torch.cat([x for x, _ in data])
+    for layer in ("first", "second"):
+        assert seen[f"{layer}:width"][0.0] == pytest.approx(0, abs=1e-6)
+        with torch.no_grad():
+            dense, cut = made(x).softmax(1), cut_by_hand(made, layer, WIDTH // 2)(x).softmax(1)
+        apart = (dense * (dense.clamp_min(1e-30) / cut.clamp_min(1e-30)).log()).sum(1).mean()
+        assert seen[f"{layer}:width"][0.5] == pytest.approx(float(apart), rel=1e-3, abs=1e-5)
+
+
+def test_single_numbers_do_not_diverge() -> None:
+    network = nn.Sequential(nn.Linear(models.FEATURES, 8), nn.ReLU(), nn.Linear(8, 1))
+    program = models.export(network, torch.zeros(2, models.FEATURES))
+    batch = (torch.from_numpy(models.vectors(4)), torch.zeros(4))
+    with pytest.raises(InputError, match=r"^cost: expected answers of two or more logits"):
+        sensitivity(program, calibration=[batch])
+    assert sensitivity(
+        program, calibration=[batch], cost=lambda output, target: (output[:, 0] - target).square().mean()
+    )
