@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from services import ALIGN, CHANNELS, Job, another_job, recipe_for
 
 from secateur import program as programs
+from secateur.curves import SHARES
 from secateur.errors import InputError, NothingToDo
 from tasks import cut, recipe, sparse_learning, tracking
 from tasks.references import Baseline, Cut, Cycle, Figures, File, Pinned, Plan
@@ -93,7 +94,7 @@ class TestSurgery:
         curves = json.loads(tracking.get_bytes(made.run_id, f"cut/{cut.CURVES}") or b"")["curves"]
         assert record["criterion"] == "taylor"
         assert set(record["kept"]) <= set(curves)
-        assert all(len(curve) == 4 for curve in curves.values())
+        assert all(len(curve) == 1 + len(SHARES) for curve in curves.values())
 
     @pytest.mark.parametrize(
         "learning",
@@ -131,7 +132,9 @@ class TestSurgery:
         with tracking.fetched(job.pinned.program) as path:
             program = programs.load(path)
         run_id = tracking.child_run(wanted, "killed", 9)
-        learn = functools.partial(sparse_learning.learn, filled, filled.prune.sparse_learning, run_id, program, None)
+        learn = functools.partial(
+            sparse_learning.learn, filled, wanted.inputs, filled.prune.sparse_learning, run_id, program, None
+        )
         first = learn()
         assert capsys.readouterr().out.count("validation accuracy") == 4
         again = learn()
