@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine import cifar, coverage, language, machine, report
-from benchmarks.engine.context import Context, Row, Skipped, say
+from benchmarks import machine
+from benchmarks.context import Context, Row, Skipped, say
+from benchmarks.engine import cifar, coverage, language, report
 
 PARTS: dict[str, Callable[[Context], Iterable[Row]]] = {
     "coverage": coverage.run,

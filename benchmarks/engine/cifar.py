@@ -15,9 +15,9 @@ import torch
 from torch.export import ExportedProgram
 
 import secateur
-from benchmarks.engine import cifar_resnet as networks
+from benchmarks.context import Context, Row, say
 from benchmarks.engine import peer
-from benchmarks.engine.context import Context, Row, say
+from benchmarks.trained import cifar_resnet as networks
 from secateur import program as programs
 from secateur.allocate import Curves
 from secateur.axes.infer import infer

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.engine.context import Context, Row, say
+from benchmarks.context import Context, Row, say
 from benchmarks.engine.trial import ERROR, HANG, Outcome, attempt_all, kinds_of, zoo
 
 LIMIT = 120.0  # seconds of computing for the graph, and again for each kind: a busy machine is no hang

@@ -9,8 +9,8 @@ from torch.export import ExportedProgram
 from torch.nn import functional
 
 import secateur
-from benchmarks.engine import minilm, stories
-from benchmarks.engine.context import Context, Row, say
+from benchmarks.context import Context, Row, say
+from benchmarks.trained import minilm, stories
 from secateur import depth, importance
 from secateur import program as programs
 from secateur.calibration import Batch

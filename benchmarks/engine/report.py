@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from benchmarks.engine.context import Row
+from benchmarks.context import Row
 
 Part = dict[str, Any]
 TITLES = {

@@ -19,7 +19,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional
 
-from benchmarks.engine.context import Context, Skipped, say
+from benchmarks.context import Context, Skipped, say
 from secateur.calibration import Batch
 
 Text = tuple[str, int]  # a sentence and its label

@@ -1,4 +1,4 @@
-"""What every part of the benchmark is given, and how it says what it does."""
+"""What every benchmark is given, and how it says what it does."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Trained models that benchmarks start from, and their data."""
