@@ -357,7 +357,7 @@ class Run:
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        return checkpoints.pack(key, state)
+        return checkpoints.pack(key, self.state.step, state)
 
     def resume(self, key: str, checkpoint: Checkpoint) -> bool:
         """Put everything back to where the newest whole checkpoint left it; False when there is none."""

@@ -30,15 +30,16 @@ def train(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered | None:
         student, lineage = programs.load(path), programs.lineage(path)
     with tracking.fetched(pinned.program) as path:
         teacher = programs.load(path)
-    recovered = recovery.recover(
-        student,
-        teacher,
-        datasets.load(recipe, pinned.inputs),
-        settings,
-        checkpoint=training.checkpoint(cut.run_id, "last.pt"),
-        on_epoch=lambda epoch: training.log_epoch(cut.run_id, "recovery", epoch, settings.epochs),
-        on_step=training.reporter(cut.run_id, "recovery", settings.batch),
-    )
+    with training.checkpoint(cut.run_id, "last.pt") as checkpoint:
+        recovered = recovery.recover(
+            student,
+            teacher,
+            datasets.load(recipe, pinned.inputs),
+            settings,
+            checkpoint=checkpoint,
+            on_epoch=lambda epoch: training.log_epoch(cut.run_id, "recovery", epoch, settings.epochs),
+            on_step=training.reporter(cut.run_id, "recovery", settings.batch),
+        )
     if distributed.rank() != 0:
         return None
     print(recovered, flush=True)

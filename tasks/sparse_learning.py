@@ -43,17 +43,18 @@ def train(
     settings = Settings(epochs=wanted.epochs, seed=recipe.seed, **recipe.recovery.training)
     with tracking.fetched(program) as path:
         dense = programs.load(path)
-    learned = learn_sparsity(
-        dense,
-        datasets.load(recipe, names),
-        settings,
-        Choice(**recipe.prune.choice),
-        PenaltySettings(**wanted.penalty),
-        kept=kept,
-        checkpoint=training.checkpoint(run_id, "sparse_learning.pt"),
-        on_epoch=lambda epoch: training.log_epoch(run_id, "sparse_learning", epoch, settings.epochs),
-        on_step=training.reporter(run_id, "sparse_learning", settings.batch),
-    )
+    with training.checkpoint(run_id, "sparse_learning.pt") as checkpoint:
+        learned = learn_sparsity(
+            dense,
+            datasets.load(recipe, names),
+            settings,
+            Choice(**recipe.prune.choice),
+            PenaltySettings(**wanted.penalty),
+            kept=kept,
+            checkpoint=checkpoint,
+            on_epoch=lambda epoch: training.log_epoch(run_id, "sparse_learning", epoch, settings.epochs),
+            on_step=training.reporter(run_id, "sparse_learning", settings.batch),
+        )
     if distributed.rank() != 0:
         return None
     epochs = learned.history[1:]

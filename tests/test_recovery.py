@@ -81,7 +81,7 @@ class Memory:
     @property
     def states(self) -> list[dict[str, Any]]:
         """What was saved, read as plain tensors and values."""
-        return [torch.load(io.BytesIO(saved[2 * 64 :]), weights_only=True) for saved in self.saves]
+        return [torch.load(io.BytesIO(saved[2 * 64 + 16 :]), weights_only=True) for saved in self.saves]
 
     def save(self, state: bytes) -> None:
         self.saves.append(state)
