@@ -121,7 +121,7 @@ def synchronised_norms(module: fx.GraphModule) -> Iterator[None]:
     """Batch norms that train normalise by the examples of all processes (Ioffe and Szegedy 2015, over the whole batch)."""
     norms = list(module.graph.find_nodes(op="call_function", target=_BATCH_NORM)) if size() > 1 else []
     for node in norms:
-        node.target = _batch_norm
+        node.target = batch_norm
     module.recompile()
     try:
         yield
@@ -131,7 +131,7 @@ def synchronised_norms(module: fx.GraphModule) -> Iterator[None]:
         module.recompile()
 
 
-def _batch_norm(
+def batch_norm(
     x: torch.Tensor,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from secateur.errors import InputError
 from secateur.learning_rates import LEARNING_RATES
 from secateur.norms import reestimate_norms
 from secateur.objectives import Objective, logits_of
+from secateur.recompute import recomputing
 from secateur.sparsity import apply_masks
 
 NORM_BATCHES = 50  # of training, that norms are measured again with
@@ -39,6 +41,7 @@ class Settings:
     accumulate: int = 1  # parts that a process takes its share of a batch in, to need less memory
     precision: str = "float32"
     channels_last: bool = False  # how images and kernels lie in memory
+    recompute: bool = False  # activations in the backward pass, to need less memory (gradient checkpointing)
     optimizer: str = "sgd"
     learning_rate: float = 0.05
     momentum: float = 0.9  # of SGD, Nesterov's
@@ -145,6 +148,7 @@ class Run:
         self.steps = settings.epochs * self.per_epoch
         self.optimizer = _optimizer(module, settings)
         self.trained, self.guide = self._with_hidden_states(teacher)
+        self.forward: Callable[..., Any] = self.trained
         # without augmentation the teacher says the same in every epoch, but not in the same shape where answers have lengths
         changes = settings.augment or settings.hidden_states or (self.lengths is not None and self.labels.dim() > 1)
         cached = self.guide is not None and not changes
@@ -182,7 +186,9 @@ class Run:
         """Inputs and labels, no longer than the longest of the batch."""
         return _trimmed([column[batch] for column in (*self.columns, self.labels)], batch, self.lengths)
 
-    def _answers(self, module: fx.GraphModule, columns: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _answers(
+        self, module: Callable[..., Any], columns: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The logits of a batch and its hidden states, in single precision whatever they were computed in."""
         precision = PRECISIONS[self.settings.precision]
         inputs = [self._placed(column) for column in columns]
@@ -232,6 +238,7 @@ class Run:
         state = self.state
         done = state.step - (state.epoch - 1) * self.per_epoch
         with distributed.synchronised_norms(self.trained):
+            self.forward = recomputing(self.trained) if self.settings.recompute else self.trained
             for position, batch in enumerate(_orders(len(self.labels), self.settings, state.epoch, self.lengths)):
                 if position < done:
                     continue
@@ -297,7 +304,7 @@ class Run:
     ) -> torch.Tensor:
         """Of labels and teacher; `blended` are the labels of what the inputs are blended with, and their own share."""
         settings, objective, labels = self.settings, self.objective, labels.to(self.device)
-        logits, states = self._answers(self.trained, columns)
+        logits, states = self._answers(self.forward, columns)
         loss = objective.loss(logits, labels, settings.label_smoothing)
         if blended is not None:
             partners, share = blended

@@ -189,6 +189,7 @@ class Recovery(_Section):
     accumulate: int = Field(1, ge=1)  # parts that a batch is taken in, to need less memory
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False  # how images and kernels lie in memory
+    recompute: bool = False  # activations in the backward pass, to need less memory (gradient checkpointing)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(0.05, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)  # of sgd

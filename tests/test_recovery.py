@@ -625,6 +625,16 @@ def test_a_setting_that_cannot_be_is_refused(change: dict[str, Any], message: st
         recover(student(), teacher(), data(), dataclasses.replace(SETTINGS, **change))
 
 
+@pytest.mark.parametrize("change", [{}, {"hidden_states": 1.0, "accumulate": 2, "precision": "bfloat16"}])
+def test_recomputed_activations_train_to_the_same_weights_bit_for_bit(change: dict[str, Any]) -> None:
+    kept, again = (
+        recover(student(), teacher(), data(), dataclasses.replace(SETTINGS, recompute=choice, **change))
+        for choice in (False, True)
+    )
+    assert programs.digest(again.program) == programs.digest(kept.program)
+    assert without_times(again.history) == without_times(kept.history)
+
+
 def test_hidden_states_that_both_share_come_nearer_to_the_teachers() -> None:
     settings = dataclasses.replace(SETTINGS, epochs=6)
 
