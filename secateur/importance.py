@@ -175,7 +175,7 @@ def variance(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     """
     total = np.zeros(info.size)
     feeding = _feeding(evidence, info)
-    grams = [moments.gram for moments, _ in feeding if moments.gram is not None]
+    grams = [moments.gram[0] for moments, _ in feeding if moments.gram is not None]
     if not grams or len(grams) < len(feeding):
         raise InputError(
             f"criterion variance: expected that {info.name} feeds linear layers alone, whose inputs' covariance is kept; "
