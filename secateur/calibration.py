@@ -27,7 +27,8 @@ Batch = tuple[torch.Tensor, ...]  # the inputs in order, the target last
 
 ACTIVATIONS, GRADIENTS, MOVEMENT, HESSIANS = "activations", "gradients", "movement", "hessians"
 WINDOWS_AT_ONCE = 2**24  # elements of a convolution's unfolded input that are held at once: 128 MiB
-_CONSUMERS = {"linear": 1, "conv1d": 1, "conv2d": 1, "conv3d": 1, "matmul": 1, "mm": 1, "addmm": 2}  # weight's argument
+_CONSUMERS = {"linear": 1, "matmul": 1, "mm": 1, "addmm": 2}  # weight's argument
+_CONSUMERS |= {f"{name}{rank}d": 1 for name in ("conv", "conv_transpose") for rank in (1, 2, 3)}
 
 
 @dataclass
@@ -195,8 +196,14 @@ def _operator(node: fx.Node) -> str:
 
 
 def holds_outputs_first(node: fx.Node) -> bool:
-    """Whether a contraction's weight is [out, in, ...]; the weights of `matmul`, `mm` and `addmm` are [in, out]."""
-    return _operator(node).startswith(("linear", "conv"))
+    """Whether a contraction's weight is [out, in, ...]; those of transposed convolutions, `matmul`, `mm` and `addmm` are
+    [in, out, ...]."""
+    return _operator(node).startswith(("linear", "conv")) and not transposes(node)
+
+
+def transposes(node: fx.Node) -> bool:
+    """Whether a contraction is a transposed convolution."""
+    return _operator(node).startswith("conv_transpose")
 
 
 def _collect_activations(
@@ -223,7 +230,7 @@ def _accumulator(moments: Moments, *, hessians: bool) -> Callable[[torch.Tensor]
         moments.absolute = moments.absolute + features.abs().sum(0)
         moments.zeros = moments.zeros + (features == 0).sum(0)
         moments.squares = moments.squares + features.square().sum(0)
-        if not convolves or hessians:
+        if not convolves or (hessians and not transposes(moments.node)):
             for windows in _windows(moments.node, x) if convolves else [features[None]]:
                 gram = windows.mT @ windows
                 moments.gram = gram if moments.gram is None else moments.gram + gram

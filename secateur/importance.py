@@ -154,7 +154,7 @@ def wanda(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     def weighted(m: Moments) -> torch.Tensor:
         weight = evidence.weight(m.weight).abs()
         if not holds_outputs_first(m.node):
-            return weight.sum(1) * m.squares.sqrt()
+            return weight.flatten(1).sum(1) * m.squares.sqrt()
         groups = len(m.squares) // weight.shape[1]  # of a convolution: each reads its own part of the inputs
         return (
             weight.reshape(groups, -1, weight.shape[1], weight[0, 0].numel()).sum((1, 3)).flatten() * m.squares.sqrt()

@@ -303,6 +303,9 @@ def _gather(
         if not parameter.is_floating_point():
             skipped[name] = f"holds {parameter.dtype}".replace("torch.", "")
             continue
+        if any(calibrating.transposes(node) for node in nodes):
+            skipped[name] = "is of a transposed convolution"
+            continue
         transposed = not calibrating.holds_outputs_first(nodes[0])
         matrix = (parameter.T if transposed else parameter).flatten(1).double()
         inputs = parameter.shape[0] if transposed else parameter.shape[1]

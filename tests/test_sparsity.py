@@ -371,6 +371,15 @@ def test_the_hessian_of_a_convolution_is_of_what_its_outputs_are_sums_over(
     assert torch.allclose(moments.gram, windows.mT @ windows)
 
 
+def test_a_transposed_convolution_is_named_as_left_alone() -> None:
+    made = nn.Sequential(nn.Conv1d(3, 4, 1), nn.ConvTranspose1d(4, 6, 3))
+    _, masks, report = sparsify(models.export(made, torch.zeros(2, 3, 7)), pattern=Unstructured(0.5))
+    assert list(masks) == ["0.weight"]
+    assert [(entry.name, entry.skipped) for entry in report.layers[1:]] == [
+        ("1.weight", "is of a transposed convolution")
+    ]
+
+
 def test_a_global_share_is_exact_though_all_scores_tie() -> None:
     """The trap of global thresholds with ties: a threshold would take all or nothing."""
     made = models.Perceptron()
