@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    if asked.rounds < 2:
+        parser.error(f"--rounds: expected at least 2, to see how they differ, got {asked.rounds}")
     asked.out.mkdir(parents=True, exist_ok=True)
     context = Context(asked.data, asked.out, asked.seed)
     for task in (place for name in asked.rows for place in places(TASKS[name])):
@@ -58,7 +60,7 @@ def measured(task: Task, rounds: int, context: Context) -> Row:
 
 def settings(task: Task) -> str:
     """In words."""
-    options = ", ".join(f"{name} {value:g}" for name, value in OPTIONS[task.optimizer].items())
+    options = ", ".join(f"{name} {value}" for name, value in OPTIONS[task.optimizer].items())
     augmented = f", {' and '.join(task.augment)}" if task.augment else ""
     return f"batch {task.batch}, {task.optimizer} ({options}){augmented}"
 

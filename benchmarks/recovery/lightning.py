@@ -41,8 +41,8 @@ class InTurns(lightning.Callback):
         self.turns()
 
 
-def train(task: Task, folder: Path, turns: Turns) -> None:
-    """One epoch."""
+def train(task: Task, folder: Path, turns: Turns) -> int:
+    """One epoch; nothing is held beside the training."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     trainer = lightning.Trainer(
         accelerator="gpu" if task.device == "cuda" else "cpu",
@@ -57,3 +57,4 @@ def train(task: Task, folder: Path, turns: Turns) -> None:
     )
     network = eager.trained(task, folder)
     trainer.fit(Training(task, network), eager.Batches(task, folder, turns))
+    return 0

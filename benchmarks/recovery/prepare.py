@@ -26,7 +26,7 @@ def prepare(task: Task, steps: int, context: Context, folder: Path) -> None:
     network: nn.Module
     if task.network == "minilm":
         columns, network = _sentences(context, count), minilm.Classifier(minilm.package()).eval()
-        program = minilm.exported(network, [torch.from_numpy(column[:2]) for column in columns])
+        program = minilm.exported(network, tuple(torch.from_numpy(column[:2]) for column in columns))
     else:
         columns, network = _images(context, count), cifar_resnet.trained(context.folder("cifar_resnet"), 20)
         program = cifar_resnet.exported(network)

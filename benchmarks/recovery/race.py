@@ -16,6 +16,7 @@ from benchmarks.context import Context, Row, Skipped, say
 from benchmarks.recovery.rows import BLOCK, CONTENDERS, WARM_UP, Task
 from benchmarks.recovery.turns import work
 
+PEER = ("lightning", "lightning_utilities", "torchmetrics")
 Pipes = dict[str, Connection]
 
 
@@ -25,10 +26,10 @@ def race(task: Task, rounds: int, context: Context) -> Row:
     Raises:
         Skipped: data or a package is missing, or there are too few examples for the rounds.
     """
+    if missing := [name for name in PEER if importlib.util.find_spec(name) is None]:
+        raise Skipped(f"needs the package {missing[0]}, which the extra `bench` installs")
     from benchmarks.recovery.prepare import prepare  # here: a process that is spawned imports what this module does
 
-    if importlib.util.find_spec("lightning") is None:
-        raise Skipped("needs the package lightning, which the extra `bench` installs")
     with tempfile.TemporaryDirectory() as made:
         prepare(task, WARM_UP + rounds * BLOCK, context, Path(made))
         with _running(task, Path(made)) as pipes:

@@ -20,8 +20,8 @@ EXPLAINED = (
     f"own; blocks of {BLOCK} steps in random order, round after round. The plain loop and Lightning train the eager model "
     f"and copy each batch out of arrays in memory at once; every sentence is {LENGTH} tokens. Speeds: `recover`'s over "
     "theirs, with the 95 % interval over rounds. Waiting: the share of a step that goes into fetching, augmenting and "
-    "placing its batch (`recover` / plain loop / Lightning; of the last two without placing). Memory: peak of the process, "
-    f"on a GPU of the device. Asked: at least {PLAIN_AT_LEAST} of the plain loop's speed and {LIGHTNING_AT_LEAST:g} of "
+    "placing its batch (`recover` / plain loop / Lightning; of the last two without placing). Memory: peak of the process "
+    f"without the teacher's weights, on a GPU of the device. Asked: at least {PLAIN_AT_LEAST} of the plain loop's speed and {LIGHTNING_AT_LEAST:g} of "
     f"Lightning's, at most {MEMORY_AT_MOST} of the plain loop's memory; `open` where the interval holds both."
 )
 
@@ -44,9 +44,13 @@ def compared(row: Row) -> Row:
         told["per_second"][name] = round(row["batch"] * BLOCK / float(np.median(theirs["seconds"])), 1)
         if name != "ours":
             told["speed"][name] = [round(x, 4) for x in ratio(ours["seconds"], theirs["seconds"])]
-            bytes_of = "device_peak_bytes" if "device_peak_bytes" in ours else "peak_bytes"
-            told["memory"][name] = round(ours[bytes_of] / theirs[bytes_of], 4)
+            told["memory"][name] = round(_memory(ours) / _memory(theirs), 4)
     return row | told
+
+
+def _memory(contender: Row) -> int:
+    """Peak bytes of the device, or of the process without the program that the training is handed (the teacher)."""
+    return contender.get("device_peak_bytes") or contender["peak_bytes"] - contender["aside_bytes"]
 
 
 def verdict(row: Row) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 CONTENDERS = ("ours", "plain", "lightning")
 WARM_UP = 10  # steps of each contender before the first round
 BLOCK = 10  # steps between which the contenders take turns
 LENGTH = 32  # tokens of every sentence, cut or padded, so that every batch is the same work
 PRECISIONS = ("float32", "bfloat16")  # on a GPU; on a CPU the first alone
-OPTIONS: dict[str, dict[str, float]] = {
-    "sgd": {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4},  # Nesterov's
+OPTIONS: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True},
     "adamw": {"lr": 2e-5, "weight_decay": 0.01},
 }
 

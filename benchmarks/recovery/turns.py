@@ -56,8 +56,9 @@ def work(connection: Connection, contender: str, task: Task, folder: Path) -> No
 
     on_gpu = task.device == "cuda"
     turns = Turns(connection, torch.cuda.synchronize if on_gpu else lambda: None)
-    importlib.import_module(f"benchmarks.recovery.{contender}").train(task, folder, turns)
-    memory: Row = {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    train: Callable[[Task, Path, Turns], int] = importlib.import_module(f"benchmarks.recovery.{contender}").train
+    memory: Row = {"aside_bytes": train(task, folder, turns)}
+    memory["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if on_gpu:
         memory["device_peak_bytes"] = torch.cuda.max_memory_allocated()
     connection.send(memory)

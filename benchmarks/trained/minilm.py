@@ -35,6 +35,8 @@ class Classifier(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
+        transformers.logging.set_verbosity_error()  # that the classifier's head is new is meant
+        transformers.logging.disable_progress_bar()
         self.model: Any = transformers.BertForSequenceClassification.from_pretrained(folder, num_labels=2)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
