@@ -455,7 +455,8 @@ def _trimmed(arrays: list[torch.Tensor], batch: torch.Tensor, lengths: np.ndarra
 def _optimizer(module: fx.GraphModule, settings: Settings) -> torch.optim.Optimizer:
     """Weight decay for matrices and kernels only: norms and biases are left alone.
 
-    Fused, all of a step is one pass over the weights; torch has it for real numbers.
+    Fused, a step is one pass over the weights; torch has it for real numbers, and on a CPU it does not look how gradients
+    lie in memory: autograd lays them as the weights, and so must whatever else makes one.
     """
     parameters = list(module.parameters())
     fused = all(p.is_floating_point() for p in parameters)
