@@ -252,11 +252,7 @@ class Run:
                 (step + 0.5) / self.steps, settings.warm_up
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(batch, torch.Generator().manual_seed(number))
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"training diverged: loss {loss} in epoch {self.state.epoch}, step {step + 1}; lower the learning rate"
-            )
+        total = self._backward(batch, torch.Generator().manual_seed(number))
         distributed.sum_gradients(self.module.parameters())
         self.penalty(step)
         if settings.clip is not None:
@@ -265,9 +261,14 @@ class Run:
         apply_masks(self.module, self.masks)
         if settings.average:
             _follow(self.state.average, self.module, settings.average)
+        loss = total.item()  # waits for the GPU, which by now has the whole step to do
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"training diverged: loss {loss} in epoch {self.state.epoch}, step {step + 1}; lower the learning rate"
+            )
         return loss
 
-    def _backward(self, batch: torch.Tensor, draw: torch.Generator) -> float:
+    def _backward(self, batch: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
         """Add the gradients of this process's share of a batch, part by part; the mean loss of all processes.
 
         Every process augments the whole batch: what is drawn, and who is blended with whom, does not depend on how many
@@ -288,7 +289,7 @@ class Run:
             )
             (weight * loss).backward()
             total += weight * loss.detach()
-        return distributed.summed(total).item()
+        return distributed.summed(total)
 
     def _loss(
         self,
