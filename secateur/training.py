@@ -184,7 +184,9 @@ class Run:
 
     def _examples(self, batch: torch.Tensor) -> list[torch.Tensor]:
         """Inputs and labels, no longer than the longest of the batch."""
-        return _trimmed([column[batch] for column in (*self.columns, self.labels)], batch, self.lengths)
+        # much faster than indexing with a tensor
+        taken = [column.index_select(0, batch) for column in (*self.columns, self.labels)]
+        return _trimmed(taken, batch, self.lengths)
 
     def _answers(
         self, module: Callable[..., Any], columns: list[torch.Tensor]
@@ -251,17 +253,13 @@ class Run:
     def _step(self, batch: torch.Tensor) -> float:
         settings, step = self.settings, self.state.step
         number = settings.seed * 1_000_003 + step
-        torch.manual_seed(number * distributed.size() + distributed.rank())  # dropout, each process its own
+        _seed(self.device, number * distributed.size() + distributed.rank())  # dropout, each process its own
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * LEARNING_RATES[settings.schedule](
                 (step + 0.5) / self.steps, settings.warm_up
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(batch, torch.Generator().manual_seed(number))
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"training diverged: loss {loss} in epoch {self.state.epoch}, step {step + 1}; lower the learning rate"
-            )
+        total = self._backward(batch, torch.Generator().manual_seed(number))
         distributed.sum_gradients(self.module.parameters())
         self.penalty(step)
         if settings.clip is not None:
@@ -270,9 +268,14 @@ class Run:
         apply_masks(self.module, self.masks)
         if settings.average:
             _follow(self.state.average, self.module, settings.average)
+        loss = total.item()  # waits for the GPU, which by now has the whole step to do
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"training diverged: loss {loss} in epoch {self.state.epoch}, step {step + 1}; lower the learning rate"
+            )
         return loss
 
-    def _backward(self, batch: torch.Tensor, draw: torch.Generator) -> float:
+    def _backward(self, batch: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
         """Add the gradients of this process's share of a batch, part by part; the mean loss of all processes.
 
         Every process augments the whole batch: what is drawn, and who is blended with whom, does not depend on how many
@@ -286,14 +289,14 @@ class Run:
         for part in _parts(len(batch), self.settings.accumulate):
             weight = self.objective.counted(labels[part]) / max(1, self.objective.counted(labels))
             loss = self._loss(
-                [column[part] for column in columns],
+                [column.index_select(0, part) for column in columns],
                 labels[part],
                 None if partners is None else (partners[part], mixed.share),
                 self.taught[batch[part]] if self.taught is not None else None,
             )
             (weight * loss).backward()
             total += weight * loss.detach()
-        return distributed.summed(total).item()
+        return distributed.summed(total)
 
     def _loss(
         self,
@@ -330,7 +333,7 @@ class Run:
                 f"training diverged: weights are not finite after epoch {state.epoch}, step {state.step}; "
                 "lower the learning rate"
             )
-        trained = _copy_of(self.module)
+        trained = _copy_of(self.module) if state.average else {}
         if state.average:
             self.module.load_state_dict(state.average)
         began = time.monotonic()
@@ -340,8 +343,11 @@ class Run:
         # of equals the latest: it has learnt longest, and the rate has fallen most
         as_good = state.kept != "cut" and told.accuracy == state.best.accuracy
         if told.accuracy > state.best.accuracy or as_good:
-            state.kept, state.best, state.weights = "trained", told, _copy_of(self.module)
-        self.module.load_state_dict(trained)
+            state.kept, state.best = "trained", told
+            for name, tensor in self.module.state_dict().items():
+                state.weights[name].copy_(tensor)  # in place: one copy of the weights at a time
+        if trained:
+            self.module.load_state_dict(trained)
         state.history.append(told)
         state.epoch, state.losses, state.seconds = state.epoch + 1, [], 0.0
         return told
@@ -455,16 +461,21 @@ def _trimmed(arrays: list[torch.Tensor], batch: torch.Tensor, lengths: np.ndarra
 
 
 def _optimizer(module: fx.GraphModule, settings: Settings) -> torch.optim.Optimizer:
-    """Weight decay for matrices and kernels only: norms and biases are left alone."""
+    """Weight decay for matrices and kernels only: norms and biases are left alone.
+
+    Fused, a step is one pass over the weights; torch has it for real numbers, and on a CPU it does not look how gradients
+    lie in memory: autograd lays them as the weights, and so must whatever else makes one.
+    """
     parameters = list(module.parameters())
+    fused = all(p.is_floating_point() for p in parameters)
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, settings.learning_rate)
+        return torch.optim.AdamW(groups, settings.learning_rate, fused=fused)
     nesterov = settings.momentum > 0
-    return torch.optim.SGD(groups, settings.learning_rate, momentum=settings.momentum, nesterov=nesterov)
+    return torch.optim.SGD(groups, settings.learning_rate, settings.momentum, nesterov=nesterov, fused=fused)
 
 
 def _orders(count: int, settings: Settings, epoch: int, lengths: np.ndarray | None = None) -> Iterator[torch.Tensor]:
@@ -487,6 +498,12 @@ def _parts(count: int, accumulate: int) -> tuple[torch.Tensor, ...]:
     """This process's positions in a batch, in as many parts as asked, none of a single example."""
     own = distributed.own(torch.arange(count))
     return own.chunk(min(accumulate, len(own) // 2))
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed what draws on this device; `torch.manual_seed` sees to all there may be, which takes a small step's time."""
+    generators = torch.cuda.default_generators if device.type == "cuda" else [torch.default_generator]
+    generators[device.index or 0].manual_seed(seed)
 
 
 def _copy_of(module: fx.GraphModule) -> dict[str, torch.Tensor]:

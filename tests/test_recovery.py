@@ -129,11 +129,11 @@ def test_another_seed_gives_other_weights() -> None:
     assert programs.digest(other.program) != programs.digest(recovered().program)
 
 
-@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize("change", [{}, {"average": 0.9}, {"channels_last": True}])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_run_interrupted_after_any_step_ends_where_it_would_have(optimizer: str, average: float) -> None:
+def test_a_run_interrupted_after_any_step_ends_where_it_would_have(optimizer: str, change: dict[str, Any]) -> None:
     settings = dataclasses.replace(
-        SETTINGS, epochs=2, optimizer=optimizer, average=average, clip=1.0, augment=("flip", "mixup")
+        SETTINGS, epochs=2, optimizer=optimizer, clip=1.0, augment=("flip", "mixup"), **change
     )
     whole = recover(student(), teacher(), data(), settings)
     memory, steps = Memory(), 0

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional
 
 from benchmarks.context import Context, Skipped, say
-from secateur.calibration import Batch
+
+if TYPE_CHECKING:
+    from secateur.calibration import Batch
 
 Text = tuple[str, int]  # a sentence and its label
 SETTINGS = {"examples": 19_200, "batch": 32, "learning_rate": 1e-4, "warm_up": 0.1, "bucket": 1600}
@@ -33,6 +35,8 @@ class Classifier(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
+        transformers.logging.set_verbosity_error()  # that the classifier's head is new is meant
+        transformers.logging.disable_progress_bar()
         self.model: Any = transformers.BertForSequenceClassification.from_pretrained(folder, num_labels=2)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
