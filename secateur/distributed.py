@@ -119,7 +119,10 @@ def agree(tensors: Iterable[torch.Tensor]) -> None:
 @contextlib.contextmanager
 def synchronised_norms(module: fx.GraphModule) -> Iterator[None]:
     """Batch norms that train normalise by the examples of all processes (Ioffe and Szegedy 2015, over the whole batch)."""
-    norms = list(module.graph.find_nodes(op="call_function", target=_BATCH_NORM)) if size() > 1 else []
+    if size() == 1:
+        yield
+        return
+    norms = list(module.graph.find_nodes(op="call_function", target=_BATCH_NORM))
     for node in norms:
         node.target = batch_norm
     module.recompile()

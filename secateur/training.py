@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from secateur import augmentation, checkpoints, distributed, hidden_states
+from secateur import augmentation, checkpoints, compilation, distributed, hidden_states
 from secateur import program as programs
 from secateur.checkpoints import Checkpoint
 from secateur.data import Dataset, Split
@@ -42,6 +42,7 @@ class Settings:
     precision: str = "float32"
     channels_last: bool = False  # how images and kernels lie in memory
     recompute: bool = False  # activations in the backward pass, to need less memory (gradient checkpointing)
+    compile: bool = False  # by torch.compile, where a few steps measure that it is faster; by one process
     optimizer: str = "sgd"
     learning_rate: float = 0.05
     momentum: float = 0.9  # of SGD, Nesterov's
@@ -80,6 +81,7 @@ class _State:
     seconds: float = 0.0
     history: list[Epoch] = field(default_factory=list)
     adapted: float | None = None
+    compiled: bool | None = None  # whether steps are, once it is measured
     kept: str = "cut"
     best: Epoch = Epoch(0, math.nan, -math.inf, 0.0)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)  # the best
@@ -240,7 +242,10 @@ class Run:
         state = self.state
         done = state.step - (state.epoch - 1) * self.per_epoch
         with distributed.synchronised_norms(self.trained):
-            self.forward = recomputing(self.trained) if self.settings.recompute else self.trained
+            if self.settings.recompute:
+                self.forward = recomputing(self.trained)
+            elif self.settings.compile and self.forward is self.trained and state.compiled is not False:
+                self._compile()
             for position, batch in enumerate(_orders(len(self.labels), self.settings, state.epoch, self.lengths)):
                 if position < done:
                     continue
@@ -249,6 +254,23 @@ class Run:
                 state.step += 1
                 state.seconds += time.monotonic() - began
                 yield state.step
+
+    def _compile(self) -> None:
+        """Measure with the first batch of all whether compiled steps are faster, if that is not known; leaves no trace."""
+        batch = next(_orders(len(self.labels), self.settings, 1, self.lengths))
+        function, before = compilation.compiled(self.trained), _copy_of(self.module)
+
+        def attempt(forward: Callable[..., Any]) -> None:
+            self.forward = forward
+            self._backward(batch, torch.Generator().manual_seed(0))
+
+        if self.state.compiled is None:
+            self.state.compiled = compilation.pays(lambda: attempt(self.trained), lambda: attempt(function))
+        else:
+            compilation.again(lambda: attempt(function))
+        self.forward = function if self.state.compiled else self.trained
+        self.module.load_state_dict(before)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _step(self, batch: torch.Tensor) -> float:
         settings, step = self.settings, self.state.step
@@ -404,6 +426,15 @@ def check_settings(settings: Settings) -> None:
     for setting, value in (("average", settings.average), ("warm_up", settings.warm_up)):
         if not 0 <= value < 1:
             raise InputError(f"{setting}: expected a share from 0 up to 1, got {value}")
+    _check_parts(settings)
+    if settings.epochs < 0 or (settings.minutes is not None and not settings.minutes > 0):
+        raise InputError(
+            f"epochs: expected at least 0, and minutes more than 0 or none, got {settings.epochs} and {settings.minutes}; "
+            "without a budget leave the recovery out"
+        )
+
+
+def _check_parts(settings: Settings) -> None:
     if settings.accumulate < 1:
         raise InputError(f"accumulate: expected at least 1 part, got {settings.accumulate}")
     least = 2 * distributed.size() * settings.accumulate
@@ -411,6 +442,11 @@ def check_settings(settings: Settings) -> None:
         raise InputError(
             f"batch: expected at least {least} examples, 2 for each part of each process, as a norm needs a variance; "
             f"got {settings.batch}"
+        )
+    if settings.compile and (settings.recompute or distributed.size() > 1):
+        raise InputError(
+            f"compile: expected one process that keeps its activations, got {distributed.size()} with recompute "
+            f"{settings.recompute}; leave compile out, or the others"
         )
 
 

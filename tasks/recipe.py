@@ -190,6 +190,7 @@ class Recovery(_Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False  # how images and kernels lie in memory
     recompute: bool = False  # activations in the backward pass, to need less memory (gradient checkpointing)
+    compile: bool = False  # by torch.compile, where a few steps measure that it is faster; by one process
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(0.05, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)  # of sgd
@@ -214,6 +215,11 @@ class Recovery(_Section):
             raise ValueError(
                 f"batch must be at least {least}, 2 examples for each of {self.accumulate} parts in each of {self.processes} "
                 f"processes; it is {self.batch}"
+            )
+        if self.compile and (self.recompute or self.processes > 1):
+            raise ValueError(
+                f"compile needs one process that keeps its activations; processes is {self.processes}, recompute "
+                f"{self.recompute}"
             )
         return self
 

@@ -126,6 +126,10 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> Non
             ["recovery: batch must be at least 12, 2 examples for each of 3 parts in each of 2 processes; it is 8"],
         ),
         (
+            {"recovery": {"compile": True, "processes": 2}},
+            ["recovery: compile needs one process that keeps its activations; processes is 2, recompute false"],
+        ),
+        (
             {"prune": {"sparse_learning": {"method": "lasso"}}},
             ["prune.sparse_learning.method", "'group_lasso', 'growing' or 'slimming'", "'lasso'"],
         ),
