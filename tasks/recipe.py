@@ -242,7 +242,9 @@ class Recipe(_Section):
 
     model: str
     data: Data
-    objective: Literal["classification"] = "classification"
+    objective: str = (
+        "classification"  # a name in secateur.objectives, or module:function, which the installation must allow
+    )
     target: TargetSection = TargetSection()
     goal: Goal
     budget: Budget = Budget()

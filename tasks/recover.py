@@ -36,18 +36,19 @@ def train(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered | None:
             teacher,
             datasets.load(recipe, pinned.inputs),
             settings,
+            objective=recipe.objective,
             checkpoint=checkpoint,
-            on_epoch=lambda epoch: training.log_epoch(cut.run_id, "recovery", epoch, settings.epochs),
+            on_epoch=lambda epoch: training.log_epoch(cut.run_id, "recovery", pinned.metric, epoch, settings.epochs),
             on_step=training.reporter(cut.run_id, "recovery", settings.batch),
         )
     if distributed.rank() != 0:
         return None
     print(recovered, flush=True)
-    tracking.log(cut.run_id, {"accuracy_norms_reestimated": recovered.adapted}, step=cut.cycle)
+    tracking.log(cut.run_id, {f"{pinned.metric}_norms_reestimated": recovered.adapted}, step=cut.cycle)
     tracking.describe(cut.run_id, str(recovered))
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         path = Path(folder) / "model.pt2"
-        programs.save(recovered.program, path, lineage | {"epoch": recovered.best.epoch})
+        programs.save(recovered.program, path, lineage | {"objective": pinned.objective, "epoch": recovered.best.epoch})
         file = tracking.put(cut.run_id, path, "recovered")
     return Recovered(
         cycle=cut.cycle,

@@ -7,31 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tasks import tracking, training, workers
-from tasks.recipe import Recipe, SparseLearning
-from tasks.references import File
+from tasks.recipe import Recipe
+from tasks.references import File, Pinned
 
 Kept = Mapping[str, tuple[int, ...]]
 
 
-def learn(
-    recipe: Recipe, names: tuple[str, ...], wanted: SparseLearning, run_id: str, program: File, kept: Kept | None
-) -> File:
+def learn(pinned: Pinned, run_id: str, program: File, kept: Kept | None) -> File:
     """Train as the recipe says. Killed and started again, it goes on from its last checkpoint."""
-    return workers.share(
-        train,
-        recipe.recovery.processes,
-        recipe=recipe,
-        names=names,
-        wanted=wanted,
-        run_id=run_id,
-        program=program,
-        kept=kept,
-    )
+    processes = Recipe.model_validate(pinned.recipe).recovery.processes
+    return workers.share(train, processes, pinned=pinned, run_id=run_id, program=program, kept=kept)
 
 
-def train(
-    recipe: Recipe, names: tuple[str, ...], wanted: SparseLearning, run_id: str, program: File, kept: Kept | None
-) -> File | None:
+def train(pinned: Pinned, run_id: str, program: File, kept: Kept | None) -> File | None:
     """The training in one of its processes; the first of them logs, stores and answers."""
     from secateur import distributed, learn_sparsity
     from secateur import program as programs
@@ -40,19 +28,23 @@ def train(
     from secateur.training import Settings
     from tasks import datasets
 
+    recipe = Recipe.model_validate(pinned.recipe)
+    wanted = recipe.prune.sparse_learning
+    assert wanted is not None
     settings = Settings(epochs=wanted.epochs, seed=recipe.seed, **recipe.recovery.training)
     with tracking.fetched(program) as path:
         dense = programs.load(path)
     with training.checkpoint(run_id, "sparse_learning.pt") as checkpoint:
         learned = learn_sparsity(
             dense,
-            datasets.load(recipe, names),
+            datasets.load(recipe, pinned.inputs),
             settings,
             Choice(**recipe.prune.choice),
             PenaltySettings(**wanted.penalty),
             kept=kept,
+            objective=recipe.objective,
             checkpoint=checkpoint,
-            on_epoch=lambda epoch: training.log_epoch(run_id, "sparse_learning", epoch, settings.epochs),
+            on_epoch=lambda epoch: training.log_epoch(run_id, "sparse_learning", pinned.metric, epoch, settings.epochs),
             on_step=training.reporter(run_id, "sparse_learning", settings.batch),
         )
     if distributed.rank() != 0:

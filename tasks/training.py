@@ -20,14 +20,14 @@ REPORT_SECONDS = 60
 STORE_SECONDS = 300  # between two states in MLflow
 
 
-def log_epoch(run_id: str, phase: str, epoch: Epoch, of: int) -> None:
+def log_epoch(run_id: str, phase: str, metric: str, epoch: Epoch, of: int) -> None:
     """Print and log what an epoch ended with."""
     print(
-        f"epoch {epoch.epoch}/{of}: loss {epoch.loss:.4f}, validation accuracy {epoch.accuracy:.4f}, {epoch.seconds:.1f} s",
+        f"epoch {epoch.epoch}/{of}: loss {epoch.loss:.4f}, validation {metric} {epoch.accuracy:.4f}, {epoch.seconds:.1f} s",
         flush=True,
     )
     loss = epoch.loss if epoch.epoch else None
-    tracking.log(run_id, {f"{phase}_loss": loss, f"{phase}_accuracy": epoch.accuracy}, step=epoch.epoch)
+    tracking.log(run_id, {f"{phase}_loss": loss, f"{phase}_{metric}": epoch.accuracy}, step=epoch.epoch)
 
 
 def reporter(run_id: str, phase: str, batch: int) -> Callable[[int, int, float], None]:

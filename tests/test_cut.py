@@ -133,12 +133,8 @@ class TestSurgery:
         self, job: Job, capsys: pytest.CaptureFixture[str]
     ) -> None:
         wanted = job_that_learns(job, "learns and is killed", method="group_lasso", epochs=3)
-        filled = recipe.Recipe.model_validate(wanted.recipe)
-        assert filled.prune.sparse_learning
         run_id = tracking.child_run(wanted, "killed", 9)
-        learn = functools.partial(
-            sparse_learning.learn, filled, wanted.inputs, filled.prune.sparse_learning, run_id, wanted.program, None
-        )
+        learn = functools.partial(sparse_learning.learn, wanted, run_id, wanted.program, None)
         first = digest_of(learn())
         assert capsys.readouterr().out.count("validation accuracy") == 4
         again = digest_of(learn())
