@@ -59,7 +59,9 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
             else None
         )
         lineage = {"origin": programs.digest(program), **lineage}
-        program = sparse_learning.learn(recipe, pinned.inputs, learning, run_id, program, kept)
+        learned = sparse_learning.learn(recipe, pinned.inputs, learning, run_id, source, kept)
+        with tracking.fetched(learned) as path:
+            program = programs.load(path)
         record["sparse_learning"] = learning.model_dump()
     pruned, report = _cut(recipe, pinned.inputs, run_id, program, goal, "cut")
     print(report)

@@ -184,10 +184,13 @@ class Prune(_Section):
 class Recovery(_Section):
     """How to train after a cut."""
 
-    batch: int = Field(64, ge=2)
+    processes: int = Field(1, ge=1)  # of the worker's machine, that train as one; on GPUs one each
+    batch: int = Field(64, ge=2)  # over all processes together
     accumulate: int = Field(1, ge=1)  # parts that a batch is taken in, to need less memory
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False  # how images and kernels lie in memory
+    recompute: bool = False  # activations in the backward pass, to need less memory (gradient checkpointing)
+    compile: bool = False  # by torch.compile, where a few steps measure that it is faster; by one process
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(0.05, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)  # of sgd
@@ -204,6 +207,26 @@ class Recovery(_Section):
     minutes: float | None = Field(None, gt=0)  # of a cycle's training
     augment: tuple[Literal["crop", "flip", "erase", "mixup", "cutmix"], ...] = ()
     reestimate_norms: bool = True  # measure batch norms again before any gradient, and keep that if it is better
+
+    @model_validator(mode="after")
+    def _shared(self) -> Recovery:
+        least = 2 * self.processes * self.accumulate
+        if self.batch < least:
+            raise ValueError(
+                f"batch must be at least {least}, 2 examples for each of {self.accumulate} parts in each of {self.processes} "
+                f"processes; it is {self.batch}"
+            )
+        if self.compile and (self.recompute or self.processes > 1):
+            raise ValueError(
+                f"compile needs one process that keeps its activations; processes is {self.processes}, recompute "
+                f"{self.recompute}"
+            )
+        return self
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What `secateur.training.Settings` is told."""
+        return self.model_dump(exclude={"processes"})
 
 
 class GateSection(_Section):

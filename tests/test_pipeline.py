@@ -172,6 +172,14 @@ def digest_of(file: File) -> str:
         return programs.digest(programs.load(path))
 
 
+def weights_of(file: File) -> dict[str, Any]:
+    """The tensors of a stored program."""
+    from secateur import program as programs
+
+    with tracking.fetched(file) as path:
+        return programs.load(path).state_dict
+
+
 def in_worker(servers: Servers, step: Callable[..., Any], *args: Any) -> None:
     """The body of a process that works a step."""
     os.environ.update(servers)
@@ -227,6 +235,31 @@ def test_a_recovery_killed_in_the_middle_goes_on_and_ends_with_the_same_program(
     assert resumed.accuracy_before == undisturbed.accuracy_before
     steps = [metric.step for metric in tracking.client().get_metric_history(run_id, "recovery_accuracy")]
     assert steps.count(0) == steps.count(1) == steps.count(LONG) == 1, "it began again"
+
+
+@pytest.mark.slow
+def test_a_recovery_of_two_processes_killed_in_the_middle_ends_as_that_of_one(
+    job: Job, services: Servers, processes: Any
+) -> None:
+    alone = recover.run(*recovery_of(job, "one process"))
+    pinned, schedule, smaller = recovery_of(job, "two processes")
+    recipe = pinned.recipe | {"recovery": pinned.recipe["recovery"] | {"processes": 2}}
+    inputs = replace(pinned, recipe=recipe), schedule, smaller
+    worker = processes.Process(target=in_worker, args=(services, recover.run, *inputs))
+    worker.start()
+    while worker.is_alive() and not reached_epoch(smaller.run_id):
+        time.sleep(0.01)
+    worker.kill()
+    worker.join()
+    assert worker.exitcode == KILLED
+
+    together = recover.run(*inputs)
+    one, two = (weights_of(recovered.program) for recovered in (alone, together))
+    for name, weight in one.items():
+        assert weight.allclose(two[name], rtol=1e-3, atol=1e-4), name
+    steps = [metric.step for metric in tracking.client().get_metric_history(smaller.run_id, "recovery_accuracy")]
+    assert sorted(set(steps)) == list(range(LONG + 1))
+    assert steps.count(0) == steps.count(LONG) == 1, "each process logged, or it began again"
 
 
 @pytest.mark.parametrize(

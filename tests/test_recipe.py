@@ -122,6 +122,14 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> Non
         ({"objective": "ranking"}, ["objective", "'classification'", "'ranking'"]),
         ({"prune": {"cycles": 6}}, ["prune.cycles", "less than or equal to 5", "6"]),
         (
+            {"recovery": {"batch": 8, "processes": 2, "accumulate": 3}},
+            ["recovery: batch must be at least 12, 2 examples for each of 3 parts in each of 2 processes; it is 8"],
+        ),
+        (
+            {"recovery": {"compile": True, "processes": 2}},
+            ["recovery: compile needs one process that keeps its activations; processes is 2, recompute false"],
+        ),
+        (
             {"prune": {"sparse_learning": {"method": "lasso"}}},
             ["prune.sparse_learning.method", "'group_lasso', 'growing' or 'slimming'", "'lasso'"],
         ),

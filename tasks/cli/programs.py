@@ -172,7 +172,13 @@ def _settings(lesson: Lesson) -> Settings:
 
     text = lesson.settings.read_text(encoding="utf-8") if lesson.settings else "{}"
     section = recipe.section(recipe.Recovery, text, f"settings {lesson.settings}")
-    return Settings(epochs=lesson.epochs, seed=lesson.seed, **section.model_dump())
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if section.processes not in (1, started):
+        raise InputError(
+            f"processes: expected {section.processes} processes, as settings {lesson.settings} says, got {started}; start the "
+            f"command by torchrun --nproc-per-node {section.processes} --no-python"
+        )
+    return Settings(epochs=lesson.epochs, seed=lesson.seed, **section.training)
 
 
 def _check(order: Order, model: Path, output: Path) -> list[tuple[str, float]]:
