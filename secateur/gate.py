@@ -127,8 +127,8 @@ def resampled_difference(
         differences[i] = after - before
     estimate = score(*pruned) - score(*dense)
     low, high = np.quantile(differences, [1 - confidence, confidence])
-    differing = (dense[0] != pruned[0]).reshape(n, -1).any(axis=1).sum()
-    if differing < FEW:
+    differs = [(before != after).reshape(n, -1).any(axis=1) for before, after in zip(dense, pruned, strict=True)]
+    if (differs[0] | differs[1]).sum() < FEW:
         unseen = 1 - (1 - confidence) ** (1 / n)
         low, high = np.minimum(low, estimate - unseen), np.maximum(high, estimate + unseen)
     return estimate, float(low), float(high)

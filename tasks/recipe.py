@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from secateur.errors import InputError
 
@@ -16,6 +25,7 @@ NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,99}$")
 S = TypeVar("S", bound=BaseModel)
 Share = Annotated[float, Field(gt=0, lt=1)]
 TABLES = ("parquet", "csv", "tsv", "huggingface")
+OBJECTIVES = ("classification", "multi_label", "regression", "token_classification", "masked_lm", "causal_lm")
 
 
 class _Section(BaseModel):
@@ -242,9 +252,7 @@ class Recipe(_Section):
 
     model: str
     data: Data
-    objective: str = (
-        "classification"  # a name in secateur.objectives, or module:function, which the installation must allow
-    )
+    objective: str = "classification"  # or another of OBJECTIVES, or module:function, which the installation must allow
     target: TargetSection = TargetSection()
     goal: Goal
     budget: Budget = Budget()
@@ -252,6 +260,13 @@ class Recipe(_Section):
     recovery: Recovery = Recovery()
     gate: GateSection = GateSection()
     seed: int = Field(0, ge=0)
+
+    @field_validator("objective")
+    @classmethod
+    def _known_or_own(cls, name: str) -> str:
+        if name not in OBJECTIVES and ":" not in name:
+            raise ValueError(f"must be one of {', '.join(OBJECTIVES)}, or module:function")
+        return name
 
     @model_validator(mode="after")
     def _teachable(self) -> Recipe:

@@ -146,6 +146,16 @@ def unlabelled(folder: Path) -> dict[str, Any]:
 TAUGHT = {"recovery": {"batch": 4, "distillation": 1.0}}
 
 
+def test_a_training_split_without_labels_gets_blank_ones_of_the_objectives_shape(tmp_path: Path) -> None:
+    wanted = unlabelled(tmp_path)
+    for part in ("validation", "test"):
+        of = np.eye(models.CLASSES)[vectors(part).labels]  # float64, as numbers are in tables
+        np.savez(tmp_path / f"{part}.npz", inputs=vectors(part).inputs, labels=of)
+    loaded = check(recipe(wanted, **TAUGHT, objective="regression"))
+    assert {split.labels.dtype for split in loaded.splits.values()} == {np.dtype(np.float32)}
+    assert loaded.train.labels.shape == (COUNTS["train"], models.CLASSES)
+
+
 def test_a_training_split_without_labels_is_read_where_the_dense_model_teaches(tmp_path: Path) -> None:
     loaded = check(recipe(unlabelled(tmp_path), **TAUGHT))
     assert np.array_equal(loaded.train.inputs, vectors("train").inputs)
