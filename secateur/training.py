@@ -36,7 +36,7 @@ class Settings:
     """How to train. `distillation` is the weight of the teacher's loss, the rest is the labels'."""
 
     epochs: int = 10
-    minutes: float | None = None  # ends the training after the epoch in which they are over
+    minutes: float | None = None  # ends the training after the epoch in which they are over; the rates are down by then
     batch: int = 64  # over all processes together
     accumulate: int = 1  # parts that a process takes its share of a batch in, to need less memory
     precision: str = "float32"
@@ -147,7 +147,6 @@ class Run:
         self.labels = torch.from_numpy(data.train.labels)
         self.lengths = _lengths(module, data.train)
         self.per_epoch = sum(1 for _ in _orders(len(data.train), settings, 1))
-        self.steps = settings.epochs * self.per_epoch
         self.optimizer = _optimizer(module, settings)
         self.trained, self.guide = self._with_hidden_states(teacher)
         self.forward: Callable[..., Any] = self.trained
@@ -227,6 +226,16 @@ class Run:
         distributed.agree(self.module.state_dict().values())
         if self.settings.average:
             state.average = _copy_of(self.module)
+
+    @property
+    def steps(self) -> int:
+        """Of the whole training, by the minutes too once an epoch told how many it takes: rates come down in time."""
+        done = self.state.history[1:]
+        epochs = self.settings.epochs
+        if self.settings.minutes is not None and done:
+            each = sum(epoch.seconds for epoch in done) / len(done)
+            epochs = max(len(done), min(epochs, math.ceil(60 * self.settings.minutes / each)))
+        return epochs * self.per_epoch
 
     def finished(self) -> bool:
         """Whether epochs, minutes or patience are used up."""

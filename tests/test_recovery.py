@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import itertools
 import math
 import multiprocessing
 import random
@@ -18,7 +19,7 @@ from together import together
 from torch.export import ExportedProgram
 from torch.nn import functional
 
-from secateur import NM, InputError, Ratio, Unstructured, distributed, hidden_states, prune, sparsify
+from secateur import NM, InputError, Ratio, Unstructured, distributed, hidden_states, prune, sparsify, training
 from secateur import program as programs
 from secateur.checkpoints import Checkpoint, in_folder
 from secateur.data import Dataset, Split
@@ -463,6 +464,31 @@ def teacher_of_vectors() -> ExportedProgram:
 def test_minutes_end_a_training_after_the_epoch_in_which_they_are_over() -> None:
     short = dataclasses.replace(SETTINGS, epochs=9, minutes=1e-9)
     assert len(recover(student(), teacher(), data(), short).history) == 1 + 1
+
+
+def test_the_rates_are_down_when_the_minutes_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that ticks a second whenever it is looked at: an epoch takes as long as it has steps, and one more."""
+    ticks = itertools.count()
+    monkeypatch.setattr(training.time, "monotonic", lambda: float(next(ticks)))
+    told: list[tuple[int, int]] = []
+
+    def tell(step: int, steps: int, loss: float) -> None:
+        told.append((step, steps))
+
+    recover(student(), teacher(), data(), dataclasses.replace(SETTINGS, epochs=9), on_step=tell)
+    whole = told[-1][1]
+    each = whole // 9
+    told.clear()
+    seen = recover(
+        student(),
+        teacher(),
+        data(),
+        dataclasses.replace(SETTINGS, epochs=9, minutes=2.5 * (each + 1) / 60),
+        on_step=tell,
+    )
+    assert len(seen.history) == 1 + 3
+    assert [steps for _, steps in told] == [whole] * each + [3 * each] * 2 * each
+    assert told[-1][0] == 3 * each
 
 
 def test_an_average_of_the_weights_is_what_is_judged_and_kept() -> None:
