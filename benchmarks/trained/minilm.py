@@ -20,12 +20,15 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional
 
 from benchmarks.context import Context, Skipped, say
+from secateur import distributed
 from secateur.calibration import Batch
+from secateur.data import Split
 
 Text = tuple[str, int]  # a sentence and its label
 SETTINGS = {"examples": 19_200, "batch": 32, "learning_rate": 1e-4, "warm_up": 0.1, "bucket": 1600}
 VALIDATION = 2_000
 LENGTH = 64  # longest in tokens
+PADDING = 0  # the token
 
 
 class Classifier(nn.Module):
@@ -37,6 +40,17 @@ class Classifier(nn.Module):
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return self.model(input_ids=tokens, attention_mask=mask).logits
+
+
+class FromTokens(nn.Module):
+    """The classifier with tokens [N, T] for its only input; what is not padding is its mask."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.classifier(tokens, (tokens != PADDING).long())
 
 
 def package() -> Path:
@@ -83,6 +97,17 @@ def batches(examples: list[Text], size: int) -> Iterator[Batch]:
         )
 
 
+def split(examples: list[Text]) -> Split:
+    """Tokens [N, 64], padded with zeros, with labels and lengths."""
+    tokenizer = Tokenizer.from_file(str(package() / "tokenizer.json"))
+    tokenizer.enable_truncation(LENGTH)
+    tokenizer.enable_padding(length=LENGTH)
+    seen = tokenizer.encode_batch([sentence for sentence, _ in examples])
+    tokens = np.array([text.ids for text in seen], dtype=np.int64)
+    lengths = np.array([sum(text.attention_mask) for text in seen])
+    return Split(tokens, np.array([label for _, label in examples], dtype=np.int64), lengths=lengths)
+
+
 def fine_tuned(context: Context, train: list[Text]) -> Classifier:
     """The classifier after one pass over a part of train; kept in the cache by a digest of its settings."""
     key = hashlib.sha256(json.dumps([SETTINGS, context.seed], sort_keys=True).encode()).hexdigest()[:12]
@@ -99,7 +124,8 @@ def fine_tuned(context: Context, train: list[Text]) -> Classifier:
 
 def _train(model: Classifier, train: list[Text], seed: int) -> None:
     """AdamW with linear warm-up and decay; word vectors are left as they are, which halves the time of a step."""
-    model.train()
+    device = distributed.device()
+    model.to(device).train()
     model.model.bert.embeddings.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, SETTINGS["learning_rate"], weight_decay=0.01)
@@ -108,7 +134,8 @@ def _train(model: Classifier, train: list[Text], seed: int) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm))
     )
-    for step, (tokens, mask, labels) in enumerate(batches(_bucketed(train, seed), int(SETTINGS["batch"])), start=1):
+    for step, batch in enumerate(batches(_bucketed(train, seed), int(SETTINGS["batch"])), start=1):
+        tokens, mask, labels = (tensor.to(device) for tensor in batch)
         loss = functional.cross_entropy(model(tokens, mask), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -117,6 +144,7 @@ def _train(model: Classifier, train: list[Text], seed: int) -> None:
         schedule.step()
         if step % 50 == 0:
             say(f"minilm: fine-tuning, step {step} of {steps}, loss {loss.item():.3f}")
+    model.cpu()
 
 
 def _bucketed(train: list[Text], seed: int) -> list[Text]:
@@ -133,3 +161,10 @@ def exported(model: Classifier, example: Batch) -> ExportedProgram:
     """The program, with any batch and any length."""
     sizes = {0: Dim.AUTO, 1: Dim.AUTO}
     return torch.export.export(model, tuple(example[:2]), dynamic_shapes=(sizes, sizes))
+
+
+def exported_from_tokens(model: Classifier, example: np.ndarray) -> ExportedProgram:
+    """The program with one input, with any batch and any length; word vectors stay as they are, as in fine-tuning."""
+    model.model.bert.embeddings.requires_grad_(False)
+    module = FromTokens(model).eval()
+    return torch.export.export(module, (torch.from_numpy(example),), dynamic_shapes=({0: Dim.AUTO, 1: Dim.AUTO},))
