@@ -8,7 +8,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-PACKAGES = ("torch", "torch-pruning", "transformers", "numpy")
+PACKAGES = ("torch", "torch-pruning", "lightning", "transformers", "numpy")
 
 
 def in_words() -> str:

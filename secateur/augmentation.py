@@ -28,9 +28,8 @@ def crop(x: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
     n, _, height, width = x.shape
     padded = functional.pad(x, (PADDING,) * 4)
     down, right = (torch.randint(0, 2 * PADDING + 1, (n,), generator=draw) for _ in range(2))
-    rows = (down[:, None] + torch.arange(height))[:, None, :, None]
-    columns = (right[:, None] + torch.arange(width))[:, None, None, :]
-    return padded[torch.arange(n)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], rows, columns]
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [N, C, down, right, H, W], nothing copied
+    return windows[torch.arange(n), :, down, right]
 
 
 def flip(x: torch.Tensor, draw: torch.Generator) -> torch.Tensor:

@@ -19,20 +19,25 @@ from torch.utils import _pytree
 from secateur import program as programs
 from secateur.axes.infer import AxisInfo, Structure
 from secateur.axes.terms import leaves, unit_index
+from secateur.axes.trace import arguments, shape_of
 from secateur.errors import InputError
 
 Loss = Callable[[Any, torch.Tensor], torch.Tensor]
 Batch = tuple[torch.Tensor, ...]  # the inputs in order, the target last
 
-ACTIVATIONS, GRADIENTS, MOVEMENT = "activations", "gradients", "movement"
-_CONSUMERS = {"linear": 1, "conv1d": 1, "conv2d": 1, "conv3d": 1, "matmul": 1, "mm": 1, "addmm": 2}  # weight's argument
+ACTIVATIONS, GRADIENTS, MOVEMENT, HESSIANS = "activations", "gradients", "movement", "hessians"
+WINDOWS_AT_ONCE = 2**24  # elements of a convolution's unfolded input that are held at once: 128 MiB
+_CONSUMERS = {"linear": 1, "matmul": 1, "mm": 1, "addmm": 2}  # weight's argument
+_CONSUMERS |= {f"{name}{rank}d": 1 for name in ("conv", "conv_transpose") for rank in (1, 2, 3)}
 
 
 @dataclass
 class Moments:
-    """Of the input of one contraction, over all positions: count, sum, sum of |x|, number of zeros, sum of x x^T.
+    """Of the input of one contraction, over all positions: count, sum, sum of |x|, number of zeros, sum of x^2 [features].
 
-    `gram` has shape [features, features] for linear layers and is None elsewhere; the others [features].
+    `gram` [groups, columns, columns] is the sum of x x^T over everything that the weight is multiplied with: features for
+    linear layers (one group); for convolutions, where Hessians are asked for, windows, each with its positions of the
+    kernel one after the other and at each of them the group's channels.
     """
 
     node: fx.Node
@@ -43,6 +48,7 @@ class Moments:
     zeros: Any = 0.0
     squares: Any = 0.0
     gram: torch.Tensor | None = None
+    windows: int = 0  # that `gram` is summed over
 
     def with_(self, other: Moments) -> Moments:
         """Both together: a weight that the graph uses twice has seen the inputs of both uses."""
@@ -55,6 +61,7 @@ class Moments:
             self.zeros + other.zeros,
             self.squares + other.squares,
             None if self.gram is None or other.gram is None else self.gram + other.gram,
+            self.windows + other.windows,
         )
 
 
@@ -132,7 +139,7 @@ def collect(
     """
     statistics = Statistics()
     if ACTIVATIONS in needs:
-        _collect_activations(module, structure, batches, statistics)
+        _collect_activations(module, batches, statistics, hessians=HESSIANS in needs)
     if GRADIENTS in needs:
         _collect_gradients(module, structure, batches, loss, statistics)
     if MOVEMENT in needs:
@@ -189,24 +196,30 @@ def _operator(node: fx.Node) -> str:
 
 
 def holds_outputs_first(node: fx.Node) -> bool:
-    """Whether a contraction's weight is [out, in, ...]; the weights of `matmul`, `mm` and `addmm` are [in, out]."""
-    return _operator(node).startswith(("linear", "conv"))
+    """Whether a contraction's weight is [out, in, ...]; those of transposed convolutions, `matmul`, `mm` and `addmm` are
+    [in, out, ...]."""
+    return _operator(node).startswith(("linear", "conv")) and not transposes(node)
+
+
+def transposes(node: fx.Node) -> bool:
+    """Whether a contraction is a transposed convolution."""
+    return _operator(node).startswith("conv_transpose")
 
 
 def _collect_activations(
-    module: fx.GraphModule, structure: Structure, batches: Sequence[Batch], statistics: Statistics
+    module: fx.GraphModule, batches: Sequence[Batch], statistics: Statistics, *, hessians: bool
 ) -> None:
     see: dict[fx.Node, list[Callable[[torch.Tensor], None]]] = {}
     for node, weight in consumers(module):
         moments = Moments(node, weight)
         statistics.moments.append(moments)
-        see.setdefault(_source(node), []).append(_accumulator(moments))
+        see.setdefault(_source(node), []).append(_accumulator(moments, hessians=hessians))
     with programs.evaluating(module):
         for batch in batches:
             _Watcher(module, see).run(*batch[:-1], enable_io_processing=True)
 
 
-def _accumulator(moments: Moments) -> Callable[[torch.Tensor], None]:
+def _accumulator(moments: Moments, *, hessians: bool) -> Callable[[torch.Tensor], None]:
     convolves = _operator(moments.node).startswith("conv")
 
     def accumulate(x: torch.Tensor) -> None:
@@ -217,11 +230,31 @@ def _accumulator(moments: Moments) -> Callable[[torch.Tensor], None]:
         moments.absolute = moments.absolute + features.abs().sum(0)
         moments.zeros = moments.zeros + (features == 0).sum(0)
         moments.squares = moments.squares + features.square().sum(0)
-        if not convolves:
-            gram = features.T @ features
-            moments.gram = gram if moments.gram is None else moments.gram + gram
+        if not convolves or (hessians and not transposes(moments.node)):
+            for windows in _windows(moments.node, x) if convolves else [features[None]]:
+                gram = windows.mT @ windows
+                moments.gram = gram if moments.gram is None else moments.gram + gram
+                moments.windows += windows.shape[1]
 
     return accumulate
+
+
+def _windows(node: fx.Node, x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """What a convolution multiplies its kernels with, [groups, windows, kernel x channels], some examples at a time."""
+    call: Any = arguments(node)
+    kernel = shape_of(call.weight.meta["val"])[2:]
+    stride, dilation = (list(value) * (len(kernel) // len(value)) for value in (call.stride, call.dilation))
+    spans = [spacing * (size - 1) for spacing, size in zip(dilation, kernel, strict=True)]
+    if isinstance(call.padding, str):
+        sides = [(span // 2, span - span // 2) if call.padding == "same" else (0, 0) for span in spans]
+    else:
+        sides = [(side, side) for side in list(call.padding) * (len(kernel) // len(call.padding))]
+    unfolded = functional.pad(x, [side for pair in reversed(sides) for side in pair])
+    for dim, (span, step, spacing) in enumerate(zip(spans, stride, dilation, strict=True), start=2):
+        unfolded = unfolded.unfold(dim, span + 1, step)[..., ::spacing]  # a view: [N, C, *places, *kernel]
+    for some in unfolded.split(max(1, WINDOWS_AT_ONCE // max(1, unfolded[0].numel()))):
+        grouped = some.flatten(2 + len(kernel)).flatten(2, -2).unflatten(1, (call.groups, -1))  # [n, G, C/G, places, K]
+        yield grouped.permute(1, 0, 3, 4, 2).double().flatten(3).flatten(1, 2)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import math
 import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,13 @@ import torch
 from secateur.errors import InputError
 
 _LENGTH = 64  # of a SHA-256 in hexadecimal
+_DIGITS = 16  # of the step
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a run keeps its states; `load` gives what there is, the newest first. Saved at most every `seconds`."""
+    """Where a run keeps its states; `load` gives what there is, in any order. Saved at most every `seconds`."""
 
     save: Callable[[bytes], None]
     load: Callable[[], Iterable[bytes]]
@@ -40,15 +43,33 @@ def in_folder(folder: str | Path, seconds: float = 60.0) -> Checkpoint:
         return sorted((p for p in places if p.exists()), key=lambda p: p.stat().st_mtime_ns, reverse=True)
 
     def save(content: bytes) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         last = newest_first()
         place = next(p for p in places if not last or p != last[0])
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             _write(place, content)
         except OSError as error:
-            _log.warning("checkpoint not written (%s); training goes on, the one before stays", error)
+            _log.warning(
+                "checkpoint not written to %s (%s); training goes on, the one before stays; make room there",
+                folder,
+                error,
+            )
 
     return Checkpoint(save, lambda: [path.read_bytes() for path in newest_first()], seconds)
+
+
+def also(near: Checkpoint, far: Checkpoint) -> Checkpoint:
+    """Every state in the near place, and at most every `far.seconds` in the far one; the newest of either is gone on from."""
+    last = -math.inf
+
+    def save(content: bytes) -> None:
+        nonlocal last
+        near.save(content)
+        if time.monotonic() - last >= far.seconds:
+            far.save(content)
+            last = time.monotonic()
+
+    return Checkpoint(save, lambda: [*near.load(), *far.load()], near.seconds)
 
 
 def _write(place: Path, content: bytes) -> None:
@@ -63,22 +84,31 @@ def _write(place: Path, content: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-def pack(key: str, state: dict[str, Any]) -> bytes:
-    """A state of tensors and plain values as bytes, with the run's key (a SHA-256) and a checksum in front."""
+def pack(key: str, step: int, state: dict[str, Any]) -> bytes:
+    """A state of tensors and plain values as bytes; in front a checksum, the run's key (a SHA-256) and the step."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    content = key.encode() + buffer.getvalue()
+    content = f"{key}{step:0{_DIGITS}}".encode() + buffer.getvalue()
     return hashlib.sha256(content).hexdigest().encode() + content
 
 
 def newest(candidates: Iterable[bytes]) -> bytes:
-    """The newest state that is whole, as it is stored; nothing when there is none. A damaged one is said and passed over."""
-    for stored in candidates:
-        checksum, content = stored[:_LENGTH], stored[_LENGTH:]
-        if hashlib.sha256(content).hexdigest().encode() == checksum:
-            return stored
-        _log.warning("checkpoint damaged (checksum differs); falling back to the one before")
-    return b""
+    """Of the states that are whole the one of the latest step, as it is stored; nothing when there is none. Damage is said."""
+    stored = list(candidates)
+    whole = [each for each in stored if _is_whole(each)]
+    if len(whole) < len(stored):
+        left = "going on from another that is whole" if whole else "none is whole, training begins again"
+        _log.warning("%d of %d checkpoints damaged (checksum differs); %s", len(stored) - len(whole), len(stored), left)
+    return max(whole, key=_step, default=b"")
+
+
+def _is_whole(stored: bytes) -> bool:
+    checksum = hashlib.sha256(stored[_LENGTH:]).hexdigest().encode()
+    return checksum == stored[:_LENGTH] and stored[2 * _LENGTH :][:_DIGITS].isdigit()
+
+
+def _step(stored: bytes) -> int:
+    return int(stored[2 * _LENGTH :][:_DIGITS])
 
 
 def unpack(key: str, stored: bytes) -> dict[str, Any]:
@@ -90,6 +120,7 @@ def unpack(key: str, stored: bytes) -> dict[str, Any]:
     content = stored[_LENGTH:]
     if content[:_LENGTH] != key.encode():
         raise InputError(
-            "checkpoint: belongs to another program, other data or other settings; remove it or name another place"
+            "checkpoint: expected one of this program, these data and these settings, got one of others; remove it or name "
+            "another place"
         )
-    return torch.load(io.BytesIO(content[_LENGTH:]), map_location="cpu", weights_only=True)
+    return torch.load(io.BytesIO(content[_LENGTH + _DIGITS :]), map_location="cpu", weights_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from secateur.calibration import Batch, Loss, classification_loss
 from secateur.errors import InputError
 from secateur.pruning import DEFAULT_KINDS, Choice
 
+Distance = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]  # output, the dense answers, target
 SHARES = (0.0625, 0.125, 0.25, 0.5, 0.75)  # close together where units cost next to nothing
 
 
@@ -40,18 +42,20 @@ def sensitivity(
     seed: int = 0,
     loss: Loss = classification_loss,
     cost: Loss | None = None,
+    distance: Distance | None = None,
     path: str | Path | None = None,
     on_axis: Callable[[str, dict[float, float]], None] = lambda name, curve: None,
 ) -> Curves:
     """What cutting each axis alone costs on the calibration batches, share by share (cf. Li et al., ICLR 2017, section 3.2).
 
-    The cost is how far the answers move, `divergence`, unless another is given: labels that a trained model knows by heart
-    say little about a cut, its own answers more.
+    The cost is how far the answers move, by their divergence, unless another is given: labels that a trained model knows by
+    heart say little about a cut, its own answers more.
 
     Args:
         calibration: batches of (inputs..., target).
         loss: for criteria that take gradients.
-        cost: a function of output and target, in place of `divergence`.
+        cost: a function of output and target, in place of a distance from the dense answers.
+        distance: a function of output, dense answers and target, in place of `divergence`.
         shares: of the axis's units that go, the least important first; share 0 (the dense loss) is always added.
         path: a JSON file that every finished axis is written to; when it exists, the measurement goes on from it.
             Program, data and settings are compared with the file's, functions that are given cannot be.
@@ -59,7 +63,7 @@ def sensitivity(
 
     Raises:
         InputError: no axis can be cut, data is missing or misfits, a share lies outside 0..1, the program's answers are
-            single numbers that do not diverge, or the file at `path` belongs to another program, other data or settings.
+            single numbers that do not diverge (give a cost or a distance), or the file at `path` belongs to another program, other data or settings.
     """
     if bad := [share for share in shares if not 0 < share < 1]:
         raise InputError(f"shares: expected shares between 0 and 1 (exclusive), got {bad[0]}")
@@ -74,32 +78,35 @@ def sensitivity(
     missing = [info for info in chosen if info.name not in store.curves]
     if missing:
         scores = pruning.score_units(program, module, structure, missing, choice, calibration, loss)
-        batches, measure = (calibration, cost) if cost else (_answered(module, calibration), divergence)
-        dense = mean_loss(module, batches, measure)
+        batches = calibration if cost else _answered(module, calibration, by_divergence=distance is None)
+        measure = functools.partial(
+            mean_loss, batches=batches, loss=cost or distance or divergence, targets=1 if cost else 2
+        )
+        dense = measure(module)
     for info in missing:
         curve = {0.0: dense}
         for share in sorted(shares):
             count = max(1, round(info.size * (1 - share)))
             kept = {info.name: pruning.strongest(scores[info.name], count)}
-            curve[1 - count / info.size] = mean_loss(_cut_alone(program, kept), batches, measure)
+            curve[1 - count / info.size] = measure(_cut_alone(program, kept))
         store.add(info.name, curve)
         on_axis(info.name, curve)
     return {info.name: store.curves[info.name] for info in chosen}
 
 
-def divergence(output: Any, answers: torch.Tensor) -> torch.Tensor:
+def divergence(output: Any, answers: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """KL(dense || cut) in nats, over the last dimension of the first output, the mean of all positions before it."""
     logits = _pytree.tree_leaves(output)[0]
     cut, dense = (functional.log_softmax(x.flatten(0, -2), 1) for x in (logits, answers))
     return functional.kl_div(cut, dense, log_target=True, reduction="batchmean")
 
 
-def _answered(module: fx.GraphModule, batches: Sequence[Batch]) -> list[Batch]:
-    """The batches with the module's own answers for targets."""
+def _answered(module: fx.GraphModule, batches: Sequence[Batch], *, by_divergence: bool) -> list[Batch]:
+    """The batches with the module's own answers before the target."""
     with programs.evaluating(module):
-        answered = [(*inputs, _pytree.tree_leaves(module(*inputs))[0]) for *inputs, _ in batches]
-    answers = answered[0][-1]
-    if answers.dim() < 2 or answers.shape[-1] < 2 or not answers.is_floating_point():
+        answered = [(*inputs, _pytree.tree_leaves(module(*inputs))[0], target) for *inputs, target in batches]
+    answers = answered[0][-2]
+    if by_divergence and (answers.dim() < 2 or answers.shape[-1] < 2 or not answers.is_floating_point()):
         raise InputError(
             f"cost: expected answers of two or more logits to see how far they move, got {tuple(answers.shape)} "
             f"({answers.dtype}); give the function that says what a cut costs"
@@ -107,12 +114,14 @@ def _answered(module: fx.GraphModule, batches: Sequence[Batch]) -> list[Batch]:
     return answered
 
 
-def mean_loss(module: fx.GraphModule, batches: Sequence[Batch], loss: Loss) -> float:
-    """The loss over all examples, in evaluation mode; batches count by their size."""
+def mean_loss(
+    module: fx.GraphModule, batches: Sequence[Batch], loss: Callable[..., torch.Tensor], targets: int = 1
+) -> float:
+    """The loss over all examples, in evaluation mode; batches count by their size, their last `targets` tensors are no inputs."""
     total, count = 0.0, 0
     with programs.evaluating(module):
         for batch in batches:
-            total += float(loss(module(*batch[:-1]), batch[-1])) * len(batch[0])
+            total += float(loss(module(*batch[:-targets]), *batch[-targets:])) * len(batch[0])
             count += len(batch[0])
     return total / count
 

@@ -84,6 +84,30 @@ def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
         yield array[start : start + rows]
 
 
+def labelled_for(split: Split, objective: str) -> Split:
+    """The same examples with labels as an objective of this name takes them; for a user's own they stay as they are.
+
+    Raises:
+        InputError: labels that are of another kind.
+    """
+    if objective == "regression":
+        return numbers(split)
+    return split if ":" in objective else class_numbers(split)
+
+
+def numbers(split: Split) -> Split:
+    """The same examples with labels as float32.
+
+    Raises:
+        InputError: labels that are no numbers.
+    """
+    if split.labels.dtype.kind not in "iufb":
+        raise InputError(
+            f"data: expected numbers as labels, got {split.labels.dtype} such as {split.labels.flat[:3]}; write them as floats"
+        )
+    return dataclasses.replace(split, labels=split.labels.astype(np.float32, copy=False))
+
+
 def class_numbers(split: Split) -> Split:
     """The same examples with labels as int64.
 
@@ -100,25 +124,23 @@ def class_numbers(split: Split) -> Split:
 
 
 def split(examples: Split, shares: Sequence[float], seed: int) -> Dataset:
-    """Split stratified by label [N]: `shares` of train, validation and test, summing to one. The parts are copies.
+    """Split into `shares` of train, validation and test, summing to one, stratified by class number. The parts are copies.
+
+    Labels that are no class numbers [N] of an integer type, but floats or rows of several, are drawn without regard to them.
 
     Equal examples may fall on both sides: an array of many short examples has duplicates, and which of them to drop is not
     for a draw to say.
 
     Raises:
-        InputError: labels of more than one dimension, or a class has too few examples for three splits.
+        InputError: a class has too few examples for three splits.
     """
-    if examples.labels.ndim != 1:
-        raise InputError(
-            f"data: expected labels [N], one class number per example, got shape {examples.labels.shape}; name the splits"
-        )
     rest, test = _drawn(examples.labels, np.arange(len(examples)), shares[2], seed)
     train, validation = _drawn(examples.labels, rest, shares[1] / (shares[0] + shares[1]), seed)
     return Dataset(*(examples.take(part) for part in (train, validation, test)))
 
 
 def carve(train: Split, share: float, seed: int) -> tuple[Split, Split]:
-    """Two copies that share nothing: the rest of `train`, and a `share` of it stratified by label, for validation.
+    """Two copies that share nothing: the rest of `train`, and a `share` of it stratified as by `split`, for validation.
 
     Raises:
         InputError: a class has too few examples.
@@ -128,7 +150,7 @@ def carve(train: Split, share: float, seed: int) -> tuple[Split, Split]:
 
 
 def proxy(train: Split, share: float, seed: int) -> Split:
-    """A copy of a share of the training split, drawn by the seed and stratified by label, that stands in for all of it.
+    """A copy of a share of the training split, drawn by the seed and stratified as by `split`, that stands in for all of it.
 
     Raises:
         InputError: a class has too few examples.
@@ -143,10 +165,10 @@ def _drawn(
     """The positions `among` which to draw, parted: what is left, and the share."""
     from sklearn.model_selection import train_test_split
 
+    classes = labels[among] if labels.ndim == 1 and labels.dtype.kind in "iu" else None
     try:
-        left, drawn = train_test_split(among, test_size=share, random_state=seed, stratify=labels[among])
+        left, drawn = train_test_split(among, test_size=share, random_state=seed, stratify=classes)
     except ValueError as error:
-        raise InputError(
-            f"{setting}: {share:.3g} of {len(among)} examples cannot be stratified by label: {error}"
-        ) from error
+        how = "drawn" if classes is None else "stratified by label"
+        raise InputError(f"{setting}: {share:.3g} of {len(among)} examples cannot be {how}: {error}") from error
     return left, drawn

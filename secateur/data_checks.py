@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from torch.export import ExportedProgram
 from secateur import program as programs
 from secateur.data import Dataset, Split, chunks
 from secateur.errors import InputError
-from secateur.objectives import IGNORED, objective_of
+from secateur.objectives import IGNORED, Objective, objective_of
 
 SHOWN = 10  # classes that a message lists
 
@@ -22,9 +23,10 @@ def check_fits(dataset: Dataset, program: ExportedProgram, objective: str = "cla
     """Raise InputError unless the program takes every split's columns in order, and its output goes with all labels.
 
     Labels are, as in `secateur.objectives`: class numbers [N]; 0/1 [N, C] for multi_label; finite numbers [N] or [N, K] for
-    regression; class numbers [N, T] for the token objectives, where -100 is ignored.
+    regression; class numbers [N, T] for the token objectives, where -100 is ignored. A user's own objective is tried on the
+    first two examples of every split.
     """
-    objective_of(objective)
+    goal = objective_of(objective)
     specs = programs.input_specs(program)
     for name, (shape, _) in specs.items():
         if shape[0] is not None:
@@ -40,13 +42,16 @@ def check_fits(dataset: Dataset, program: ExportedProgram, objective: str = "cla
             )
         for column, (name, (shape, dtype)) in zip(split.columns, specs.items(), strict=True):
             _check_column(column, name, shape, dtype, part)
-    wanted = _WANTED[objective]
-    with torch.no_grad():
-        output = program.module(check_guards=False)(*(torch.from_numpy(np.array(c[:2])) for c in dataset.train.columns))
-    if not isinstance(output, torch.Tensor) or output.dim() not in wanted.dimensions:
-        raise InputError(f"model: expected one output of {wanted.output} for {objective}, got {_described(output)}")
+    module = program.module(check_guards=False)
     for part, split in dataset.splits.items():
+        with torch.no_grad():
+            output = module(*(torch.from_numpy(np.array(column[:2])) for column in split.columns))
+        wanted = _WANTED.get(objective, _OWN)
+        if not isinstance(output, torch.Tensor) or output.dim() not in wanted.dimensions:
+            raise InputError(f"model: expected one output of {wanted.output} for {objective}, got {_described(output)}")
         wanted.check(output, split, part)
+        if wanted is _OWN:
+            _check_own(objective, goal, output, torch.from_numpy(np.array(split.labels[:2])), part)
 
 
 def _check_column(column: np.ndarray, name: str, shape: Sequence[int | None], dtype: torch.dtype, part: str) -> None:
@@ -130,6 +135,35 @@ def _check_regression(output: torch.Tensor, split: Split, part: str) -> None:
     _check_finite(split.labels, "labels", part)
 
 
+def _check_numbers(output: torch.Tensor, split: Split, part: str) -> None:
+    if split.labels.dtype.kind not in "iufb":
+        raise InputError(f"data: expected numbers as labels, got {split.labels.dtype} in the {part} split")
+    _check_finite(split.labels, "labels", part)
+
+
+def _check_own(name: str, objective: Objective, output: torch.Tensor, labels: torch.Tensor, part: str) -> None:
+    """A user's own objective takes the outputs and labels of a split, and gives finite losses and a row for each example."""
+    try:
+        losses = {
+            "loss": float(objective.loss(output, labels, 0.0)),
+            "distillation": float(objective.distillation(output, output, labels, 1.0)),
+        }
+        objective.counted(labels)
+        rows = [len(array) for array in objective.answers(output, labels)]
+    except Exception as error:  # whatever a user's code raises
+        raise InputError(
+            f"objective: expected {name} to take outputs {list(output.shape)} and labels {list(labels.shape)} "
+            f"({labels.dtype}) of the {part} split, it failed: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    if rows != [len(labels)] * 2:
+        raise InputError(
+            f"objective: expected answers and targets of {name} with a row for each of {len(labels)} examples, got {rows} rows"
+        )
+    for what, value in losses.items():
+        if not math.isfinite(value):
+            raise InputError(f"objective: expected a finite {what} of {name} in the {part} split, got {value}")
+
+
 @dataclass(frozen=True)
 class _Wanted:
     """What an objective wants of the output, in words and in numbers of dimensions, and of the labels beside it."""
@@ -148,6 +182,7 @@ _WANTED: dict[str, _Wanted] = {
     "masked_lm": _TOKENS,
     "causal_lm": _TOKENS,
 }
+_OWN = _Wanted("a tensor [batch, ...]", tuple(range(1, 9)), _check_numbers)  # what else, it says itself
 
 
 def _described(output: object) -> str:

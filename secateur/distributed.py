@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import distributed, fx
 
+from secateur.errors import InputError
+
 _BATCH_NORM = torch.ops.aten.batch_norm.default
 
 
@@ -35,12 +37,25 @@ def device() -> torch.device:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """Within the group that torchrun's environment names."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+def joined(meeting: str = "env://") -> Iterator[None]:
+    """Within the group that torchrun's environment names; `meeting` is where its processes find each other.
+
+    Raises:
+        InputError: this machine has GPUs, but fewer than processes.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
         yield
         return
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < here:
+        raise InputError(
+            f"processes: expected at most one for each of the {gpus} GPUs of this machine, got {here}; start fewer"
+        )
+    distributed.init_process_group(
+        "nccl" if gpus else "gloo", init_method=meeting, rank=int(os.environ["RANK"]), world_size=count
+    )
     try:
         yield
     finally:
@@ -104,9 +119,12 @@ def agree(tensors: Iterable[torch.Tensor]) -> None:
 @contextlib.contextmanager
 def synchronised_norms(module: fx.GraphModule) -> Iterator[None]:
     """Batch norms that train normalise by the examples of all processes (Ioffe and Szegedy 2015, over the whole batch)."""
-    norms = list(module.graph.find_nodes(op="call_function", target=_BATCH_NORM)) if size() > 1 else []
+    if size() == 1:
+        yield
+        return
+    norms = list(module.graph.find_nodes(op="call_function", target=_BATCH_NORM))
     for node in norms:
-        node.target = _batch_norm
+        node.target = batch_norm
     module.recompile()
     try:
         yield
@@ -116,7 +134,7 @@ def synchronised_norms(module: fx.GraphModule) -> Iterator[None]:
         module.recompile()
 
 
-def _batch_norm(
+def batch_norm(
     x: torch.Tensor,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,

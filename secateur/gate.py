@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,12 @@ from scipy.stats import norm
 from secateur.errors import InputError
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
+RESAMPLES = 10_000
+HOPELESS = "; more examples of the same kind would not let it pass"
+FEW = 30  # examples: of fewer that differ, resamples do not tell what others would do
+
+Answers = tuple[np.ndarray, np.ndarray]  # answers and targets, a row of each for every example
+Score = Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def paired_difference(
 def accuracy_rule(dense_right: np.ndarray, pruned_right: np.ndarray, drop: float, confidence: float) -> Rule:
     """Non-inferiority: the lower bound of the accuracy difference lies above minus the allowed drop."""
     estimate, low, high = paired_difference(dense_right, pruned_right, confidence)
-    outcome = PASS if low > -drop else FAIL if high < -drop else INCONCLUSIVE
+    outcome = _outcome(low, high, drop)
     sentence = (
         f"accuracy changed by {100 * estimate:+.2f} points on {len(dense_right)} test examples; with {confidence:.0%} "
         f"confidence by no less than {100 * low:+.2f}, allowed {-100 * drop:+.2f}"
@@ -87,18 +93,82 @@ def accuracy_rule(dense_right: np.ndarray, pruned_right: np.ndarray, drop: float
     return Rule("accuracy", outcome, -drop, estimate, low, high, sentence)
 
 
+def resampled_difference(
+    dense: Answers, pruned: Answers, score: Score, confidence: float, seed: int = 0
+) -> tuple[float, float, float]:
+    """A metric of pruned minus dense on the same examples, with one-sided bounds at `confidence` on either side.
+
+    Paired bootstrap by percentiles (Efron and Tibshirani 1993, chapters 8 and 13): examples are drawn anew, both models'
+    answers to them together, and the metric is computed again, for it need not be a mean. Where fewer than 30 examples
+    differ the draws are too much alike, and the bounds lie at least as far out as the share of examples that may differ
+    though none of so many did (the exact binomial bound of Clopper and Pearson 1934), as if that share of the metric were lost.
+
+    Args:
+        dense: answers and targets of the dense model, [N, ...] each.
+        pruned: the pruned model's, in the same order.
+        score: the metric over any rows of them; larger is better.
+        confidence: of either bound.
+        seed: of the draws.
+
+    Returns:
+        (estimate, low, high), not finite where the metric is not in some draw.
+    """
+    counts = {len(rows) for rows in (*dense, *pruned)}
+    if len(counts) != 1 or 0 in counts:
+        raise InputError(
+            f"gate: expected the same test examples for both, got {len(dense[0])} and {len(pruned[0])} answers to "
+            f"{len(dense[1])} and {len(pruned[1])} targets"
+        )
+    n, rng = len(dense[0]), np.random.default_rng(seed)
+    differences = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        drawn = rng.integers(0, n, n)
+        after, before = (score(answers[drawn], targets[drawn]) for answers, targets in (pruned, dense))
+        differences[i] = after - before
+    estimate = score(*pruned) - score(*dense)
+    low, high = np.quantile(differences, [1 - confidence, confidence])
+    differs = [(before != after).reshape(n, -1).any(axis=1) for before, after in zip(dense, pruned, strict=True)]
+    if (differs[0] | differs[1]).sum() < FEW:
+        unseen = 1 - (1 - confidence) ** (1 / n)
+        low, high = np.minimum(low, estimate - unseen), np.maximum(high, estimate + unseen)
+    return estimate, float(low), float(high)
+
+
+def metric_rule(
+    metric: str, dense: Answers, pruned: Answers, score: Score, drop: float, confidence: float, seed: int = 0
+) -> Rule:
+    """Non-inferiority: the lower bound of the metric's difference lies above minus the allowed drop."""
+    estimate, low, high = resampled_difference(dense, pruned, score, confidence, seed)
+    outcome = _outcome(low, high, drop)
+    sentence = (
+        f"{metric} changed by {estimate:+.4f} on {len(dense[0])} test examples; with {confidence:.0%} confidence by no less "
+        f"than {low:+.4f}, allowed {-drop:+.4f}"
+    )
+    if outcome == INCONCLUSIVE and math.isfinite(low):
+        room = estimate + drop
+        sentence += _needed(len(dense[0]) * ((estimate - low) / room) ** 2, len(dense[0])) if room > 0 else HOPELESS
+    return Rule(metric, outcome, -drop, estimate, low, high, sentence)
+
+
+def _outcome(low: float, high: float, drop: float) -> str:
+    return PASS if low > -drop else FAIL if high < -drop else INCONCLUSIVE
+
+
+def _needed(examples: float, seen: int) -> str:
+    return f"; needs about {math.ceil(max(examples, seen + 1) / 100) * 100:,} test examples to tell"
+
+
 def _examples_needed(
     dense_right: np.ndarray, pruned_right: np.ndarray, estimate: float, drop: float, confidence: float
 ) -> str:
     room = estimate + drop
     if room <= 0:
-        return "; more examples of the same kind would not let it pass"
+        return HOPELESS
     z = float(norm.ppf(confidence))
     discordant = float((dense_right != pruned_right).mean())
     by_variance = z**2 * (discordant - estimate**2) / room**2
     by_rarity = z**2 * (1 - room) / room  # what Tango's bound needs though no pair differs
-    needed = math.ceil(max(by_variance, by_rarity, len(dense_right) + 1) / 100) * 100
-    return f"; needs about {needed:,} test examples to tell"
+    return _needed(max(by_variance, by_rarity), len(dense_right))
 
 
 def speedup_rule(estimate: float, low: float, high: float, minimum: float, confidence: float) -> Rule:

@@ -154,7 +154,7 @@ def wanda(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     def weighted(m: Moments) -> torch.Tensor:
         weight = evidence.weight(m.weight).abs()
         if not holds_outputs_first(m.node):
-            return weight.sum(1) * m.squares.sqrt()
+            return weight.flatten(1).sum(1) * m.squares.sqrt()
         groups = len(m.squares) // weight.shape[1]  # of a convolution: each reads its own part of the inputs
         return (
             weight.reshape(groups, -1, weight.shape[1], weight[0, 0].numel()).sum((1, 3)).flatten() * m.squares.sqrt()
@@ -175,7 +175,7 @@ def variance(evidence: Evidence, info: AxisInfo) -> np.ndarray:
     """
     total = np.zeros(info.size)
     feeding = _feeding(evidence, info)
-    grams = [moments.gram for moments, _ in feeding if moments.gram is not None]
+    grams = [moments.gram[0] for moments, _ in feeding if moments.gram is not None]
     if not grams or len(grams) < len(feeding):
         raise InputError(
             f"criterion variance: expected that {info.name} feeds linear layers alone, whose inputs' covariance is kept; "

@@ -43,19 +43,19 @@ class Comparison:
     second: Latency
 
 
-def _time_requests(session: ort.InferenceSession, inputs: np.ndarray, count: int) -> np.ndarray:
+def _time_requests(session: ort.InferenceSession, request: Sequence[np.ndarray], count: int) -> np.ndarray:
     """Seconds of `count` requests in a row."""
     stamps = np.empty(count + 1)
     stamps[0] = time.perf_counter()
     for i in range(1, count + 1):
-        run(session, inputs)
+        run(session, *request)
         stamps[i] = time.perf_counter()
     return np.diff(stamps)
 
 
-def _request(inputs: np.ndarray, target: Target) -> np.ndarray:
-    """One batch of the target's size, examples repeated where there are fewer."""
-    return inputs[np.arange(target.batch) % len(inputs)]
+def request_of(columns: Sequence[np.ndarray], target: Target) -> list[np.ndarray]:
+    """One batch of every input [N, ...], of the target's size, examples repeated where there are fewer."""
+    return [column[np.arange(target.batch) % len(column)] for column in columns]
 
 
 def summarise(seconds: np.ndarray, batch: int) -> Latency:
@@ -65,10 +65,13 @@ def summarise(seconds: np.ndarray, batch: int) -> Latency:
     return Latency(float(p50), float(p90), float(p99) if enough else None, float(batch / seconds.mean()), len(seconds))
 
 
-def latency(path: str | Path, target: Target, inputs: np.ndarray, budget_s: float = 3.0) -> Latency:
-    """Request times of one file, warm-up left out: at least enough for p99, within the time budget if that allows it."""
+def latency(path: str | Path, target: Target, columns: Sequence[np.ndarray], budget_s: float = 3.0) -> Latency:
+    """Request times of one file, warm-up left out: at least enough for p99, within the time budget if that allows it.
+
+    `columns` are the inputs of examples [N, ...], in the program's order.
+    """
     session = open_session(path, target)
-    request = _request(inputs, target)
+    request = request_of(columns, target)
     per_request = float(np.median(_time_requests(session, request, WARM_UP)))
     count = int(np.clip(budget_s / per_request, 30, 5000))
     return summarise(_time_requests(session, request, count), target.batch)
@@ -78,7 +81,7 @@ def compare(
     first: str | Path,
     second: str | Path,
     target: Target,
-    inputs: np.ndarray,
+    columns: Sequence[np.ndarray],
     *,
     confidence: float = 0.95,
     seed: int = 0,
@@ -92,7 +95,7 @@ def compare(
     """
     rng = np.random.default_rng(seed)
     sessions = [open_session(path, target) for path in (first, second)]
-    request = _request(inputs, target)
+    request = request_of(columns, target)
     counts = [max(5, int(block_s / np.median(_time_requests(s, request, WARM_UP)))) for s in sessions]
     times: list[list[np.ndarray]] = [[], []]
     for _ in range(blocks):
@@ -106,9 +109,10 @@ def compare(
     return Comparison(float(np.exp(ratios.mean())), float(low), float(high), confidence, blocks, *summaries)
 
 
-def peak_memory(path: str | Path, target: Target, shape: Sequence[int], dtype: str) -> int:
-    """Peak resident bytes that loading and running the file adds to a fresh process."""
-    request = json.dumps({"path": str(path), "target": vars(target), "shape": list(shape), "dtype": dtype})
+def peak_memory(path: str | Path, target: Target, columns: Sequence[np.ndarray]) -> int:
+    """Peak resident bytes that loading and running the file adds to a fresh process; of `columns` only sizes and types count."""
+    inputs = [(one.shape, str(one.dtype)) for one in request_of(columns, target)]
+    request = json.dumps({"path": str(path), "target": vars(target), "inputs": inputs})
     done = subprocess.run(
         [sys.executable, "-m", "secateur.measure"],
         input=request,
@@ -127,9 +131,9 @@ def _peak_in_this_process() -> None:
     request = json.loads(sys.stdin.read())
     before = _peak_resident()
     session = open_session(request["path"], Target(**request["target"]))
-    inputs = np.zeros(request["shape"], dtype=request["dtype"])
+    inputs = [np.zeros(shape, dtype=dtype) for shape, dtype in request["inputs"]]
     for _ in range(10):
-        run(session, inputs)
+        run(session, *inputs)
     print(json.dumps({"bytes": _peak_resident() - before}))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from torch.export import ExportedProgram
 
 from secateur import program as programs
+from secateur.objectives import logits_of
 
 OPSET = 20
 _aten = torch.ops.aten
@@ -107,8 +109,10 @@ class Parity:
         return float(np.max(list(self.errors.values())))
 
 
-def parity(program: ExportedProgram, path: str | Path, inputs: np.ndarray, batches: tuple[int, ...] = (1, 8)) -> Parity:
-    """Run both on real inputs, on the CPU and in one thread order each."""
+def parity(
+    program: ExportedProgram, path: str | Path, columns: Sequence[np.ndarray], batches: tuple[int, ...] = (1, 8)
+) -> Parity:
+    """Run both on real inputs [N, ...], in the program's order, on the CPU and in one thread order each."""
     from secateur.runtime import Target, open_session, run
 
     session = open_session(path, Target())
@@ -116,7 +120,8 @@ def parity(program: ExportedProgram, path: str | Path, inputs: np.ndarray, batch
     errors = {}
     with programs.evaluating(module):
         for batch in batches:
-            expected = module(torch.from_numpy(inputs[:batch])).numpy()
-            seen = run(session, inputs[:batch])
+            inputs = [np.array(column[:batch]) for column in columns]
+            expected = logits_of(module(*map(torch.from_numpy, inputs))).numpy()
+            seen = run(session, *inputs)
             errors[batch] = float(np.abs(seen - expected).max() / max(np.abs(expected).max(), 1e-30))
     return Parity(errors)

@@ -172,10 +172,11 @@ class _Member:
         return sum(rest, first)
 
     def add(self, gradient: torch.Tensor) -> None:
-        """Add to the gradient that there is, if any."""
+        """Add to the gradient, which lies in memory as the parameter does: a fused optimiser takes that for granted."""
         if self.parameter.requires_grad:
-            grad = self.parameter.grad
-            self.parameter.grad = gradient if grad is None else grad.add_(gradient)
+            if self.parameter.grad is None:
+                self.parameter.grad = torch.zeros_like(self.parameter)
+            self.parameter.grad.add_(gradient)
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,9 @@ def graph_module(program: ExportedProgram, *, shared: bool = False) -> fx.GraphM
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, from copying its tree specs
         module = copy.deepcopy(original, {id(tensor): tensor for tensor in tensors})
+    for part in original.modules():  # a graph refers to itself, and would hold the weights until it is collected
+        part._parameters.clear()
+        part._buffers.clear()
     owners: dict[tuple[object, ...], nn.Parameter] = {}
     for name, tensor in program.state_dict.items():
         if isinstance(tensor, nn.Parameter):

@@ -16,7 +16,7 @@ from secateur import program as programs
 from secateur.checkpoints import Checkpoint
 from secateur.data import Dataset
 from secateur.errors import InputError
-from secateur.objectives import objective_of
+from secateur.objectives import identity_of, objective_of
 from secateur.sparsity import apply_masks
 from secateur.training import Epoch, Settings
 
@@ -117,5 +117,12 @@ def _key(
 ) -> str:
     """What a checkpoint belongs to."""
     zeros = {name: hashlib.sha256(mask.numpy().tobytes()).hexdigest() for name, mask in masks.items()}
-    parts = [programs.digest(student), programs.digest(teacher), data.digest, asdict(settings), objective, zeros]
+    parts = [
+        programs.digest(student),
+        programs.digest(teacher),
+        data.digest,
+        asdict(settings),
+        identity_of(objective),
+        zeros,
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

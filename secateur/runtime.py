@@ -1,7 +1,8 @@
-"""ONNX Runtime as the serving runtime: sessions on a target, and predictions in batches."""
+"""ONNX Runtime as the serving runtime: sessions on a target, and outputs in batches."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,12 +45,19 @@ def open_session(path: str | Path, target: Target) -> ort.InferenceSession:
     return session
 
 
-def run(session: ort.InferenceSession, inputs: np.ndarray) -> np.ndarray:
-    """The first output for one batch of the only input."""
-    return session.run(None, {session.get_inputs()[0].name: inputs})[0]
+def run(session: ort.InferenceSession, *inputs: np.ndarray) -> np.ndarray:
+    """The first output for one batch of the inputs, in the order that the program has them in."""
+    names = (spec.name for spec in session.get_inputs())
+    return session.run(None, dict(zip(names, inputs, strict=True)))[0]
 
 
-def predict(session: ort.InferenceSession, inputs: np.ndarray, batch: int = 256) -> np.ndarray:
-    """Predicted classes [N]: the index of the largest logit."""
-    logits = [run(session, inputs[start : start + batch]) for start in range(0, len(inputs), batch)]
-    return np.concatenate(logits).argmax(axis=1)
+def predict(session: ort.InferenceSession, columns: Sequence[np.ndarray], batch: int = 64) -> Iterator[np.ndarray]:
+    """The first output batch by batch, of all examples in order; all together may be larger than memory.
+
+    Args:
+        session: of the file.
+        columns: the inputs in the program's order, [N, ...] each.
+        batch: examples at a time.
+    """
+    for start in range(0, len(columns[0]), batch):
+        yield run(session, *(column[start : start + batch] for column in columns))

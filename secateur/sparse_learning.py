@@ -16,7 +16,7 @@ from secateur.axes.infer import infer
 from secateur.checkpoints import Checkpoint
 from secateur.data import Dataset
 from secateur.errors import InputError
-from secateur.objectives import objective_of
+from secateur.objectives import identity_of, objective_of
 from secateur.penalties import PenaltySettings, Targets, check_penalty, penalty_of
 from secateur.pruning import Choice
 from secateur.training import Epoch, Settings
@@ -107,5 +107,6 @@ def _key(
     """What a checkpoint belongs to."""
     axes = [info.name for info in targets.axes]
     units = {name: list(units) for name, units in (targets.kept or {}).items()}
-    parts = [programs.digest(program), data.digest, asdict(settings), axes, units, asdict(penalty), objective]
+    what = [programs.digest(program), data.digest, asdict(settings), identity_of(objective)]
+    parts = [*what, axes, units, asdict(penalty)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

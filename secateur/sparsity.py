@@ -20,7 +20,17 @@ from torch.export import ExportedProgram
 from secateur import calibration as calibrating
 from secateur import program as programs
 from secateur.axes.infer import Structure, infer
-from secateur.calibration import ACTIVATIONS, GRADIENTS, MOVEMENT, Batch, Loss, Moments, Statistics, classification_loss
+from secateur.calibration import (
+    ACTIVATIONS,
+    GRADIENTS,
+    HESSIANS,
+    MOVEMENT,
+    Batch,
+    Loss,
+    Moments,
+    Statistics,
+    classification_loss,
+)
 from secateur.errors import InputError
 from secateur.importance import lamp_of
 from secateur.tables import as_text
@@ -168,7 +178,9 @@ WEIGHT_CRITERIA: dict[str, WeightCriterion] = {
     "fisher": WeightCriterion(fisher, frozenset({GRADIENTS})),
     "movement": WeightCriterion(movement, frozenset({MOVEMENT})),
     "wanda": WeightCriterion(wanda, frozenset({ACTIVATIONS}), by_row=True),
-    "sparsegpt": WeightCriterion(magnitude, frozenset({ACTIVATIONS})),  # scores and updates: see `obs_sparsify`
+    "sparsegpt": WeightCriterion(
+        magnitude, frozenset({ACTIVATIONS, HESSIANS})
+    ),  # scores and updates: see `obs_sparsify`
 }
 
 
@@ -210,7 +222,8 @@ def sparsify(
     masks: Masks = {}
     if criterion == "sparsegpt":
         for item in evidence:
-            updated, keep = obs_sparsify(item.weight, _hessian(item), pattern)
+            updated, keep = obs_sparsify(_by_position(item, item.weight), _hessian(item), pattern)
+            updated, keep = (_by_input(item, values) for values in (updated, keep))
             masks[item.name] = _store(module, item, updated, keep)
     else:
         keeps = _choose(evidence, pattern, criterion)
@@ -290,6 +303,9 @@ def _gather(
         if not parameter.is_floating_point():
             skipped[name] = f"holds {parameter.dtype}".replace("torch.", "")
             continue
+        if any(calibrating.transposes(node) for node in nodes):
+            skipped[name] = "is of a transposed convolution"
+            continue
         transposed = not calibrating.holds_outputs_first(nodes[0])
         matrix = (parameter.T if transposed else parameter).flatten(1).double()
         inputs = parameter.shape[0] if transposed else parameter.shape[1]
@@ -318,8 +334,6 @@ def _misfit(item: WeightEvidence, pattern: Pattern, criterion: str) -> str | Non
         return f"is {tuple(item.weight.shape)}, not a multiple of {pattern.shape}"
     if criterion in ("wanda", "sparsegpt") and item.moments is None:
         return "was not reached by the calibration data"
-    if criterion == "sparsegpt" and (item.moments is None or item.moments.gram is None):
-        return "is no linear layer, for which alone the layer-wise problem is solved"
     return None
 
 
@@ -378,15 +392,26 @@ def _without_weakest(scores: torch.Tensor, count: int) -> torch.Tensor:
 def _hessian(item: WeightEvidence) -> torch.Tensor:
     moments = _moments_of(item)
     assert moments.gram is not None
-    if moments.count < len(moments.gram):
+    columns = moments.gram.shape[-1]
+    if moments.windows < columns:
         raise InputError(
-            f"criterion sparsegpt: expected at least {len(moments.gram)} calibration positions (examples x length), as "
-            f"many as {item.name} has inputs, got {moments.count}; give more data or choose another criterion"
+            f"criterion sparsegpt: expected at least {columns} calibration positions (examples x places), as many as "
+            f"an output of {item.name} has weights, got {moments.windows}; give more data or choose another criterion"
         )
-    return moments.gram / moments.count
+    return moments.gram / moments.windows
 
 
-def obs_sparsify(weight: torch.Tensor, hessian: torch.Tensor, pattern: Pattern) -> tuple[torch.Tensor, torch.Tensor]:
+def _by_position(item: WeightEvidence, matrix: torch.Tensor) -> torch.Tensor:
+    """[out, in x kernel] as [out, kernel x in]: what an N:M pattern counts stands side by side."""
+    return matrix.unflatten(1, (item.inputs, -1)).movedim(1, 2).flatten(1)
+
+
+def _by_input(item: WeightEvidence, matrix: torch.Tensor) -> torch.Tensor:
+    """The way back."""
+    return matrix.unflatten(1, (-1, item.inputs)).movedim(1, 2).flatten(1)
+
+
+def obs_sparsify(weight: torch.Tensor, hessians: torch.Tensor, pattern: Pattern) -> tuple[torch.Tensor, torch.Tensor]:
     """Optimal Brain Surgeon, layer-wise: zero weights one after the other and let the rest make up for each zero.
 
     Minimises |W X - W' X|^2 with the Hessian H = X X^T: the saliency of a weight is w_p^2 / [H^-1]_pp, its removal moves
@@ -394,26 +419,38 @@ def obs_sparsify(weight: torch.Tensor, hessian: torch.Tensor, pattern: Pattern) 
     true order (Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022); large ones from left to right, which
     lets all rows share one inverse (the same, "SparseGPT", ICML 2023).
 
+    Args:
+        weight: [out, columns]; the outputs of a grouped convolution stand group by group.
+        hessians: [groups, columns, columns], of which each is its share of the outputs'.
+
     Returns:
-        The updated weight [out, in] and the mask of what stays.
+        The updated weight [out, columns] and the mask of what stays.
     """
-    damping = max(DAMPING * float(hessian.diagonal().mean()), 1e-12)  # a layer that never saw an input has no Hessian
-    h = hessian + damping * torch.eye(len(hessian), dtype=hessian.dtype)
-    rows, columns = weight.shape
-    return (
-        _in_true_order(weight, h, pattern) if rows * columns**3 <= EXACT_UP_TO else _left_to_right(weight, h, pattern)
-    )
+    # a layer that never saw an input has no Hessian
+    damping = (DAMPING * hessians.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=1e-12)
+    h = hessians + damping[:, None, None] * torch.eye(hessians.shape[-1], dtype=hessians.dtype)
+    parts, columns = weight.chunk(len(h)), weight.shape[1]
+    if len(parts[0]) * columns**3 <= EXACT_UP_TO:
+        return _in_true_order(parts, h, pattern)
+    solved = [
+        _left_to_right(part, each, pattern, i * part.numel())
+        for i, (part, each) in enumerate(zip(parts, h, strict=True))
+    ]
+    updated, keep = (torch.cat(both) for both in zip(*solved, strict=True))
+    return updated, keep
 
 
-def _in_true_order(weight: torch.Tensor, h: torch.Tensor, pattern: Pattern) -> tuple[torch.Tensor, torch.Tensor]:
+def _in_true_order(
+    parts: Sequence[torch.Tensor], h: torch.Tensor, pattern: Pattern
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row greedily; then the best weights for the mask, W' = W H_:,K H_KK^-1 row by row, K the kept columns."""
-    rows = max(1, ROWS_AT_ONCE // h.numel())
-    saliency = torch.cat([_removal_costs(part, h, pattern) for part in weight.split(rows)])
-    keep = keep_of(saliency, pattern)
+    rows = max(1, ROWS_AT_ONCE // h[0].numel())
+    some = [(rest, each) for part, each in zip(parts, h, strict=True) for rest in part.split(rows)]
+    keep = keep_of(torch.cat([_removal_costs(part, each, pattern) for part, each in some]), pattern)
     updated = []
-    for part, kept in zip((weight @ h).split(rows), keep.double().split(rows), strict=True):
-        system = h * kept[:, :, None] * kept[:, None, :] + torch.diag_embed(1 - kept)
-        updated.append(torch.linalg.solve(system, part * kept))
+    for (part, each), kept in zip(some, keep.double().split([len(part) for part, _ in some]), strict=True):
+        system = each * kept[:, :, None] * kept[:, None, :] + torch.diag_embed(1 - kept)
+        updated.append(torch.linalg.solve(system, part @ each * kept))
     return torch.cat(updated) * keep, keep
 
 
@@ -439,8 +476,11 @@ def _removal_costs(weight: torch.Tensor, h: torch.Tensor, pattern: Pattern) -> t
     return costs
 
 
-def _left_to_right(weight: torch.Tensor, h: torch.Tensor, pattern: Pattern) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_to_right(
+    weight: torch.Tensor, h: torch.Tensor, pattern: Pattern, before: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Columns in their order, their part of the mask chosen when their block comes up, from the weights as they then are.
+    `before` counts the weights of the groups before this one, so that their shares add up.
 
     A block is a small part of the columns: chosen all at once, the mask would take what the left can give away and
     leave on the right nothing to make up for it with.
@@ -454,8 +494,10 @@ def _left_to_right(weight: torch.Tensor, h: torch.Tensor, pattern: Pattern) -> t
     def chosen(saliency: torch.Tensor, start: int) -> torch.Tensor:
         if isinstance(pattern, NM):
             return keep_of(saliency, pattern)
-        before, until = (round(pattern.share * len(w) * column) for column in (start, start + saliency.shape[1]))
-        return _without_weakest(saliency.flatten(), until - before).reshape(saliency.shape)
+        zeros, until = (
+            round(pattern.share * (before + len(w) * column)) for column in (start, start + saliency.shape[1])
+        )
+        return _without_weakest(saliency.flatten(), until - zeros).reshape(saliency.shape)
 
     for start in range(0, columns, block):
         end = min(start + block, columns)

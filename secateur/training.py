@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from secateur import augmentation, checkpoints, distributed, hidden_states
+from secateur import augmentation, checkpoints, compilation, distributed, hidden_states
 from secateur import program as programs
 from secateur.checkpoints import Checkpoint
 from secateur.data import Dataset, Split
@@ -20,6 +21,7 @@ from secateur.errors import InputError
 from secateur.learning_rates import LEARNING_RATES
 from secateur.norms import reestimate_norms
 from secateur.objectives import Objective, logits_of
+from secateur.recompute import recomputing
 from secateur.sparsity import apply_masks
 
 NORM_BATCHES = 50  # of training, that norms are measured again with
@@ -39,6 +41,8 @@ class Settings:
     accumulate: int = 1  # parts that a process takes its share of a batch in, to need less memory
     precision: str = "float32"
     channels_last: bool = False  # how images and kernels lie in memory
+    recompute: bool = False  # activations in the backward pass, to need less memory (gradient checkpointing)
+    compile: bool = False  # by torch.compile, where a few steps measure that it is faster; by one process
     optimizer: str = "sgd"
     learning_rate: float = 0.05
     momentum: float = 0.9  # of SGD, Nesterov's
@@ -77,6 +81,7 @@ class _State:
     seconds: float = 0.0
     history: list[Epoch] = field(default_factory=list)
     adapted: float | None = None
+    compiled: bool | None = None  # whether steps are, once it is measured
     kept: str = "cut"
     best: Epoch = Epoch(0, math.nan, -math.inf, 0.0)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)  # the best
@@ -145,6 +150,7 @@ class Run:
         self.steps = settings.epochs * self.per_epoch
         self.optimizer = _optimizer(module, settings)
         self.trained, self.guide = self._with_hidden_states(teacher)
+        self.forward: Callable[..., Any] = self.trained
         # without augmentation the teacher says the same in every epoch, but not in the same shape where answers have lengths
         changes = settings.augment or settings.hidden_states or (self.lengths is not None and self.labels.dim() > 1)
         cached = self.guide is not None and not changes
@@ -180,9 +186,13 @@ class Run:
 
     def _examples(self, batch: torch.Tensor) -> list[torch.Tensor]:
         """Inputs and labels, no longer than the longest of the batch."""
-        return _trimmed([column[batch] for column in (*self.columns, self.labels)], batch, self.lengths)
+        # much faster than indexing with a tensor
+        taken = [column.index_select(0, batch) for column in (*self.columns, self.labels)]
+        return _trimmed(taken, batch, self.lengths)
 
-    def _answers(self, module: fx.GraphModule, columns: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _answers(
+        self, module: Callable[..., Any], columns: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The logits of a batch and its hidden states, in single precision whatever they were computed in."""
         precision = PRECISIONS[self.settings.precision]
         inputs = [self._placed(column) for column in columns]
@@ -232,6 +242,10 @@ class Run:
         state = self.state
         done = state.step - (state.epoch - 1) * self.per_epoch
         with distributed.synchronised_norms(self.trained):
+            if self.settings.recompute:
+                self.forward = recomputing(self.trained)
+            elif self.settings.compile and self.forward is self.trained and state.compiled is not False:
+                self._compile()
             for position, batch in enumerate(_orders(len(self.labels), self.settings, state.epoch, self.lengths)):
                 if position < done:
                     continue
@@ -241,20 +255,33 @@ class Run:
                 state.seconds += time.monotonic() - began
                 yield state.step
 
+    def _compile(self) -> None:
+        """Measure with the first batch of all whether compiled steps are faster, if that is not known; leaves no trace."""
+        batch = next(_orders(len(self.labels), self.settings, 1, self.lengths))
+        function, before = compilation.compiled(self.trained), _copy_of(self.module)
+
+        def attempt(forward: Callable[..., Any]) -> None:
+            self.forward = forward
+            self._backward(batch, torch.Generator().manual_seed(0))
+
+        if self.state.compiled is None:
+            self.state.compiled = compilation.pays(lambda: attempt(self.trained), lambda: attempt(function))
+        else:
+            compilation.again(lambda: attempt(function))
+        self.forward = function if self.state.compiled else self.trained
+        self.module.load_state_dict(before)
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _step(self, batch: torch.Tensor) -> float:
         settings, step = self.settings, self.state.step
         number = settings.seed * 1_000_003 + step
-        torch.manual_seed(number * distributed.size() + distributed.rank())  # dropout, each process its own
+        _seed(self.device, number * distributed.size() + distributed.rank())  # dropout, each process its own
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * LEARNING_RATES[settings.schedule](
                 (step + 0.5) / self.steps, settings.warm_up
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(batch, torch.Generator().manual_seed(number))
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"training diverged: loss {loss} in epoch {self.state.epoch}, step {step + 1}; lower the learning rate"
-            )
+        total = self._backward(batch, torch.Generator().manual_seed(number))
         distributed.sum_gradients(self.module.parameters())
         self.penalty(step)
         if settings.clip is not None:
@@ -263,9 +290,14 @@ class Run:
         apply_masks(self.module, self.masks)
         if settings.average:
             _follow(self.state.average, self.module, settings.average)
+        loss = total.item()  # waits for the GPU, which by now has the whole step to do
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"training diverged: loss {loss} in epoch {self.state.epoch}, step {step + 1}; lower the learning rate"
+            )
         return loss
 
-    def _backward(self, batch: torch.Tensor, draw: torch.Generator) -> float:
+    def _backward(self, batch: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
         """Add the gradients of this process's share of a batch, part by part; the mean loss of all processes.
 
         Every process augments the whole batch: what is drawn, and who is blended with whom, does not depend on how many
@@ -279,14 +311,14 @@ class Run:
         for part in _parts(len(batch), self.settings.accumulate):
             weight = self.objective.counted(labels[part]) / max(1, self.objective.counted(labels))
             loss = self._loss(
-                [column[part] for column in columns],
+                [column.index_select(0, part) for column in columns],
                 labels[part],
                 None if partners is None else (partners[part], mixed.share),
                 self.taught[batch[part]] if self.taught is not None else None,
             )
             (weight * loss).backward()
             total += weight * loss.detach()
-        return distributed.summed(total).item()
+        return distributed.summed(total)
 
     def _loss(
         self,
@@ -297,7 +329,7 @@ class Run:
     ) -> torch.Tensor:
         """Of labels and teacher; `blended` are the labels of what the inputs are blended with, and their own share."""
         settings, objective, labels = self.settings, self.objective, labels.to(self.device)
-        logits, states = self._answers(self.trained, columns)
+        logits, states = self._answers(self.forward, columns)
         loss = objective.loss(logits, labels, settings.label_smoothing)
         if blended is not None:
             partners, share = blended
@@ -323,7 +355,7 @@ class Run:
                 f"training diverged: weights are not finite after epoch {state.epoch}, step {state.step}; "
                 "lower the learning rate"
             )
-        trained = _copy_of(self.module)
+        trained = _copy_of(self.module) if state.average else {}
         if state.average:
             self.module.load_state_dict(state.average)
         began = time.monotonic()
@@ -333,8 +365,11 @@ class Run:
         # of equals the latest: it has learnt longest, and the rate has fallen most
         as_good = state.kept != "cut" and told.accuracy == state.best.accuracy
         if told.accuracy > state.best.accuracy or as_good:
-            state.kept, state.best, state.weights = "trained", told, _copy_of(self.module)
-        self.module.load_state_dict(trained)
+            state.kept, state.best = "trained", told
+            for name, tensor in self.module.state_dict().items():
+                state.weights[name].copy_(tensor)  # in place: one copy of the weights at a time
+        if trained:
+            self.module.load_state_dict(trained)
         state.history.append(told)
         state.epoch, state.losses, state.seconds = state.epoch + 1, [], 0.0
         return told
@@ -357,7 +392,7 @@ class Run:
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        return checkpoints.pack(key, state)
+        return checkpoints.pack(key, self.state.step, state)
 
     def resume(self, key: str, checkpoint: Checkpoint) -> bool:
         """Put everything back to where the newest whole checkpoint left it; False when there is none."""
@@ -391,6 +426,15 @@ def check_settings(settings: Settings) -> None:
     for setting, value in (("average", settings.average), ("warm_up", settings.warm_up)):
         if not 0 <= value < 1:
             raise InputError(f"{setting}: expected a share from 0 up to 1, got {value}")
+    _check_parts(settings)
+    if settings.epochs < 0 or (settings.minutes is not None and not settings.minutes > 0):
+        raise InputError(
+            f"epochs: expected at least 0, and minutes more than 0 or none, got {settings.epochs} and {settings.minutes}; "
+            "without a budget leave the recovery out"
+        )
+
+
+def _check_parts(settings: Settings) -> None:
     if settings.accumulate < 1:
         raise InputError(f"accumulate: expected at least 1 part, got {settings.accumulate}")
     least = 2 * distributed.size() * settings.accumulate
@@ -398,6 +442,11 @@ def check_settings(settings: Settings) -> None:
         raise InputError(
             f"batch: expected at least {least} examples, 2 for each part of each process, as a norm needs a variance; "
             f"got {settings.batch}"
+        )
+    if settings.compile and (settings.recompute or distributed.size() > 1):
+        raise InputError(
+            f"compile: expected one process that keeps its activations, got {distributed.size()} with recompute "
+            f"{settings.recompute}; leave compile out, or the others"
         )
 
 
@@ -448,16 +497,21 @@ def _trimmed(arrays: list[torch.Tensor], batch: torch.Tensor, lengths: np.ndarra
 
 
 def _optimizer(module: fx.GraphModule, settings: Settings) -> torch.optim.Optimizer:
-    """Weight decay for matrices and kernels only: norms and biases are left alone."""
+    """Weight decay for matrices and kernels only: norms and biases are left alone.
+
+    Fused, a step is one pass over the weights; torch has it for real numbers, and on a CPU it does not look how gradients
+    lie in memory: autograd lays them as the weights, and so must whatever else makes one.
+    """
     parameters = list(module.parameters())
+    fused = all(p.is_floating_point() for p in parameters)
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, settings.learning_rate)
+        return torch.optim.AdamW(groups, settings.learning_rate, fused=fused)
     nesterov = settings.momentum > 0
-    return torch.optim.SGD(groups, settings.learning_rate, momentum=settings.momentum, nesterov=nesterov)
+    return torch.optim.SGD(groups, settings.learning_rate, settings.momentum, nesterov=nesterov, fused=fused)
 
 
 def _orders(count: int, settings: Settings, epoch: int, lengths: np.ndarray | None = None) -> Iterator[torch.Tensor]:
@@ -480,6 +534,12 @@ def _parts(count: int, accumulate: int) -> tuple[torch.Tensor, ...]:
     """This process's positions in a batch, in as many parts as asked, none of a single example."""
     own = distributed.own(torch.arange(count))
     return own.chunk(min(accumulate, len(own) // 2))
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed what draws on this device; `torch.manual_seed` sees to all there may be, which takes a small step's time."""
+    generators = torch.cuda.default_generators if device.type == "cuda" else [torch.default_generator]
+    generators[device.index or 0].manual_seed(seed)
 
 
 def _copy_of(module: fx.GraphModule) -> dict[str, torch.Tensor]:

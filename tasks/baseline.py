@@ -20,9 +20,8 @@ def run(pinned: Pinned) -> Baseline:
     with tracking.fetched(pinned.program) as path, tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         program = programs.load(path)
         validation = datasets.load(recipe, pinned.inputs).validation
-        dense = figures.measure(
-            program, Path(folder) / "dense.onnx", pinned.run_id, validation, figures.target_of(recipe)
-        )
-    start = {"sparsity": 0.0, "accuracy_delta": 0.0, "speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}
-    tracking.log(pinned.run_id, {**figures.metrics(dense), **start, "theoretical_speedup": 1.0}, step=0)
+        dense = figures.measure(program, Path(folder) / "dense.onnx", pinned.run_id, validation, recipe)
+    speedups = dict.fromkeys(("speedup", "speedup_low", "speedup_high", "theoretical_speedup"), 1.0)
+    start = {"sparsity": 0.0, f"{pinned.metric}_delta": 0.0, **speedups}
+    tracking.log(pinned.run_id, {**figures.metrics(dense, pinned.metric), **start}, step=0)
     return Baseline(dense)

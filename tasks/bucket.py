@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,12 +105,21 @@ def check_serves(model: str, version: str) -> None:
         if tracking.sha256_of(local) != manifest["sha256"]:
             raise OSError(f"bucket: {model}/{version}/model.onnx is not the file that its manifest names")
         session = open_session(local, Target())
-        spec = session.get_inputs()[0]
-        shape = [size if isinstance(size, int) else 1 for size in spec.shape]
-        element = spec.type.removeprefix("tensor(").removesuffix(")")
-        dtype = {"float": "float32", "double": "float64"}.get(element, element)
-        if not np.isfinite(run(session, np.zeros(shape, dtype=dtype))).all():
+        # ones: a mask of zeros would leave nothing to attend to
+        inputs = [np.ones(_shape(spec.shape), dtype=_dtype(spec.type)) for spec in session.get_inputs()]
+        if not np.isfinite(run(session, *inputs)).all():
             raise OSError(f"bucket: {model}/{version} answers with values that are not finite")
+
+
+def _shape(sizes: Sequence[int | str]) -> list[int]:
+    """The sizes of an ONNX input, 1 where they are dynamic."""
+    return [size if isinstance(size, int) else 1 for size in sizes]
+
+
+def _dtype(type_: str) -> str:
+    """NumPy's name of an ONNX input's type, such as `tensor(float)`."""
+    element = type_.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(element, element)
 
 
 def point(model: str, version: str) -> None:

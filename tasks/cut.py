@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from secateur.allocate import Curves, Goal
     from secateur.calibration import Batch
+    from secateur.objectives import Objective
     from secateur.pruning import Report
 
 BATCH = 32  # of calibration
@@ -33,7 +34,7 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
         InputError: the goal cannot be reached with the allowed kinds.
     """
     recipe = Recipe.model_validate(pinned.recipe)
-    _stop_early(recipe, plan, cycle, previous)
+    _stop_early(recipe, plan, cycle, previous, pinned.metric)
     from secateur import Macs, Parameters
     from secateur import program as programs
 
@@ -51,6 +52,7 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
         program, lineage = programs.load(path), programs.lineage(path)
     goal = Parameters(rest) if plan.measure == "sparsity" else Macs(rest)
     record = {"cycle": cycle, "goal": str(goal), "criterion": recipe.prune.criterion, "seed": recipe.seed}
+    record["objective"] = pinned.objective
     if cycle == 1 and (learning := recipe.prune.sparse_learning):
         # growing is told beforehand which units the cut will remove
         kept = (
@@ -59,7 +61,9 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
             else None
         )
         lineage = {"origin": programs.digest(program), **lineage}
-        program = sparse_learning.learn(recipe, pinned.inputs, learning, run_id, program, kept)
+        learned = sparse_learning.learn(pinned, run_id, source, kept)
+        with tracking.fetched(learned) as path:
+            program = programs.load(path)
         record["sparse_learning"] = learning.model_dump()
     pruned, report = _cut(recipe, pinned.inputs, run_id, program, goal, "cut")
     print(report)
@@ -80,13 +84,15 @@ def _cut(
 ) -> tuple[ExportedProgram, Report]:
     """Prune as the recipe says; what is measured for it is kept in this folder of the cycle's run."""
     from secateur import prune
+    from secateur.objectives import objective_of, plain_loss
     from secateur.pruning import Choice, needs_data
 
     choice = {**recipe.prune.choice, "seed": recipe.seed}
     batches = _calibration(recipe, names) if needs_data(Choice(**choice)) else ()
     by_curves = recipe.prune.allocation == "sensitivity"
-    curves = _curves(run_id, program, choice, batches, folder) if by_curves else None
-    return prune(program, goal=goal, calibration=batches, curves=curves, **choice)
+    objective = objective_of(recipe.objective)
+    curves = _curves(run_id, program, choice, batches, objective, folder) if by_curves else None
+    return prune(program, goal=goal, calibration=batches, loss=plain_loss(objective), curves=curves, **choice)
 
 
 def _calibration(recipe: Recipe, names: Sequence[str]) -> list[Batch]:
@@ -103,10 +109,16 @@ def _calibration(recipe: Recipe, names: Sequence[str]) -> list[Batch]:
 
 
 def _curves(
-    run_id: str, program: ExportedProgram, choice: dict[str, Any], batches: Sequence[Batch], folder: str
+    run_id: str,
+    program: ExportedProgram,
+    choice: dict[str, Any],
+    batches: Sequence[Batch],
+    objective: Objective,
+    folder: str,
 ) -> Curves:
     """Sensitivity curves, kept in the cycle's run axis by axis: a killed task goes on from them."""
     from secateur import sensitivity
+    from secateur.objectives import distance, plain_loss
 
     chosen = {name: choice[name] for name in ("kinds", "include", "exclude", "criterion", "seed")}
     with tempfile.TemporaryDirectory(prefix="secateur-") as local:
@@ -120,15 +132,23 @@ def _curves(
                 f"{axis}: loss {', '.join(f'{loss:.4f} at {share:.0%}' for share, loss in curve.items())}", flush=True
             )
 
-        return sensitivity(program, calibration=batches, path=path, on_axis=keep, **chosen)
+        return sensitivity(
+            program,
+            calibration=batches,
+            loss=plain_loss(objective),
+            distance=distance(objective),
+            path=path,
+            on_axis=keep,
+            **chosen,
+        )
 
 
-def _stop_early(recipe: Recipe, plan: Plan, cycle: int, previous: Cycle | None) -> None:
+def _stop_early(recipe: Recipe, plan: Plan, cycle: int, previous: Cycle | None, metric: str) -> None:
     if cycle > len(plan.shares):
         raise NothingToDo(f"cycle {cycle}: the plan has {len(plan.shares)}")
     if previous and previous.accuracy_delta < -recipe.budget.accuracy_drop:
         raise NothingToDo(
-            f"cycle {cycle}: cycle {previous.cycle} lost {-previous.accuracy_delta:.4f} of accuracy on validation, more than "
+            f"cycle {cycle}: cycle {previous.cycle} lost {-previous.accuracy_delta:.4f} of {metric} on validation, more than "
             f"the budget of {recipe.budget.accuracy_drop:g}"
         )
     if previous and recipe.goal.speedup and previous.speedup_low >= recipe.goal.speedup:

@@ -39,13 +39,14 @@ def load(recipe: Recipe, names: Sequence[str] = ("inputs",)) -> Dataset:
     # what is mapped stays readable after its file is gone, until nothing refers to it
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         parts = {
-            part: data.class_numbers(split)
+            part: data.labelled_for(split, recipe.objective)
             for part, split in _read(wanted, _places(wanted), names, Path(folder)).items()
         }
     if WHOLE in parts:
         made = data.split(parts[WHOLE], shares, recipe.seed)
     elif "validation" in parts:
-        made = data.Dataset(parts["train"], parts["validation"], parts["test"])
+        train = _blank(parts["train"], parts["test"]) if wanted.labels == "none" else parts["train"]
+        made = data.Dataset(train, parts["validation"], parts["test"])
     else:
         train, validation = data.carve(parts["train"], shares[1] / (shares[0] + shares[1]), recipe.seed)
         made = data.Dataset(train, validation, parts["test"])
@@ -60,18 +61,13 @@ def check(recipe: Recipe, dataset: Dataset, program: ExportedProgram) -> None:
     from secateur import data_checks
     from secateur.calibration import GRADIENTS, MOVEMENT
     from secateur.importance import CRITERIA
-    from secateur.program import input_specs
 
-    if len(names := input_specs(program)) > 1:
-        raise InputError(
-            f"model: expected one input, as measuring and the gate feed a single one, this takes {len(names)}: "
-            f"{', '.join(names)}; export it with the others computed from the first, such as a mask from the padding"
-        )
     data_checks.check_fits(dataset, program, recipe.objective)
     unlabelled = recipe.data.labels == "none"
-    data_checks.check_every_class(
-        {part: split for part, split in dataset.splits.items() if not (unlabelled and part == "train")}
-    )
+    if recipe.objective == "classification":
+        data_checks.check_every_class(
+            {part: split for part, split in dataset.splits.items() if not (unlabelled and part == "train")}
+        )
     if recipe.data.splits is not None:
         pairs = [("train", "test"), ("validation", "test")]
         named = recipe.data.splits.validation is not None
@@ -84,6 +80,13 @@ def check(recipe: Recipe, dataset: Dataset, program: ExportedProgram) -> None:
             f"data.labels: none goes with criteria and allocations that need no label, got {recipe.prune.criterion} and "
             f"{recipe.prune.allocation}; choose others, or label the training split"
         )
+
+
+def _blank(unlabelled: Split, like: Split) -> Split:
+    """The examples with labels of zeros, in the shape and type of those of another split."""
+    import numpy as np
+
+    return replace(unlabelled, labels=np.zeros((len(unlabelled), *like.labels.shape[1:]), like.labels.dtype))
 
 
 def _places(wanted: Data) -> Places:

@@ -18,7 +18,6 @@ def run(pinned: Pinned, baseline: Baseline, recovered: Recovered) -> Cycle:
     from tasks import datasets
 
     recipe = Recipe.model_validate(pinned.recipe)
-    target = figures.target_of(recipe)
     validation = datasets.load(recipe, pinned.inputs).validation
     with (
         tracking.fetched(recovered.program) as program_path,
@@ -27,8 +26,10 @@ def run(pinned: Pinned, baseline: Baseline, recovered: Recovered) -> Cycle:
     ):
         program = programs.load(program_path)
         onnx_path = Path(folder) / "pruned.onnx"
-        seen = figures.measure(program, onnx_path, recovered.run_id, validation, target)
-        compared = measure.compare(dense_path, onnx_path, target, validation.inputs, seed=recipe.seed, blocks=20)
+        seen = figures.measure(program, onnx_path, recovered.run_id, validation, recipe)
+        compared = measure.compare(
+            dense_path, onnx_path, figures.target_of(recipe), validation.columns, seed=recipe.seed, blocks=20
+        )
         model_id = tracking.log_program(
             recovered.run_id, program_path, program, f"cycle-{recovered.cycle}", recovered.cycle
         )
@@ -44,12 +45,10 @@ def run(pinned: Pinned, baseline: Baseline, recovered: Recovered) -> Cycle:
         speedup_high=compared.high,
     )
     logged = {
-        **figures.metrics(seen),
-        **{
-            name: getattr(cycle, name)
-            for name in ("sparsity", "accuracy_delta", "speedup", "speedup_low", "speedup_high")
-        },
-        "accuracy_before_recovery": recovered.accuracy_before,
+        **figures.metrics(seen, pinned.metric),
+        **{name: getattr(cycle, name) for name in ("sparsity", "speedup", "speedup_low", "speedup_high")},
+        f"{pinned.metric}_delta": cycle.accuracy_delta,
+        f"{pinned.metric}_before_recovery": recovered.accuracy_before,
         "theoretical_speedup": baseline.figures.macs / seen.macs,
         "recovery_epochs": recovered.epochs,
         "recovery_seconds": recovered.seconds,

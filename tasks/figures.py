@@ -1,4 +1,4 @@
-"""A program as the target sees it: exported to ONNX, its accuracy on validation, its cost on the runtime."""
+"""A program as the target sees it: exported to ONNX, its metric on examples, its cost on the runtime."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from tasks.recipe import Recipe
 from tasks.references import Figures
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch.export import ExportedProgram
 
     from secateur.data import Split
+    from secateur.objectives import Objective
     from secateur.runtime import Target
 
 
@@ -23,31 +25,40 @@ def target_of(recipe: Recipe) -> Target:
     return Target(**recipe.target.model_dump())
 
 
-def measure(program: ExportedProgram, path: Path, run_id: str, validation: Split, target: Target) -> Figures:
-    """Export to `path`, keep the file in the run, measure it on the target."""
-    from secateur import measure, onnx_export, runtime
+def answers(path: Path, target: Target, split: Split, objective: Objective) -> tuple[np.ndarray, np.ndarray]:
+    """What an ONNX file answers to every example of a split, and the targets: what the objective's score compares."""
+    from secateur import runtime
+    from secateur.objectives import answered
+
+    return answered(objective, runtime.predict(runtime.open_session(path, target), split.columns), split.labels)
+
+
+def measure(program: ExportedProgram, path: Path, run_id: str, validation: Split, recipe: Recipe) -> Figures:
+    """Export to `path`, keep the file in the run, measure it on the recipe's target."""
+    from secateur import measure, onnx_export
     from secateur import program as programs
     from secateur.axes.infer import infer
+    from secateur.objectives import objective_of
 
+    target, objective = target_of(recipe), objective_of(recipe.objective)
     onnx_export.export(program, path)
     structure = infer(programs.graph_module(program))
-    latency = measure.latency(path, target, validation.inputs)
-    predicted = runtime.predict(runtime.open_session(path, target), validation.inputs)
-    shape = (target.batch, *validation.inputs.shape[1:])
+    latency = measure.latency(path, target, validation.columns)
     return Figures(
         onnx=tracking.put(run_id, path, "onnx"),
         params=structure.count_parameters(),
         macs=structure.count_macs(programs.per_example_symbols(program)),
         size_bytes=path.stat().st_size,
-        accuracy=float((predicted == validation.labels).mean()),
+        accuracy=objective.score(*answers(path, target, validation, objective)),
         latency_p50_ms=latency.p50_ms,
         latency_p90_ms=latency.p90_ms,
         latency_p99_ms=latency.p99_ms,
         throughput=latency.throughput,
-        peak_memory_bytes=measure.peak_memory(path, target, shape, str(validation.inputs.dtype)),
+        peak_memory_bytes=measure.peak_memory(path, target, validation.columns),
     )
 
 
-def metrics(figures: Figures) -> dict[str, float | None]:
-    """The figures under the names that every cycle and every run logs."""
-    return {name: value for name, value in vars(figures).items() if name != "onnx"}
+def metrics(figures: Figures, metric: str) -> dict[str, float | None]:
+    """The figures under the names that every cycle and every run logs; accuracy under that of the objective's metric."""
+    values = {name: value for name, value in vars(figures).items() if name != "onnx"}
+    return {metric if name == "accuracy" else name: value for name, value in values.items()}

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tasks import figures, tracking
 from tasks.recipe import Recipe
 from tasks.references import Exported, GateResult, Pinned, RuleResult, Validated
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from secateur.gate import Answers, Rule
+    from secateur.objectives import Objective
 
 
 @tracking.remembered
 def run(pinned: Pinned, exported: Exported, validated: Validated) -> GateResult:
     """Judge on the files themselves; the verdict and its evidence become an artifact, the reason the run's description."""
-    import numpy as np
-
-    from secateur import gate, runtime
+    from secateur import gate
+    from secateur.objectives import objective_of
     from tasks import datasets
 
     recipe = Recipe.model_validate(pinned.recipe)
-    test = datasets.load(recipe, pinned.inputs).test
-    right = []
-    for file in (exported.dense, exported.pruned):
-        with tracking.fetched(file) as path:
-            predicted = runtime.predict(runtime.open_session(path, figures.target_of(recipe)), test.inputs)
-            right.append(predicted == test.labels)
+    test, objective = datasets.load(recipe, pinned.inputs).test, objective_of(recipe.objective)
+    with tracking.fetched(exported.dense) as dense_path, tracking.fetched(exported.pruned) as pruned_path:
+        dense, pruned = (
+            figures.answers(path, figures.target_of(recipe), test, objective) for path in (dense_path, pruned_path)
+        )
     asked = recipe.gate
     verdict = gate.judge(
         [
-            gate.accuracy_rule(right[0], right[1], recipe.budget.accuracy_drop, asked.confidence),
+            _metric_rule(recipe, objective, dense, pruned),
             gate.speedup_rule(
                 validated.speedup, validated.speedup_low, validated.speedup_high, asked.speedup, validated.confidence
             ),
@@ -36,15 +42,36 @@ def run(pinned: Pinned, exported: Exported, validated: Validated) -> GateResult:
         "verdict": verdict,
         "test_examples": len(test),
         "data_digest": pinned.data_digest,
-        "lost": np.flatnonzero(right[0] & ~right[1]).tolist(),  # positions in the test split
-        "gained": np.flatnonzero(right[1] & ~right[0]).tolist(),
+        **(_lost_and_gained(dense, pruned) if objective.right_or_wrong else {}),
         "files": {"dense": exported.dense, "pruned": exported.pruned},
         "validated": validated,
     }
     digest = tracking.put_json(pinned.run_id, "gate/verdict.json", evidence)
-    accuracies = {"dense.accuracy": float(right[0].mean()), "pruned.accuracy": float(right[1].mean())}
-    tracking.log(pinned.run_id, accuracies, step=exported.cycle, verdict=verdict.outcome)
+    scores = {"dense": objective.score(*dense), "pruned": objective.score(*pruned)}
+    logged = {f"{which}.{pinned.metric}": score for which, score in scores.items()}
+    tracking.log(pinned.run_id, logged, step=exported.cycle, verdict=verdict.outcome)
     tracking.describe(pinned.run_id, f"**{verdict.outcome}** · {verdict.reason}")
     tracking.finish(pinned.run_id)
     rules = tuple(RuleResult(rule.name, rule.outcome, rule.sentence) for rule in verdict.rules)
     return GateResult(verdict.outcome, verdict.reason, rules, digest)
+
+
+def _metric_rule(recipe: Recipe, objective: Objective, dense: Answers, pruned: Answers) -> Rule:
+    """Whether the metric fell by no more than the budget, by the interval that goes with it."""
+    from secateur import gate
+
+    drop, confidence = recipe.budget.accuracy_drop, recipe.gate.confidence
+    if objective.right_or_wrong:
+        return gate.accuracy_rule(_right(dense), _right(pruned), drop, confidence)
+    return gate.metric_rule(objective.metric, dense, pruned, objective.score, drop, confidence, recipe.seed)
+
+
+def _right(found: Answers) -> np.ndarray:
+    answers, targets = found
+    return answers == targets
+
+
+def _lost_and_gained(dense: Answers, pruned: Answers) -> dict[str, list[int]]:
+    """The positions in the test split that only the one model gets right, or only the other."""
+    before, after = _right(dense), _right(pruned)
+    return {"lost": (before & ~after).nonzero()[0].tolist(), "gained": (after & ~before).nonzero()[0].tolist()}

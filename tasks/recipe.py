@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from secateur.errors import InputError
 
@@ -16,6 +25,7 @@ NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,99}$")
 S = TypeVar("S", bound=BaseModel)
 Share = Annotated[float, Field(gt=0, lt=1)]
 TABLES = ("parquet", "csv", "tsv", "huggingface")
+OBJECTIVES = ("classification", "multi_label", "regression", "token_classification", "masked_lm", "causal_lm")
 
 
 class _Section(BaseModel):
@@ -184,10 +194,13 @@ class Prune(_Section):
 class Recovery(_Section):
     """How to train after a cut."""
 
-    batch: int = Field(64, ge=2)
+    processes: int = Field(1, ge=1)  # of the worker's machine, that train as one; on GPUs one each
+    batch: int = Field(64, ge=2)  # over all processes together
     accumulate: int = Field(1, ge=1)  # parts that a batch is taken in, to need less memory
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False  # how images and kernels lie in memory
+    recompute: bool = False  # activations in the backward pass, to need less memory (gradient checkpointing)
+    compile: bool = False  # by torch.compile, where a few steps measure that it is faster; by one process
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(0.05, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)  # of sgd
@@ -205,6 +218,26 @@ class Recovery(_Section):
     augment: tuple[Literal["crop", "flip", "erase", "mixup", "cutmix"], ...] = ()
     reestimate_norms: bool = True  # measure batch norms again before any gradient, and keep that if it is better
 
+    @model_validator(mode="after")
+    def _shared(self) -> Recovery:
+        least = 2 * self.processes * self.accumulate
+        if self.batch < least:
+            raise ValueError(
+                f"batch must be at least {least}, 2 examples for each of {self.accumulate} parts in each of {self.processes} "
+                f"processes; it is {self.batch}"
+            )
+        if self.compile and (self.recompute or self.processes > 1):
+            raise ValueError(
+                f"compile needs one process that keeps its activations; processes is {self.processes}, recompute "
+                f"{self.recompute}"
+            )
+        return self
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What `secateur.training.Settings` is told."""
+        return self.model_dump(exclude={"processes"})
+
 
 class GateSection(_Section):
     """What must be proven before a promotion."""
@@ -219,7 +252,7 @@ class Recipe(_Section):
 
     model: str
     data: Data
-    objective: Literal["classification"] = "classification"
+    objective: str = "classification"  # or another of OBJECTIVES, or module:function, which the installation must allow
     target: TargetSection = TargetSection()
     goal: Goal
     budget: Budget = Budget()
@@ -227,6 +260,13 @@ class Recipe(_Section):
     recovery: Recovery = Recovery()
     gate: GateSection = GateSection()
     seed: int = Field(0, ge=0)
+
+    @field_validator("objective")
+    @classmethod
+    def _known_or_own(cls, name: str) -> str:
+        if name not in OBJECTIVES and ":" not in name:
+            raise ValueError(f"must be one of {', '.join(OBJECTIVES)}, or module:function")
+        return name
 
     @model_validator(mode="after")
     def _teachable(self) -> Recipe:

@@ -5,40 +5,50 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tasks import tracking, training
+from tasks import tracking, training, workers
 from tasks.recipe import Recipe
 from tasks.references import Cut, Pinned, Plan, Recovered
 
 
 @tracking.remembered
 def run(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered:
-    """Train, keep the epoch best on validation. Killed and started again, it goes on from its last finished epoch."""
+    """Train, keep the epoch best on validation. Killed and started again, it goes on from its last checkpoint."""
+    processes = Recipe.model_validate(pinned.recipe).recovery.processes
+    return workers.share(train, processes, pinned=pinned, plan=plan, cut=cut)
+
+
+def train(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered | None:
+    """The step in one of its processes; the first of them logs, stores and answers."""
+    from secateur import distributed, recovery
     from secateur import program as programs
-    from secateur import recovery
     from secateur.training import Settings
     from tasks import datasets
 
     recipe = Recipe.model_validate(pinned.recipe)
-    settings = Settings(epochs=plan.epochs[cut.cycle - 1], seed=recipe.seed, **recipe.recovery.model_dump())
+    settings = Settings(epochs=plan.epochs[cut.cycle - 1], seed=recipe.seed, **recipe.recovery.training)
     with tracking.fetched(cut.program) as path:
         student, lineage = programs.load(path), programs.lineage(path)
     with tracking.fetched(pinned.program) as path:
         teacher = programs.load(path)
-    recovered = recovery.recover(
-        student,
-        teacher,
-        datasets.load(recipe, pinned.inputs),
-        settings,
-        checkpoint=training.checkpoint(cut.run_id, "last.pt"),
-        on_epoch=lambda epoch: training.log_epoch(cut.run_id, "recovery", epoch, settings.epochs),
-        on_step=training.reporter(cut.run_id, "recovery", settings.batch),
-    )
+    with training.checkpoint(cut.run_id, "last.pt") as checkpoint:
+        recovered = recovery.recover(
+            student,
+            teacher,
+            datasets.load(recipe, pinned.inputs),
+            settings,
+            objective=recipe.objective,
+            checkpoint=checkpoint,
+            on_epoch=lambda epoch: training.log_epoch(cut.run_id, "recovery", pinned.metric, epoch, settings.epochs),
+            on_step=training.reporter(cut.run_id, "recovery", settings.batch),
+        )
+    if distributed.rank() != 0:
+        return None
     print(recovered, flush=True)
-    tracking.log(cut.run_id, {"accuracy_norms_reestimated": recovered.adapted}, step=cut.cycle)
+    tracking.log(cut.run_id, {f"{pinned.metric}_norms_reestimated": recovered.adapted}, step=cut.cycle)
     tracking.describe(cut.run_id, str(recovered))
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         path = Path(folder) / "model.pt2"
-        programs.save(recovered.program, path, lineage | {"epoch": recovered.best.epoch})
+        programs.save(recovered.program, path, lineage | {"objective": pinned.objective, "epoch": recovered.best.epoch})
         file = tracking.put(cut.run_id, path, "recovered")
     return Recovered(
         cycle=cut.cycle,

@@ -30,6 +30,8 @@ class Pinned:
     run_id: str
     dag_run_id: str
     inputs: tuple[str, ...]  # of the program, in order
+    objective: str  # its name; of a user's own with the digest of its file
+    metric: str  # of the objective; larger is better
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Figures:
     params: int
     macs: int
     size_bytes: int
-    accuracy: float  # on validation
+    accuracy: float  # on validation; the objective's metric, as wherever accuracy is said
     latency_p50_ms: float
     latency_p90_ms: float
     latency_p99_ms: float | None

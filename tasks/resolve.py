@@ -20,7 +20,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     """
     wanted = recipes.load(recipe)
     tracking.client()
-    from secateur import penalties, pruning, runtime, sparse_learning
+    from secateur import objectives, penalties, pruning, runtime, sparse_learning
     from secateur import program as programs
     from secateur.errors import InputError
     from tasks import datasets, figures, registry
@@ -29,6 +29,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
         raise InputError(
             f"recipe {recipe}: is for model {wanted.model!r}, got model {model!r}; set `model: {model}` in a recipe"
         )
+    objective = objectives.objective_of(wanted.objective)
     number, file = registry.source(model, version)
     with tracking.fetched(file) as path:
         program = programs.load(path)
@@ -59,6 +60,8 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
         run_id="",
         dag_run_id=dag_run_id,
         inputs=names,
+        objective=objectives.identity_of(wanted.objective),
+        metric=objective.metric,
     )
     return _with_parent_run(pinned, salt=dag_run_id if fresh else "")
 
@@ -76,6 +79,7 @@ def _with_parent_run(pinned: Pinned, salt: str) -> Pinned:
         "secateur.program": pinned.program_digest,
         "secateur.data": pinned.data_digest,
         "secateur.code": pinned.code_digest,
+        "secateur.objective": pinned.objective,
     }
     run_id = tracking.find_or_create_run(experiment, key, name, tags)
     complete = dataclasses.replace(pinned, key=key, experiment_id=experiment, run_id=run_id)

@@ -18,9 +18,9 @@ def run(pinned: Pinned, baseline: Baseline, cycles: list[Cycle | None]) -> Selec
     within = [cycle for cycle in done if cycle.accuracy_delta >= -recipe.budget.accuracy_drop]
     if within:
         best = max(within, key=lambda cycle: (cycle.speedup, cycle.sparsity))
-        reason = f"cycle {best.cycle}: the fastest of {len(within)} within {recipe.budget.accuracy_drop:g} of the dense accuracy"
+        reason = f"cycle {best.cycle}: the fastest of {len(within)} within {recipe.budget.accuracy_drop:g} of the dense {pinned.metric}"
     else:
         best = max(done, key=lambda cycle: cycle.accuracy_delta)
-        reason = f"cycle {best.cycle}: none is within {recipe.budget.accuracy_drop:g} of the dense accuracy, this is the nearest"
+        reason = f"cycle {best.cycle}: none is within {recipe.budget.accuracy_drop:g} of the dense {pinned.metric}, this is the nearest"
     tracking.log(pinned.run_id, {}, selected=reason)
     return Selected(best, reason)

@@ -165,14 +165,18 @@ def log_program(run_id: str, path: Path, program: ExportedProgram, name: str, st
     import numpy as np
     import torch
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import ColSpec, Schema, TensorSpec
 
     from secateur import program as programs
 
     module = programs.graph_module(program)
-    (example,), _ = programs.batch_of_example(program, 2)
-    ((_, (shape, _)),) = programs.input_specs(program).items()
-    inputs = TensorSpec(np.dtype(str(example.numpy().dtype)), tuple(-1 if size is None else size for size in shape))
+    args, kwargs = programs.batch_of_example(program, 2)
+    examples = tuple(leaf.numpy() for leaf in torch.utils._pytree.tree_leaves((args, kwargs)))
+    alone = len(examples) == 1  # MLflow takes a single input without a name
+    inputs: list[ColSpec | TensorSpec] = [
+        TensorSpec(np.dtype(one.dtype), tuple(-1 if s is None else s for s in shape), None if alone else name)
+        for one, (name, (shape, _)) in zip(examples, programs.input_specs(program).items(), strict=True)
+    ]
     model_id = _logged_model(run_id, name)
     if model_id is None:
         with mlflow.start_run(run_id=run_id):
@@ -180,8 +184,8 @@ def log_program(run_id: str, path: Path, program: ExportedProgram, name: str, st
                 module,
                 name=name,
                 step=step,
-                input_example=example.numpy(),
-                signature=ModelSignature(inputs=Schema([inputs])),
+                input_example=examples[0] if alone else examples,
+                signature=ModelSignature(inputs=Schema(inputs)),
                 pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
             ).model_id
     with tempfile.TemporaryDirectory() as folder:

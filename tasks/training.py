@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks import tracking
@@ -13,16 +17,17 @@ if TYPE_CHECKING:
     from secateur.training import Epoch
 
 REPORT_SECONDS = 60
+STORE_SECONDS = 300  # between two states in MLflow
 
 
-def log_epoch(run_id: str, phase: str, epoch: Epoch, of: int) -> None:
+def log_epoch(run_id: str, phase: str, metric: str, epoch: Epoch, of: int) -> None:
     """Print and log what an epoch ended with."""
     print(
-        f"epoch {epoch.epoch}/{of}: loss {epoch.loss:.4f}, validation accuracy {epoch.accuracy:.4f}, {epoch.seconds:.1f} s",
+        f"epoch {epoch.epoch}/{of}: loss {epoch.loss:.4f}, validation {metric} {epoch.accuracy:.4f}, {epoch.seconds:.1f} s",
         flush=True,
     )
     loss = epoch.loss if epoch.epoch else None
-    tracking.log(run_id, {f"{phase}_loss": loss, f"{phase}_accuracy": epoch.accuracy}, step=epoch.epoch)
+    tracking.log(run_id, {f"{phase}_loss": loss, f"{phase}_{metric}": epoch.accuracy}, step=epoch.epoch)
 
 
 def reporter(run_id: str, phase: str, batch: int) -> Callable[[int, int, float], None]:
@@ -46,15 +51,45 @@ def reporter(run_id: str, phase: str, batch: int) -> Callable[[int, int, float],
     return report
 
 
-def checkpoint(run_id: str, name: str) -> Checkpoint:
-    """The last state under this name in the cycle's run, so that a worker on another machine can go on from it."""
-    from secateur.checkpoints import Checkpoint
+@contextmanager
+def checkpoint(run_id: str, name: str) -> Iterator[Checkpoint]:
+    """The last two states on this disk, and every few minutes in the run, where a worker on another machine finds them.
+
+    A state that the store does not take is said and costs no more than itself: the training does not depend on it, and
+    its result is stored by other means. After the end the last state is in the run alone.
+    """
+    from secateur import checkpoints, distributed
+
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "secateur" / run_id / name
+    near, far = checkpoints.in_folder(folder), in_run(run_id, name)
+    yield checkpoints.also(near, far)
+    if distributed.rank() == 0:
+        if last := checkpoints.newest(near.load()):
+            far.save(last)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def in_run(run_id: str, name: str) -> Checkpoint:
+    """The last two states as artifacts of a run, written in turn."""
+    from secateur import checkpoints
+
+    places = [f"{name}.even", f"{name}.odd"]  # the first is written next
 
     def save(content: bytes) -> None:
-        tracking.put_bytes(run_id, content, "checkpoint", name)
+        try:
+            tracking.put_bytes(run_id, content, "checkpoint", places[0])
+            places.reverse()
+        except Exception as error:  # whatever the store has to say
+            print(
+                f"checkpoint not stored in MLflow ({type(error).__name__}: {error}); training goes on, the one before stays",
+                flush=True,
+            )
 
     def load() -> list[bytes]:
-        stored = tracking.get_bytes(run_id, f"checkpoint/{name}")
-        return [stored] if stored else []
+        found = {place: tracking.get_bytes(run_id, f"checkpoint/{place}") for place in places}
+        newest = checkpoints.newest(content for content in found.values() if content is not None)
+        if found[places[0]] == newest:
+            places.reverse()
+        return [newest] if newest else []
 
-    return Checkpoint(save, load)
+    return checkpoints.Checkpoint(save, load, STORE_SECONDS)

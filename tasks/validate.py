@@ -16,7 +16,7 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
     from tasks import datasets
 
     recipe = Recipe.model_validate(pinned.recipe)
-    inputs = datasets.load(recipe, pinned.inputs).validation.inputs
+    columns = datasets.load(recipe, pinned.inputs).validation.columns
     with (
         tracking.fetched(exported.dense) as dense,
         tracking.fetched(exported.pruned) as pruned,
@@ -25,9 +25,9 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
         program = programs.load(program_path)
         confidence = recipe.gate.confidence
         compared = measure.compare(
-            dense, pruned, figures.target_of(recipe), inputs, confidence=confidence, seed=recipe.seed
+            dense, pruned, figures.target_of(recipe), columns, confidence=confidence, seed=recipe.seed
         )
-        parity = onnx_export.parity(program, pruned, inputs)
+        parity = onnx_export.parity(program, pruned, columns)
         sizes = {"dense.size_bytes": dense.stat().st_size, "pruned.size_bytes": pruned.stat().st_size}
     structure = infer(programs.graph_module(program))
     macs = structure.count_macs(programs.per_example_symbols(program))

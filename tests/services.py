@@ -82,6 +82,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "SECATEUR_BUCKET": f"s3://{BUCKET}",
         "SECATEUR_RECIPES": str(folder / "recipes"),
+        "XDG_CACHE_HOME": str(folder / "cache"),
         "AWS_ENDPOINT_URL_S3": f"http://{LOOPBACK}:{s3_port}",
         "AWS_ACCESS_KEY_ID": key,
         "AWS_SECRET_ACCESS_KEY": secret,

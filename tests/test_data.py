@@ -110,9 +110,14 @@ def test_a_class_with_too_few_examples_is_refused() -> None:
         dataset(of=of)
 
 
-def test_labels_of_more_than_one_dimension_are_refused() -> None:
-    with pytest.raises(InputError, match=r"^data: expected labels \[N\], .* got shape \(60, 3\)"):
-        dataset(of=np.eye(models.CLASSES, dtype=np.int64)[labels()])
+@pytest.mark.parametrize(
+    "of", [np.eye(models.CLASSES, dtype=np.int64)[labels()], np.linspace(0, 1, EXAMPLES)], ids=["rows", "floats"]
+)
+def test_labels_that_are_no_class_numbers_are_drawn_without_regard_to_them(of: np.ndarray) -> None:
+    made = dataset(of=of)
+    assert [len(part) for part in made.splits.values()] == [len(part) for part in dataset().splits.values()]
+    drawn = np.concatenate([part.labels for part in made.splits.values()])
+    assert sorted(drawn.tolist()) == sorted(of.tolist())
 
 
 def test_a_validation_split_carved_out_of_train_leaves_the_rest_and_has_all_classes() -> None:

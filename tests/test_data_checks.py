@@ -1,5 +1,8 @@
 """Data are held against the program and the objective before anything runs, and splits against each other."""
 
+import dataclasses
+from pathlib import Path
+
 import models
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from torch.export import ExportedProgram
 
 from secateur import InputError, data_checks
 from secateur.data import Dataset, Split
+from secateur.objectives import ALLOWED
 
 EXAMPLES = 12
 
@@ -197,6 +201,60 @@ def test_labels_that_do_not_go_with_the_tokens_are_refused(of: np.ndarray, refus
 def test_an_unknown_objective_is_refused() -> None:
     with pytest.raises(InputError, match=r"^objective: expected one of classification"):
         data_checks.check_fits(dataset(), models.exported("perceptron"), "ranking")
+
+
+OWN = """
+import dataclasses, torch
+from secateur.objectives import OBJECTIVES
+
+def whole():
+    return OBJECTIVES["regression"]
+
+def infinite():
+    return dataclasses.replace(whole(), loss=lambda output, target, smoothing: output.sum() / 0)
+
+def averaged():
+    return dataclasses.replace(whole(), answers=lambda output, target: (output.mean()[None], target.mean()[None]))
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module `checked_objectives`, all of it allowed."""
+    (tmp_path / "checked_objectives.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(ALLOWED, ",".join(f"checked_objectives:{name}" for name in ("whole", "infinite", "averaged")))
+
+
+@pytest.mark.usefixtures("own")
+def test_an_own_objective_is_tried_on_examples_of_every_split() -> None:
+    program, name = models.exported("perceptron"), "checked_objectives:whole"
+    good = dataset(of=numbers())
+    data_checks.check_fits(good, program, name)
+    with pytest.raises(
+        InputError,
+        match=rf"^objective: expected {name} to take outputs \[2, 3\] and labels \[2\] \(torch.float32\) of the test",
+    ):
+        data_checks.check_fits(dataclasses.replace(good, test=dataset(of=numbers()[:, 0]).test), program, name)
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("name", "of", "refusal"),
+    [
+        (
+            "infinite",
+            numbers(),
+            "objective: expected a finite loss of checked_objectives:infinite in the train split, got",
+        ),
+        ("averaged", numbers(), "objective: .* a row for each of 2 examples, got \\[1, 1\\] rows"),
+        ("whole", labels().astype(str), "data: expected numbers as labels, got <U"),
+        ("whole", np.full((EXAMPLES, 3), np.nan), "data: expected finite labels, found NaN"),
+    ],
+)
+def test_an_own_objective_that_does_not_work_on_the_data_is_refused(name: str, of: np.ndarray, refusal: str) -> None:
+    with pytest.raises(InputError, match=f"^{refusal}"):
+        data_checks.check_fits(dataset(of=of), models.exported("perceptron"), f"checked_objectives:{name}")
 
 
 def test_a_class_missing_from_a_split_is_refused_by_its_number() -> None:

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from secateur import InputError
+from secateur import InputError, gate
 from secateur.gate import (
     FAIL,
     INCONCLUSIVE,
@@ -16,10 +16,13 @@ from secateur.gate import (
     Rule,
     accuracy_rule,
     judge,
+    metric_rule,
     paired_difference,
     parity_rule,
+    resampled_difference,
     speedup_rule,
 )
+from secateur.objectives import OBJECTIVES
 
 CONFIDENCE = 0.95
 EXAMPLES = 500
@@ -158,6 +161,99 @@ def test_no_number_of_examples_is_promised_when_the_estimate_itself_is_too_low()
     rule = accuracy_rule(*answers(2, 14, 434, 50), drop=0.02, confidence=CONFIDENCE)
     assert rule.outcome == INCONCLUSIVE
     assert "would not let it pass" in rule.sentence
+
+
+R2 = OBJECTIVES["regression"].score
+RATIO = OBJECTIVES["masked_lm"].score
+
+
+def regressions(n: int, worse: float, seed: int = 0) -> tuple[gate.Answers, gate.Answers]:
+    """Answers of a dense model whose error has deviation 0.5, and of one whose error is `worse` times as large beside it."""
+    rng = np.random.default_rng(seed)
+    target = rng.normal(size=n)
+    dense = target + 0.5 * rng.normal(size=n)
+    return (dense, target), (dense + 0.5 * worse * rng.normal(size=n), target)
+
+
+def test_a_mean_is_resampled_to_the_interval_of_the_normal_distribution() -> None:
+    rng = np.random.default_rng(0)
+    before, after, ones = rng.normal(size=800), rng.normal(size=800) - 0.1, np.ones(800)
+    estimate, low, high = resampled_difference((before, ones), (after, ones), RATIO, CONFIDENCE)
+    reach = norm.ppf(CONFIDENCE) * (after - before).std() / math.sqrt(800)
+    assert estimate == pytest.approx((after - before).mean())
+    assert (low, high) == pytest.approx((estimate - reach, estimate + reach), abs=0.05 * reach)
+
+
+def test_the_resampled_bound_lies_below_the_truth_as_often_as_it_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "RESAMPLES", 300)
+    worse, truth = 0.5, -(0.25**2)  # R2 is 1 - the error's variance over the target's, which is 1
+    bounds = [resampled_difference(*regressions(150, worse, seed), R2, CONFIDENCE)[1] for seed in range(300)]
+    assert np.mean(np.array(bounds) <= truth) > CONFIDENCE - 0.025
+
+
+def test_pairing_narrows_the_interval() -> None:
+    dense, pruned = regressions(300, 0.1)
+    _, low, high = resampled_difference(dense, pruned, R2, CONFIDENCE)
+    _, other_low, other_high = resampled_difference(dense, regressions(300, 0.1, seed=1)[1], R2, CONFIDENCE)
+    assert 4 * (high - low) < other_high - other_low
+
+
+def test_the_seed_decides_the_draws() -> None:
+    pairs = regressions(100, 0.5)
+    assert resampled_difference(*pairs, R2, CONFIDENCE, 1) == resampled_difference(*pairs, R2, CONFIDENCE, 1)
+    assert resampled_difference(*pairs, R2, CONFIDENCE, 1) != resampled_difference(*pairs, R2, CONFIDENCE, 2)
+
+
+@pytest.mark.parametrize("n", [20, 500])
+def test_equal_answers_prove_no_more_than_their_number_can(n: int) -> None:
+    target = np.random.default_rng(0).normal(size=n)
+    estimate, low, high = resampled_difference((target, target), (target, target), R2, CONFIDENCE)
+    assert estimate == 0
+    assert (-low, high) == pytest.approx((1 - 0.05 ** (1 / n),) * 2)
+
+
+def test_answers_that_differ_only_in_what_counts_are_no_equal_ones() -> None:
+    found, said = np.full(500, 2), np.full(500, 4)
+    _, low, high = resampled_difference((found, said), (found, said + np.arange(500) % 2), RATIO, CONFIDENCE)
+    assert high - low < 2 * (1 - 0.05 ** (1 / 500))
+
+
+@pytest.mark.parametrize("cut", [slice(1, None), slice(0, 0)], ids=["lengths", "empty"])
+def test_metrics_of_different_examples_are_refused(cut: slice) -> None:
+    dense, pruned = regressions(20, 0.5)
+    with pytest.raises(InputError, match=r"^gate: expected the same test examples for both, got 20 and"):
+        resampled_difference(dense, (pruned[0][cut], pruned[1][cut]), R2, CONFIDENCE)
+
+
+@pytest.mark.parametrize(
+    ("worse", "drop", "outcome"), [(0.01, 0.05, PASS), (0.5, 0.07, INCONCLUSIVE), (1.5, 0.05, FAIL)]
+)
+def test_a_metric_is_judged_by_its_bounds(worse: float, drop: float, outcome: str) -> None:
+    judged = metric_rule("r2", *regressions(300, worse), R2, drop, CONFIDENCE)
+    assert (judged.name, judged.outcome, judged.limit) == ("r2", outcome, -drop)
+    for part in ("r2 changed by", f"{judged.low:+.4f}", "300 test examples", "95% confidence", f"allowed {-drop:+.4f}"):
+        assert part in judged.sentence
+
+
+def test_a_metric_says_how_many_examples_would_decide() -> None:
+    judged = metric_rule("r2", *regressions(300, 0.5), R2, 0.07, CONFIDENCE)
+    needed = int(judged.sentence.partition("needs about ")[2].partition(" test examples")[0].replace(",", ""))
+    assert metric_rule("r2", *regressions(3 * needed, 0.5, seed=1), R2, 0.07, CONFIDENCE).outcome == PASS
+
+
+def test_a_metric_that_is_too_low_by_itself_is_promised_nothing() -> None:
+    judged = metric_rule("r2", *regressions(60, 0.5), R2, 0.05, CONFIDENCE)
+    assert judged.outcome == INCONCLUSIVE
+    assert "would not let it pass" in judged.sentence
+
+
+def test_a_metric_that_some_draws_do_not_have_passes_nothing() -> None:
+    dense, pruned = regressions(60, 0.01)
+    judged = metric_rule(
+        "r2", dense, pruned, lambda answers, _: math.nan if answers.min() > dense[0].min() else answers.min(), 0.5, 0.95
+    )
+    assert judged.outcome != PASS
+    assert judge([judged]).outcome != PASS
 
 
 @pytest.mark.parametrize(

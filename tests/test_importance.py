@@ -523,6 +523,20 @@ def test_variance_of_a_single_position_is_refused() -> None:
         CRITERIA["variance"].score(Evidence(module, structure, seen), info)
 
 
+def test_wanda_of_what_a_transposed_convolution_reads() -> None:
+    made = nn.Sequential(nn.Conv1d(3, 4, 1), nn.ConvTranspose1d(4, 6, 3, groups=2))
+    x = torch.randn(5, 3, 7, generator=torch.Generator().manual_seed(0))
+    module = programs.graph_module(models.export(made, x))
+    structure = infer(module)
+    (info,) = (i for i in structure.prunable if i.name == "0:channel")
+    seen = collect(module, structure, [(x, x)], CRITERIA["wanda"].needs)
+    read = made[0](x).movedim(1, 0).flatten(1).norm(dim=1)
+    expected = made[1].weight.abs().sum((1, 2)) * read
+    scores = CRITERIA["wanda"].score(Evidence(module, structure, seen), info)
+    # a cut takes the same place of both groups
+    assert scores == near(expected.reshape(2, 2).sum(0).tolist())
+
+
 @pytest.mark.parametrize("criterion", ["activation", "apoz", "wanda", "variance"])
 def test_a_width_that_feeds_no_weight_is_told_so(criterion: str) -> None:
     """Queries and keys meet each other, and no weight that reads them."""

@@ -62,7 +62,7 @@ def test_p99_is_given_only_when_ten_samples_lie_beyond_it(samples: int, reported
 
 def test_latency_leaves_the_warm_up_out(turn_clock: Callable[..., Any]) -> None:
     requests = turn_clock({"a": lambda n: 500.0 if n < WARM_UP // 2 - 1 else 2.0})
-    seen = latency("a", Target(), INPUTS, budget_s=1.0)
+    seen = latency("a", Target(), [INPUTS], budget_s=1.0)
     assert (seen.p50_ms, seen.p90_ms) == pytest.approx((2.0, 2.0))
     assert seen.samples == len(requests) - WARM_UP == pytest.approx(500, abs=1)
 
@@ -72,19 +72,19 @@ def test_latency_samples_fill_the_budget_within_bounds(
     turn_clock: Callable[..., Any], milliseconds: float, samples: int
 ) -> None:
     turn_clock({"a": lambda _: milliseconds})
-    assert latency("a", Target(), INPUTS, budget_s=3.0).samples == pytest.approx(samples, abs=1)
+    assert latency("a", Target(), [INPUTS], budget_s=3.0).samples == pytest.approx(samples, abs=1)
 
 
 def test_throughput_counts_the_examples_of_a_batch(turn_clock: Callable[..., Any]) -> None:
     requests = turn_clock({"a": lambda _: 2.0})
-    assert latency("a", Target(batch=8), INPUTS, budget_s=0.1).throughput == pytest.approx(4000)
+    assert latency("a", Target(batch=8), [INPUTS], budget_s=0.1).throughput == pytest.approx(4000)
     assert {examples for _, examples in requests} == {8}
 
 
 def test_a_batch_larger_than_the_examples_at_hand_is_not_counted_as_full(turn_clock: Callable[..., Any]) -> None:
     requests = turn_clock({"a": lambda _: 2.0})
     try:
-        seen = latency("a", Target(batch=16), INPUTS, budget_s=0.1)
+        seen = latency("a", Target(batch=16), [INPUTS], budget_s=0.1)
     except InputError:
         return  # as good: the figure that was asked for cannot be measured
     assert seen.throughput == pytest.approx(requests[-1][1] / 2e-3)
@@ -92,7 +92,7 @@ def test_a_batch_larger_than_the_examples_at_hand_is_not_counted_as_full(turn_cl
 
 def test_the_speedup_of_a_planted_delay_is_found_exactly(turn_clock: Callable[..., Any]) -> None:
     turn_clock({"slow": lambda _: SLOW_MS, "fast": lambda _: FAST_MS})
-    seen = compare("slow", "fast", Target(), INPUTS, blocks=BLOCKS)
+    seen = compare("slow", "fast", Target(), [INPUTS], blocks=BLOCKS)
     assert (seen.speedup, seen.low, seen.high) == pytest.approx((2.5, 2.5, 2.5))
     assert (seen.first.p50_ms, seen.second.p50_ms) == pytest.approx((SLOW_MS, FAST_MS))
     assert (seen.blocks, seen.confidence) == (BLOCKS, 0.95)
@@ -100,7 +100,7 @@ def test_the_speedup_of_a_planted_delay_is_found_exactly(turn_clock: Callable[..
 
 def test_exchanging_the_files_inverts_the_speedup(turn_clock: Callable[..., Any]) -> None:
     turn_clock({"slow": lambda _: SLOW_MS, "fast": lambda _: FAST_MS})
-    assert compare("fast", "slow", Target(), INPUTS, blocks=BLOCKS).speedup == pytest.approx(0.4)
+    assert compare("fast", "slow", Target(), [INPUTS], blocks=BLOCKS).speedup == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("ratio", [1.0, 1.2])
@@ -113,14 +113,14 @@ def test_the_interval_contains_the_truth_about_as_often_as_it_claims(
     for seed in range(repetitions):
         slower = lambda request: 3.0 if request > 200 else 1.0  # noqa: E731 (half of the blocks)
         turn_clock({"a": noisy(SLOW_MS * ratio, seed, slower), "b": noisy(SLOW_MS, 1000 + seed, slower)})
-        seen = compare("a", "b", Target(), INPUTS, blocks=30, seed=seed)
+        seen = compare("a", "b", Target(), [INPUTS], blocks=30, seed=seed)
         contained += seen.low <= ratio <= seen.high
     assert 0.85 <= contained / repetitions < 1.0
 
 
 def test_a_disturbance_between_the_two_files_disturbs_both(turn_clock: Callable[..., Any]) -> None:
     requests = turn_clock({"a": lambda _: SLOW_MS, "b": lambda _: SLOW_MS})
-    compare("a", "b", Target(), INPUTS, blocks=BLOCKS, block_s=0.05)
+    compare("a", "b", Target(), [INPUTS], blocks=BLOCKS, block_s=0.05)
     timed = [name for name, _ in requests[2 * WARM_UP :]]
     blocks = [set(timed[start : start + 10]) for start in range(0, len(timed), 10)]  # five requests of each file
     assert blocks == [{"a", "b"}] * BLOCKS
@@ -132,7 +132,7 @@ def test_the_same_samples_give_the_same_interval(turn_clock: Callable[..., Any])
     seen = []
     for _ in range(2):
         turn_clock({"a": noisy(SLOW_MS, 1), "b": noisy(FAST_MS, 2)})
-        seen.append(compare("a", "b", Target(), INPUTS, blocks=BLOCKS, seed=5))
+        seen.append(compare("a", "b", Target(), [INPUTS], blocks=BLOCKS, seed=5))
     assert seen[0] == seen[1]
     assert seen[0].low < seen[0].speedup < seen[0].high
 
@@ -141,7 +141,7 @@ def test_a_higher_confidence_gives_a_wider_interval(turn_clock: Callable[..., An
     widths = []
     for confidence in (0.8, 0.95, 0.99):
         turn_clock({"a": noisy(SLOW_MS, 1), "b": noisy(FAST_MS, 2)})
-        seen = compare("a", "b", Target(), INPUTS, blocks=BLOCKS, confidence=confidence)
+        seen = compare("a", "b", Target(), [INPUTS], blocks=BLOCKS, confidence=confidence)
         widths.append(seen.high - seen.low)
     assert widths == sorted(widths)
     assert widths[0] < widths[2]
@@ -164,7 +164,7 @@ def test_a_delay_planted_in_a_real_session_is_seen(small: Path, monkeypatch: pyt
         return run(session, inputs)
 
     monkeypatch.setattr(measure, "run", with_delay)
-    seen = compare(small, small, Target(), INPUTS, blocks=5, block_s=0.01)
+    seen = compare(small, small, Target(), [INPUTS], blocks=5, block_s=0.01)
     assert seen.low > 3
     assert seen.first.p50_ms > 2
 
@@ -172,12 +172,12 @@ def test_a_delay_planted_in_a_real_session_is_seen(small: Path, monkeypatch: pyt
 def test_peak_memory_grows_with_the_weights(small: Path, tmp_path: Path) -> None:
     side = 2048  # 16 MiB of weights
     large = models.linear_onnx(tmp_path / "large.onnx", np.ones((side, side)))
-    few = peak_memory(small, Target(), (1, models.FEATURES), "float32")
-    many = peak_memory(large, Target(), (1, side), "float32")
+    few = peak_memory(small, Target(), [np.zeros((1, models.FEATURES), np.float32)])
+    many = peak_memory(large, Target(), [np.zeros((1, side), np.float32)])
     assert few > 0
     assert many - few > 10 * MEGABYTE
 
 
 def test_a_file_whose_memory_cannot_be_measured_says_why(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)the process that measures memory failed: .*nowhere.onnx"):
-        peak_memory(tmp_path / "nowhere.onnx", Target(), (1, 4), "float32")
+        peak_memory(tmp_path / "nowhere.onnx", Target(), [np.zeros((1, 4), np.float32)])

@@ -29,7 +29,7 @@ class Sequences(nn.Module):
 
 
 def test_outputs_agree_at_batches_of_one_and_of_many(residual_onnx: Path) -> None:
-    seen = parity(models.exported("residual"), residual_onnx, models.images(8))
+    seen = parity(models.exported("residual"), residual_onnx, [models.images(8)])
     assert set(seen.errors) == {1, 8}
     assert seen.worst == max(seen.errors.values()) < TOLERANCE
 
@@ -49,7 +49,7 @@ def test_a_pruned_program_is_exported_for_inference_even_if_it_came_in_training_
     pruned = torch.export.export(module, (inputs,), dynamic_shapes=({0: Dim.AUTO},))
     path = tmp_path / "pruned.onnx"
     export(pruned, path)
-    assert parity(pruned, path, models.images(8)).worst < TOLERANCE
+    assert parity(pruned, path, [models.images(8)]).worst < TOLERANCE
     graph = onnx.load(path).graph
     assert not {node.op_type for node in graph.node} & {"Dropout", "BatchNormalization"}
     stored = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
@@ -95,7 +95,7 @@ def test_linear_layers_over_sequences_are_exported(tmp_path: Path) -> None:
     inputs = np.random.default_rng(0).normal(size=(8, models.LENGTH, 4)).astype(np.float32)
     program = models.export(Sequences(), torch.from_numpy(inputs[:2]))
     export(program, tmp_path / "sequences.onnx")
-    assert parity(program, tmp_path / "sequences.onnx", inputs).worst < TOLERANCE
+    assert parity(program, tmp_path / "sequences.onnx", [inputs]).worst < TOLERANCE
 
 
 def test_parity_sees_a_weight_that_differs(residual_onnx: Path) -> None:
@@ -104,7 +104,7 @@ def test_parity_sees_a_weight_that_differs(residual_onnx: Path) -> None:
     with torch.no_grad():
         module.get_parameter("head.bias")[0] += 0.1
     other = programs.reexport(module, program)
-    assert parity(other, residual_onnx, models.images(8)).worst > 1e-3
+    assert parity(other, residual_onnx, [models.images(8)]).worst > 1e-3
 
 
 def test_parity_is_relative_to_the_largest_output(residual_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_parity_is_relative_to_the_largest_output(residual_onnx: Path, monkeypat
     off = 0.01 * largest
     original = runtime.run
     monkeypatch.setattr("secateur.runtime.run", lambda *request: original(*request) + off)
-    assert parity(models.exported("residual"), residual_onnx, inputs, batches=(8,)).worst == pytest.approx(
+    assert parity(models.exported("residual"), residual_onnx, [inputs], batches=(8,)).worst == pytest.approx(
         0.01, rel=0.01
     )
 
@@ -131,7 +131,7 @@ def test_a_single_output_that_is_not_a_number_is_never_parity(
         return outputs
 
     monkeypatch.setattr("secateur.runtime.run", broken)
-    assert not parity(models.exported("residual"), residual_onnx, models.images(8)).worst <= 1e30
+    assert not parity(models.exported("residual"), residual_onnx, [models.images(8)]).worst <= 1e30
 
 
 def test_one_bad_batch_size_is_the_worst_of_all() -> None:

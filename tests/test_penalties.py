@@ -12,7 +12,7 @@ from torch import fx
 from secateur import InputError
 from secateur import program as programs
 from secateur.axes.infer import infer
-from secateur.penalties import PenaltySettings, Targets, check_penalty, penalty_of
+from secateur.penalties import PenaltySettings, Targets, _Member, check_penalty, penalty_of
 from secateur.pruning import Choice, choose_axes
 
 Weights = Mapping[str, torch.Tensor]
@@ -220,3 +220,12 @@ def test_slimming_of_an_axis_without_a_batch_norm_is_refused() -> None:
 def test_growing_without_a_unit_to_remove_is_refused(kept: dict[str, range] | None) -> None:
     with pytest.raises(InputError, match=r"^kept: method growing needs the units that the cut will leave"):
         penalty_of(targets("residual", kept), GROWING)
+
+
+def test_the_gradient_of_a_weight_that_had_none_lies_in_memory_as_the_weight() -> None:
+    weight = torch.nn.Parameter(torch.zeros(3, 4).t())
+    for _ in range(2):
+        _Member(weight, ()).add(torch.ones(4, 3))
+    assert weight.grad is not None
+    assert weight.grad.stride() == weight.stride()
+    assert weight.grad.eq(2).all()

@@ -8,14 +8,37 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from services import ALIGN, CHANNELS, Job, Servers, another_job, recipe_for, runs_since, versions_of, walk, write_recipe
 from test_champion import serving
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import nn
 
-from secateur.errors import NothingToDo
-from tasks import baseline, bucket, gate, journal, plan, promote, recover, registry, resolve, rollback, tracking
+from secateur.errors import InputError, NothingToDo
+from tasks import (
+    baseline,
+    bucket,
+    cut,
+    datasets,
+    evaluate,
+    gate,
+    journal,
+    plan,
+    promote,
+    recipe,
+    recover,
+    registry,
+    resolve,
+    rollback,
+    tracking,
+)
 from tasks.references import Cut, File, Pinned, Plan, Promotion
 
 pytestmark = pytest.mark.usefixtures("services")
@@ -123,6 +146,127 @@ def test_a_promotion_says_what_serves_also_after_a_rollback(job: Job) -> None:
     assert promotion.version == registry.champion(model)
 
 
+# --- other objectives, and several inputs
+
+
+class Reader(nn.Module):
+    """Tokens [N, 6] and their mask to logits of two classes: the mean of what counts, through two layers."""
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.embed, self.inner = nn.Embedding(words, 8), nn.Linear(8, CHANNELS)
+        self.head = nn.Linear(CHANNELS, 2)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        counts = attention_mask[..., None].to(torch.float32)
+        mean = (self.embed(input_ids) * counts).sum(1) / counts.sum(1)
+        return self.head(torch.relu(self.inner(mean)))
+
+
+def fit(model: nn.Module, loss: Callable[..., torch.Tensor], target: np.ndarray, *inputs: np.ndarray) -> nn.Module:
+    """The model after some full-batch steps, in evaluation mode."""
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss(model(*map(torch.from_numpy, inputs)), torch.from_numpy(target)).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def register(name: str, model: nn.Module, *inputs: np.ndarray) -> str:
+    """Register as a user would, with an example of two."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    specs = [
+        TensorSpec(one.dtype, (-1, *one.shape[1:]), None if len(inputs) == 1 else f"input{i}")
+        for i, one in enumerate(inputs)
+    ]
+    with mlflow.start_run(experiment_id=tracking.experiment_of("models of the tests")):
+        mlflow.pytorch.log_model(
+            model,
+            name="model",
+            input_example=tuple(one[:2] for one in inputs),
+            signature=ModelSignature(inputs=Schema(specs)),
+            registered_model_name=name,
+            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+        )
+    return name
+
+
+def test_a_regression_on_a_table_is_judged_by_the_variance_it_explains(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(400, 4)).astype(np.float32)
+    target = (features[:, 0] * features[:, 1] + features[:, 2]).astype(np.float32)
+    rows = np.column_stack([features, target])
+    np.savetxt(tmp_path / "rents.csv", rows, delimiter=",", header="a,b,c,d,rent", comments="")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 2 * CHANNELS), nn.ReLU(), nn.Linear(2 * CHANNELS, 1))
+    model = register("rents", fit(network, nn.functional.mse_loss, target[:, None], features), features)
+    data = {"source": "csv", "path": str(tmp_path / "rents.csv"), "table": {"label": "rent"}}
+    wanted = recipe_for("", model, objective="regression", goal={"sparsity": 0.3}) | {"data": data}
+    done = walk(model, write_recipe("rents", wanted))
+    assert done.verdict.outcome == "pass", done.verdict.reason
+    assert [rule.name for rule in done.verdict.rules] == ["r2", "speedup", "parity"]
+    parent = tracking.client().get_run(done.pinned.run_id).data
+    assert 0.5 < parent.metrics["pruned.r2"] <= parent.metrics["dense.r2"] + 0.2
+    assert {"r2", "r2_delta", "r2_before_recovery"} <= parent.metrics.keys()
+    assert not any("accuracy" in name for name in parent.metrics)
+    assert done.promotion is not None
+    bucket.check_serves(f"{model}-onnx", done.promotion.version)
+
+
+def test_texts_go_into_a_model_of_two_inputs(tmp_path: Path) -> None:
+    words = ["[PAD]", "good", "bad", "the", "a", "film", "plot"]
+    encoder = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[PAD]"))
+    encoder.pre_tokenizer = Whitespace()
+    encoder.save(str(tmp_path / "tokenizer.json"))
+    rng = np.random.default_rng(0)
+    texts = [[words[1 + number % 2], *rng.choice(words[3:], rng.integers(1, 5))] for number in range(300)]
+    lines = [f"{' '.join(rng.permutation(text))}\t{number % 2}" for number, text in enumerate(texts)]
+    (tmp_path / "reviews.tsv").write_text("text\tlabel\n" + "\n".join(lines) + "\n")
+    text = {"tokenizer": str(tmp_path / "tokenizer.json"), "max_length": 6}
+    data = {"source": "tsv", "path": str(tmp_path / "reviews.tsv"), "text": text}
+    wanted = recipe_for("", "reader", goal={"sparsity": 0.3}) | {"data": data}
+    train = datasets.load(recipe.Recipe(**wanted), ("input_ids", "attention_mask")).train
+    torch.manual_seed(0)
+    network = fit(Reader(len(words)), nn.functional.cross_entropy, train.labels, *train.columns)
+    model = register("reader", network, *train.columns)
+    done = walk(model, write_recipe("reader", wanted))
+    assert done.pinned.inputs == ("input_ids", "attention_mask")
+    assert done.verdict.outcome == "pass", done.verdict.reason
+    assert done.promotion is not None
+    bucket.check_serves(f"{model}-onnx", done.promotion.version)
+
+
+def test_an_objective_of_the_users_own_decides_what_is_learnt_and_how_it_is_judged(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "import dataclasses\nfrom secateur.objectives import OBJECTIVES\n\ndef hits():\n    "
+    source += "return dataclasses.replace(OBJECTIVES['classification'], metric='hit_rate', right_or_wrong=False)\n"
+    (tmp_path / "users_objectives.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = {
+        "objective": "users_objectives:hits",
+        "prune": {"align": ALIGN, "allocation": "sensitivity", "criterion": "taylor"},
+    }
+    name = write_recipe("own", recipe_for(job.pinned.recipe["data"]["path"], **changes))
+    with pytest.raises(InputError, match=r"^SECATEUR_ALLOWED_OBJECTIVES: expected it to list users_objectives:hits"):
+        walk(job.pinned.model, name)
+    monkeypatch.setenv("SECATEUR_ALLOWED_OBJECTIVES", "users_objectives:hits")
+    pinned = resolve.run(job.pinned.model, "latest", name, False, "own")
+    assert pinned.metric == "hit_rate"
+    assert pinned.objective.startswith("users_objectives:hits ")
+    base = baseline.run(pinned)
+    schedule = plan.run(pinned, base)
+    smaller = cut.run(pinned, base, schedule, 1, None)
+    cycle = evaluate.run(pinned, base, recover.run(pinned, schedule, smaller))
+    verdict = gate.run(pinned, job.exported, job.validated)
+    assert [rule.name for rule in verdict.rules] == ["hit_rate", "speedup", "parity"]
+    assert "hit_rate_delta" in tracking.client().get_run(cycle.run_id).data.metrics
+
+
 # --- the gate says no
 
 
@@ -170,6 +314,14 @@ def digest_of(file: File) -> str:
 
     with tracking.fetched(file) as path:
         return programs.digest(programs.load(path))
+
+
+def weights_of(file: File) -> dict[str, Any]:
+    """The tensors of a stored program."""
+    from secateur import program as programs
+
+    with tracking.fetched(file) as path:
+        return programs.load(path).state_dict
 
 
 def in_worker(servers: Servers, step: Callable[..., Any], *args: Any) -> None:
@@ -227,6 +379,31 @@ def test_a_recovery_killed_in_the_middle_goes_on_and_ends_with_the_same_program(
     assert resumed.accuracy_before == undisturbed.accuracy_before
     steps = [metric.step for metric in tracking.client().get_metric_history(run_id, "recovery_accuracy")]
     assert steps.count(0) == steps.count(1) == steps.count(LONG) == 1, "it began again"
+
+
+@pytest.mark.slow
+def test_a_recovery_of_two_processes_killed_in_the_middle_ends_as_that_of_one(
+    job: Job, services: Servers, processes: Any
+) -> None:
+    alone = recover.run(*recovery_of(job, "one process"))
+    pinned, schedule, smaller = recovery_of(job, "two processes")
+    recipe = pinned.recipe | {"recovery": pinned.recipe["recovery"] | {"processes": 2}}
+    inputs = replace(pinned, recipe=recipe), schedule, smaller
+    worker = processes.Process(target=in_worker, args=(services, recover.run, *inputs))
+    worker.start()
+    while worker.is_alive() and not reached_epoch(smaller.run_id):
+        time.sleep(0.01)
+    worker.kill()
+    worker.join()
+    assert worker.exitcode == KILLED
+
+    together = recover.run(*inputs)
+    one, two = (weights_of(recovered.program) for recovered in (alone, together))
+    for name, weight in one.items():
+        assert weight.allclose(two[name], rtol=1e-3, atol=1e-4), name
+    steps = [metric.step for metric in tracking.client().get_metric_history(smaller.run_id, "recovery_accuracy")]
+    assert sorted(set(steps)) == list(range(LONG + 1))
+    assert steps.count(0) == steps.count(LONG) == 1, "each process logged, or it began again"
 
 
 @pytest.mark.parametrize(

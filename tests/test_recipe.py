@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur.errors import InputError
+from secateur.objectives import OBJECTIVES
 from tasks import recipe
 
 MINIMAL: dict[str, Any] = {"model": "m", "data": {"source": "digits"}, "goal": {"sparsity": 0.5}}
@@ -119,8 +120,19 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> Non
         ({"data": {"source": "digits", "split": [0.5, 0.2, 0.2]}}, ["data", "sum to 1", "0.9"]),
         ({"data": {"source": "digits", "split": [0.5, 0.5]}}, ["data.split"]),
         ({"data": {"source": "digits", "split": [1.5, -0.25, -0.25]}}, ["data.split.0", "less than 1", "1.5"]),
-        ({"objective": "ranking"}, ["objective", "'classification'", "'ranking'"]),
+        (
+            {"objective": "ranking"},
+            ["objective: must be one of classification, multi_label", "or module:function, got 'ranking'"],
+        ),
         ({"prune": {"cycles": 6}}, ["prune.cycles", "less than or equal to 5", "6"]),
+        (
+            {"recovery": {"batch": 8, "processes": 2, "accumulate": 3}},
+            ["recovery: batch must be at least 12, 2 examples for each of 3 parts in each of 2 processes; it is 8"],
+        ),
+        (
+            {"recovery": {"compile": True, "processes": 2}},
+            ["recovery: compile needs one process that keeps its activations; processes is 2, recompute false"],
+        ),
         (
             {"prune": {"sparse_learning": {"method": "lasso"}}},
             ["prune.sparse_learning.method", "'group_lasso', 'growing' or 'slimming'", "'lasso'"],
@@ -225,3 +237,9 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "binary.yaml").write_bytes(b"model: \xff\xfe\n")
     with pytest.raises(InputError, match="binary"):
         recipe.load("binary")
+
+
+def test_every_objective_can_be_asked_for_by_its_name() -> None:
+    assert tuple(OBJECTIVES) == recipe.OBJECTIVES
+    for name in (*OBJECTIVES, "mine.objectives:rank"):
+        assert recipe.parse(yaml.safe_dump(MINIMAL | {"objective": name}), "test").objective == name

@@ -81,7 +81,7 @@ class Memory:
     @property
     def states(self) -> list[dict[str, Any]]:
         """What was saved, read as plain tensors and values."""
-        return [torch.load(io.BytesIO(saved[2 * 64 :]), weights_only=True) for saved in self.saves]
+        return [torch.load(io.BytesIO(saved[2 * 64 + 16 :]), weights_only=True) for saved in self.saves]
 
     def save(self, state: bytes) -> None:
         self.saves.append(state)
@@ -129,11 +129,11 @@ def test_another_seed_gives_other_weights() -> None:
     assert programs.digest(other.program) != programs.digest(recovered().program)
 
 
-@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize("change", [{}, {"average": 0.9}, {"channels_last": True}])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_run_interrupted_after_any_step_ends_where_it_would_have(optimizer: str, average: float) -> None:
+def test_a_run_interrupted_after_any_step_ends_where_it_would_have(optimizer: str, change: dict[str, Any]) -> None:
     settings = dataclasses.replace(
-        SETTINGS, epochs=2, optimizer=optimizer, average=average, clip=1.0, augment=("flip", "mixup")
+        SETTINGS, epochs=2, optimizer=optimizer, clip=1.0, augment=("flip", "mixup"), **change
     )
     whole = recover(student(), teacher(), data(), settings)
     memory, steps = Memory(), 0
@@ -623,6 +623,16 @@ def test_other_number_formats_and_layouts_train_to_about_the_same_weights(change
 def test_a_setting_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         recover(student(), teacher(), data(), dataclasses.replace(SETTINGS, **change))
+
+
+@pytest.mark.parametrize("change", [{}, {"hidden_states": 1.0, "accumulate": 2, "precision": "bfloat16"}])
+def test_recomputed_activations_train_to_the_same_weights_bit_for_bit(change: dict[str, Any]) -> None:
+    kept, again = (
+        recover(student(), teacher(), data(), dataclasses.replace(SETTINGS, recompute=choice, **change))
+        for choice in (False, True)
+    )
+    assert programs.digest(again.program) == programs.digest(kept.program)
+    assert without_times(again.history) == without_times(kept.history)
 
 
 def test_hidden_states_that_both_share_come_nearer_to_the_teachers() -> None:

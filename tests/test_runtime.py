@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import models
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from secateur import InputError, runtime
+from secateur import InputError, onnx_export, runtime
 from secateur.runtime import Target, open_session, predict, run
 
 WEIGHT = np.random.default_rng(0).normal(size=(models.FEATURES, models.CLASSES)).astype(np.float32)
@@ -24,10 +26,23 @@ def test_a_run_gives_the_first_output_of_the_batch(path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 256])
-def test_predictions_are_the_largest_logits_in_the_order_of_the_inputs(path: Path, batch: int) -> None:
+def test_outputs_come_in_the_order_of_the_inputs_however_they_are_batched(path: Path, batch: int) -> None:
     inputs = models.vectors(20)
-    seen = predict(open_session(path, Target()), inputs, batch)
-    assert np.array_equal(seen, (inputs @ WEIGHT).argmax(1))
+    seen = list(predict(open_session(path, Target()), [inputs], batch))
+    assert max(map(len, seen)) == min(batch, 20)
+    assert np.allclose(np.concatenate(seen), inputs @ WEIGHT, atol=1e-6)
+
+
+def test_several_inputs_are_given_in_the_programs_order(tmp_path: Path) -> None:
+    class Less(nn.Module):
+        def forward(self, zebra: torch.Tensor, ape: torch.Tensor) -> torch.Tensor:
+            return zebra - ape
+
+    more, less = models.vectors(6, 1), models.vectors(6, 2)
+    program = models.export(Less(), torch.zeros(2, models.FEATURES), torch.zeros(2, models.FEATURES))
+    onnx_export.export(program, tmp_path / "less.onnx")
+    (seen,) = predict(open_session(tmp_path / "less.onnx", Target()), [more, less])
+    assert np.array_equal(seen, more - less)
 
 
 def test_a_provider_that_is_not_installed_is_refused_with_those_that_are(path: Path) -> None:

@@ -230,7 +230,7 @@ def test_a_finished_run_started_again_gives_the_same_without_a_step() -> None:
 def test_a_checkpoint_of_another_penalty_is_refused(other: PenaltySettings) -> None:
     saves: list[bytes] = []
     learn(LASSO, SHORT, checkpoint=fails_after(saves, math.inf))
-    with pytest.raises(InputError, match=r"^checkpoint: belongs to another program"):
+    with pytest.raises(InputError, match=r"^checkpoint: expected one of this program"):
         learn(other, SHORT, checkpoint=fails_after(saves, math.inf))
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from secateur import NM, Blocks, InputError, Unstructured, sparsify, sparsity
+from secateur import NM, Blocks, InputError, Unstructured, calibration, sparsify, sparsity
 from secateur import program as programs
 from secateur.axes.infer import infer
-from secateur.calibration import ACTIVATIONS, GRADIENTS, MOVEMENT, Batch, collect
+from secateur.calibration import ACTIVATIONS, GRADIENTS, HESSIANS, MOVEMENT, Batch, collect
 from secateur.sparsity import DAMPING, WEIGHT_CRITERIA, Pattern, WeightEvidence, keep_of, obs_sparsify
 
 
@@ -59,7 +59,7 @@ def test_obs_loses_less_of_the_output_than_magnitude_and_wanda(
 ) -> None:
     for seed in range(seeds):
         weight, hessian = layer(rows, columns, seed, correlated=correlated)
-        updated, keep = obs_sparsify(weight, hessian, pattern)
+        updated, keep = obs_sparsify(weight, hessian[None], pattern)
         by_magnitude = keep_of(weight.abs(), pattern)
         by_wanda = keep_of(weight.abs() * hessian.diagonal().sqrt(), pattern, by_row=True)
         assert int((~keep).sum()) == int((~by_magnitude).sum())
@@ -88,7 +88,7 @@ def greedy_brain_surgeon(row: np.ndarray, hessian: np.ndarray, zeros: int) -> np
 
 def test_obs_in_true_order_is_the_textbook_brain_surgeon() -> None:
     weight, hessian = layer(1, 10, 0, correlated=True)
-    updated, _ = obs_sparsify(weight, hessian, Unstructured(0.6))
+    updated, _ = obs_sparsify(weight, hessian[None], Unstructured(0.6))
     damped = hessian + DAMPING * hessian.diagonal().mean() * torch.eye(10)
     expected = greedy_brain_surgeon(weight[0].numpy(), damped.numpy(), 6)
     assert updated[0].numpy() == pytest.approx(expected, abs=1e-9)
@@ -98,7 +98,7 @@ def test_obs_from_left_to_right_removes_each_column_at_its_own_cost(monkeypatch:
     """Its answer to a mask: each zero, in the order of the columns, made up for by the columns to its right alone."""
     monkeypatch.setattr(sparsity, "EXACT_UP_TO", 0)
     weight, hessian = layer(3, 8, 0, correlated=True)
-    updated, keep = obs_sparsify(weight, hessian, Unstructured(0.5))
+    updated, keep = obs_sparsify(weight, hessian[None], Unstructured(0.5))
     damped = (hessian + DAMPING * hessian.diagonal().mean() * torch.eye(8)).numpy()
     expected = weight.numpy().copy()
     for row in range(3):
@@ -118,7 +118,7 @@ def test_obs_leaves_exactly_the_share_even_where_inputs_never_fire(
     weight, hessian = layer(5, 14, 0, correlated=True)
     hessian[:12] = hessian[:, :12] = 0
     for h in (hessian, torch.zeros_like(hessian)):
-        updated, _ = obs_sparsify(weight, h, Unstructured(share))
+        updated, _ = obs_sparsify(weight, h[None], Unstructured(share))
         assert int((updated == 0).sum()) == round(share * weight.numel())
 
 
@@ -290,26 +290,94 @@ def test_the_weakest_by_each_criterion_are_the_ones_that_are_zero(criterion: str
 def test_sparsegpt_solves_linear_layers_with_the_inputs_of_all_uses_and_names_what_it_leaves() -> None:
     program = models.export(copy.deepcopy(mixed()), batches()[0][0])
     sparse, masks, report = sparsify(program, pattern=NM(2, 4), criterion="sparsegpt", calibration=batches())
-    assert set(masks) == {"twice.weight", "last"}
+    assert set(masks) == {"twice.weight", "last"}  # the convolutions' inputs come in no fours
     seen: list[torch.Tensor] = []
     hook = mixed().twice.register_forward_hook(lambda _, args, __: seen.append(args[0].detach().double()))
     for x, _ in batches():
         mixed()(x)
     hook.remove()
     x = torch.cat(seen)
-    expected, keep = obs_sparsify(torch.from_numpy(weight_of("twice.weight")), x.T @ x / len(x), NM(2, 4))
+    expected, keep = obs_sparsify(torch.from_numpy(weight_of("twice.weight")), (x.T @ x / len(x))[None], NM(2, 4))
     assert torch.equal(masks["twice.weight"], keep)
     assert torch.allclose(sparse.state_dict["twice.weight"].double(), expected, atol=1e-5)
     assert (masks["last"].T.reshape(models.CLASSES, 2, 4).sum(2) == 2).all()
     assert {entry.name for entry in report.layers if entry.skipped} == {"conv.weight", "depthwise.weight"}
 
 
-def test_sparsegpt_says_that_it_leaves_convolutions_alone() -> None:
-    program = models.export(copy.deepcopy(mixed()), batches()[0][0])
-    _, masks, report = sparsify(program, pattern=Unstructured(0.5), criterion="sparsegpt", calibration=batches())
-    assert set(masks) == {"twice.weight", "last"}
-    reasons = [entry.skipped for entry in report.layers if entry.skipped]
-    assert reasons == ["is no linear layer, for which alone the layer-wise problem is solved"] * 2
+CONVOLUTIONS = {
+    "1d": (nn.Conv1d(8, 6, 3, padding=1), (8, 20)),
+    "2d": (nn.Conv2d(4, 6, 3), (4, 9, 8)),
+    "pointwise": (nn.Conv2d(8, 6, 1), (8, 5, 5)),
+    "strided_dilated": (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2)), (4, 9, 8)),
+    "same": (nn.Conv2d(4, 6, (3, 4), padding="same", bias=False), (4, 9, 8)),
+    "grouped": (nn.Conv2d(8, 6, 3, groups=2), (8, 7, 7)),
+    "depthwise": (nn.Conv2d(8, 8, 3, groups=8, padding=1), (8, 7, 7)),
+    "3d": (nn.Conv3d(4, 6, (1, 2, 3), padding=(0, 1, 1)), (4, 5, 5, 6)),
+}
+
+
+def windows_by_impulses(conv: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What each output is a sum over, [groups, windows, channels x kernel]: the layer's answers to kernels of a single one."""
+    groups, columns = conv.groups, conv.weight[0].numel()
+    one_by_one = copy.deepcopy(conv).double()
+    kernels = torch.eye(columns, dtype=torch.double).reshape(columns, *conv.weight.shape[1:])
+    one_by_one.weight, one_by_one.bias = nn.Parameter(kernels.repeat(groups, *[1] * (kernels.dim() - 1))), None
+    with torch.no_grad():
+        return one_by_one(x.double()).unflatten(1, (groups, columns)).flatten(3).permute(1, 0, 3, 2).flatten(1, 2)
+
+
+@pytest.mark.parametrize("exact_up_to", [0, sparsity.EXACT_UP_TO], ids=["left_to_right", "true_order"])
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_sparsegpt_keeps_more_of_a_convolutions_output_than_magnitude(
+    name: str, pattern: Pattern, exact_up_to: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparsity, "EXACT_UP_TO", exact_up_to)
+    conv, size = CONVOLUTIONS[name]
+    if name == "depthwise" and (isinstance(pattern, NM) or not exact_up_to):
+        pytest.skip("a group of one output and one input: no fours, and from left to right no choice")
+    mixing = torch.linspace(-1, 1, size[0] ** 2).sin().reshape(size[0], size[0])  # correlated channels
+    x = torch.einsum("ij,nj...->ni...", mixing, torch.randn(16, *size, generator=torch.Generator().manual_seed(0)))
+    program = models.export(conv, x)
+    sparse, masks, report = sparsify(
+        program, pattern=pattern, criterion="sparsegpt", calibration=[(x[:8], x[:8]), (x[8:], x[8:])]
+    )
+    assert report.layers[0].zeros == round(0.5 * conv.weight.numel())
+    if isinstance(pattern, NM):
+        assert (masks["weight"].unflatten(1, (-1, 4)).sum(2) == 2).all()
+    by_magnitude, _, _ = sparsify(program, pattern=pattern)
+    dense = programs.graph_module(program)(x)
+    lost_now, lost_by_magnitude = (
+        float((programs.graph_module(made)(x) - dense).square().sum().detach()) for made in (sparse, by_magnitude)
+    )
+    assert lost_now < lost_by_magnitude
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_hessian_of_a_convolution_is_of_what_its_outputs_are_sums_over(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "WINDOWS_AT_ONCE", 1)  # an example at a time
+    conv, size = CONVOLUTIONS[name]
+    x = torch.randn(3, *size, generator=torch.Generator().manual_seed(0))
+    module = programs.graph_module(models.export(conv, x))
+    needs = frozenset({ACTIVATIONS, HESSIANS})
+    (moments,) = collect(module, infer(module), [(x, x)], needs).moments
+    windows = windows_by_impulses(conv, x)
+    kernel = conv.weight[0, 0].numel()
+    windows = windows.unflatten(2, (-1, kernel)).mT.flatten(2)
+    assert moments.windows == windows.shape[1]
+    assert moments.gram is not None
+    assert torch.allclose(moments.gram, windows.mT @ windows)
+
+
+def test_a_transposed_convolution_is_named_as_left_alone() -> None:
+    made = nn.Sequential(nn.Conv1d(3, 4, 1), nn.ConvTranspose1d(4, 6, 3))
+    _, masks, report = sparsify(models.export(made, torch.zeros(2, 3, 7)), pattern=Unstructured(0.5))
+    assert list(masks) == ["0.weight"]
+    assert [(entry.name, entry.skipped) for entry in report.layers[1:]] == [
+        ("1.weight", "is of a transposed convolution")
+    ]
 
 
 def test_a_global_share_is_exact_though_all_scores_tie() -> None:
@@ -398,7 +466,7 @@ def test_a_pattern_that_cannot_be_is_refused(pattern: Pattern, message: str) -> 
 def test_sparsegpt_says_how_many_positions_it_needs() -> None:
     few = [(torch.from_numpy(models.vectors(5)), torch.zeros(5, dtype=torch.long))]
     with pytest.raises(
-        InputError, match=r"expected at least 6 calibration positions .* second.weight has inputs, got 5"
+        InputError, match=r"expected at least 6 calibration positions .* second.weight has weights, got 5"
     ):
         sparsify(models.exported("perceptron"), pattern=Unstructured(0.5), criterion="sparsegpt", calibration=few)
 

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from secateur.errors import InputError
+from secateur.objectives import ALLOWED
 from tasks.cli import pieces, processes, settings, stack
 from tasks.cli.pieces import Piece, Stack
 
@@ -243,6 +244,19 @@ def test_settings_come_from_the_environment_before_the_stack(folder: Path, monke
     assert settings.setting("MLFLOW_TRACKING_URI") == "http://stack"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mine")
     assert settings.setting("MLFLOW_TRACKING_URI") == "http://mine"
+
+
+def test_tasks_may_import_what_the_caller_allows_and_learn_nothing_of_another_installation(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Stack(folder, {"airflow": 1, "mlflow": 2, "s3": 3}, pieces.credentials(folder))
+    monkeypatch.setenv("SECATEUR_BUCKET", "s3://of/another")
+    monkeypatch.delenv(ALLOWED, raising=False)
+    assert ALLOWED not in pieces.airflow_environment(made)
+    monkeypatch.setenv(ALLOWED, "shop:ranking")
+    environment = pieces.airflow_environment(made)
+    assert environment[ALLOWED] == "shop:ranking"
+    assert environment["SECATEUR_BUCKET"] == f"s3://{pieces.BUCKET}"
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """A cut program computes what the dense one computes with the same units zeroed, whatever is cut from whatever graph."""
 
 import copy
+import gc
+import weakref
 
 import models
 import numpy as np
@@ -345,3 +347,19 @@ def test_keeping_every_unit_changes_nothing() -> None:
     before = {name: t.clone() for name, t in module.state_dict().items()}
     surgery.cut(module, structure, {info.axis: np.arange(info.size) for info in structure.prunable})
     assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
+
+
+def test_a_dense_weight_is_released_as_soon_as_its_successor_is_there() -> None:
+    """Without waiting for the collector of cycles: the peak would be both models together."""
+    program = models.export(models.Perceptron(), torch.zeros(2, models.FEATURES))
+    weights = [weakref.ref(weight) for weight in program.parameters() if weight.dim() > 1]
+    gc.collect()
+    gc.disable()
+    try:
+        module = programs.graph_module(program, shared=True)
+        del program
+        structure = infer(module)
+        surgery.cut(module, structure, {info.axis: np.arange((info.size + 1) // 2) for info in structure.prunable})
+        assert [weight() for weight in weights] == [None] * len(weights)
+    finally:
+        gc.enable()

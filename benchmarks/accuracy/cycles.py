@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import shutil
@@ -30,6 +31,7 @@ from secateur.sparsity import Masks
 from secateur.training import Epoch
 
 Cut = Callable[[ExportedProgram, float], tuple[ExportedProgram, Masks]]  # program, share of the dense one that is gone
+Step = Callable[[ExportedProgram, float, int], tuple[ExportedProgram, Recovered]]  # program, share, cycle
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,11 @@ def in_cycles(
     What each cycle gave is kept in the folder, and the training under way too: a run that is cut off goes on.
     """
     began, program = time.monotonic(), subject.dense
+    step = functools.partial(_cycle, subject, cut, recipe, seed, folder)
     for cycle in range(1, recipe.cycles):
         removed = SCHEDULES[recipe.schedule](cycle, recipe.cycles, share)
-        given = program
-        program = _in_file(
-            folder / f"{cycle}.pt2",
-            lambda: _cycle(subject, cut, given, removed, recipe, cycle, seed, folder)[1].program,
-        )
-    after_cut, recovered = _cycle(subject, cut, program, share, recipe, recipe.cycles, seed, folder)
+        program = _in_file(folder / f"{cycle}.pt2", functools.partial(_recovered, step, program, removed, cycle))
+    after_cut, recovered = step(program, share, recipe.cycles)
     row = result(subject, after_cut, recovered.program)
     row |= {"validation": recovered.best.accuracy, "kept": recovered.kept, "epochs": len(recovered.history) - 1}
     shutil.rmtree(folder, ignore_errors=True)
@@ -82,15 +81,19 @@ def result(subject: Subject, cut: ExportedProgram, recovered: ExportedProgram) -
     }
 
 
+def _recovered(step: Step, program: ExportedProgram, removed: float, cycle: int) -> ExportedProgram:
+    return step(program, removed, cycle)[1].program
+
+
 def _cycle(
     subject: Subject,
     cut: Cut,
-    program: ExportedProgram,
-    removed: float,
     recipe: Recipe,
-    cycle: int,
     seed: int,
     folder: Path,
+    program: ExportedProgram,
+    removed: float,
+    cycle: int,
 ) -> tuple[ExportedProgram, Recovered]:
     """One cut and its recovery."""
     student, masks = cut(program, removed)

@@ -34,7 +34,7 @@ def ranking(rows: Sequence[Row]) -> str:
         return ""
     pairs = list(combinations(before, 2))
     flipped = [pair for pair in pairs if (before[pair[0]] - before[pair[1]]) * (after[pair[0]] - after[pair[1]]) < 0]
-    orders = (" > ".join(sorted(scores, key=lambda c: -scores[c])) for scores in (before, after))
+    orders = (" > ".join(sorted(scores, key=scores.__getitem__, reverse=True)) for scores in (before, after))
     spread = 100 * (max(after.values()) - min(after.values()))
     return (
         "Right after the cut {}; after recovery {}: {} of {} pairs change places, the best and the worst are {:.2f} points "
@@ -51,6 +51,6 @@ def order_of_criteria(rows: Sequence[Row]) -> str:
             orders = []
             for what in ("cut", "recovered"):
                 scores = mean_by(of_pattern, "criterion", what)
-                orders.append(" < ".join(sorted(scores, key=lambda c, s=scores: -s[c])))
+                orders.append(" < ".join(sorted(scores, key=scores.__getitem__, reverse=True)))
             told.append(f"{pattern}: {orders[0]} right after the cut, {orders[1]} after recovery")
     return f"{'; '.join(told)}. The literature's order: {LLAMA_ORDER}." if told else ""

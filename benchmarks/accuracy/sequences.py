@@ -38,7 +38,8 @@ def subject(context: Context) -> tuple[Subject, list[Batch]]:
     """The model with its sequences, and batches to calibrate with. Targets are shifted already: any position's own."""
     model, sequences = stories.load(context.folder("stories260k"))
     test, validation, train = sequences.split([TEST, VALIDATION, len(sequences) - TEST - VALIDATION])
-    splits = (Split(*(tensor.numpy() for tensor in stories.batch(part))) for part in (train, validation, test))
+    pairs = (stories.batch(part) for part in (train, validation, test))
+    splits = (Split(tokens.numpy(), following.numpy()) for tokens, following in pairs)
     calibration = [stories.batch(part) for part in train[:CALIBRATION].split(8)]
     return Subject(stories.exported(model, calibration[0]), Dataset(*splits), "masked_lm"), calibration
 

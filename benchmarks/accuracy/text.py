@@ -35,11 +35,12 @@ DISTILBERT = "97% of BERT's score over GLUE, DistilBERT (Sanh et al., 2019)"
 
 @functools.cache
 def subject(context: Context, sentences: int | None) -> Subject:
-    """The fine-tuned classifier as a program of tokens alone, and SST-2; dev is test."""
+    """The fine-tuned classifier and SST-2; dev is test. Word vectors stay as they are, as in fine-tuning."""
     train, validation, dev = minilm.texts(context.folder("sst2"), context.seed)
     model = minilm.fine_tuned(context, train)
     data = Dataset(*(minilm.split(part) for part in (train, validation[:sentences], dev)))
-    return Subject(minilm.exported_from_tokens(model, data.test.inputs[:2]), data)
+    model.model.bert.embeddings.requires_grad_(False)
+    return Subject(minilm.exported(model, tuple(torch.from_numpy(column[:2]) for column in data.test.columns)), data)
 
 
 def calibration(whole: Subject, seed: int) -> list[Batch]:
@@ -48,12 +49,10 @@ def calibration(whole: Subject, seed: int) -> list[Batch]:
     chosen = np.random.default_rng(seed).permutation(len(train))[:CALIBRATION]
     assert train.lengths is not None
     ordered = chosen[np.argsort(train.lengths[chosen])]
+    parts = [(train.take(part), int(train.lengths[part].max())) for part in np.array_split(ordered, 16)]
     return [
-        (
-            torch.from_numpy(train.inputs[part, : int(train.lengths[part].max())].copy()),
-            torch.from_numpy(train.labels[part]),
-        )
-        for part in np.array_split(ordered, 16)
+        (*(torch.from_numpy(column[:, :longest]) for column in part.columns), torch.from_numpy(part.labels))
+        for part, longest in parts
     ]
 
 
@@ -148,7 +147,9 @@ def _compared(whole: Subject, program: ExportedProgram, place: Path) -> measure.
     if not (place / "dense.onnx").exists():
         onnx_export.export(whole.dense, place / "dense.onnx")
     onnx_export.export(program, place / "pruned.onnx")
-    request = whole.data.test.inputs[np.argsort(whole.data.test.lengths)[-8:], :LENGTH]
+    assert whole.data.test.lengths is not None
+    longest = np.argsort(whole.data.test.lengths)[-8:]
+    request = [column[longest, :LENGTH] for column in whole.data.test.columns]
     return measure.compare(place / "dense.onnx", place / "pruned.onnx", TARGET, request)
 
 

@@ -18,7 +18,8 @@ TITLES = {
 }
 WHY = (
     "By the same allocation both tools rank by the same formula: where they cut the same units they are level, and where they do "
-    "not, one layer more or less met the MACs. `sensitivity` takes the same criterion's units, and how many from where by "
+    "not, they rounded differently: Torch-Pruning each layer by itself, so that narrow layers lose more than their share, "
+    "Secateur to shares as even as whole units allow. `sensitivity` takes the same criterion's units, and how many from where by "
     "curves of how far the answers to the calibration images move; it is compared with that of Torch-Pruning's two cuts which "
     "is more accurate with its norms again, at the fewer MACs of the two."
 )

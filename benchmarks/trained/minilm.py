@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,14 +21,15 @@ from torch.nn import functional
 
 from benchmarks.context import Context, Skipped, say
 from secateur import distributed
-from secateur.calibration import Batch
 from secateur.data import Split
+
+if TYPE_CHECKING:
+    from secateur.calibration import Batch
 
 Text = tuple[str, int]  # a sentence and its label
 SETTINGS = {"examples": 19_200, "batch": 32, "learning_rate": 1e-4, "warm_up": 0.1, "bucket": 1600}
 VALIDATION = 2_000
 LENGTH = 64  # longest in tokens
-PADDING = 0  # the token
 
 
 class Classifier(nn.Module):
@@ -36,21 +37,12 @@ class Classifier(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
+        transformers.logging.set_verbosity_error()  # that the classifier's head is new is meant
+        transformers.logging.disable_progress_bar()
         self.model: Any = transformers.BertForSequenceClassification.from_pretrained(folder, num_labels=2)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return self.model(input_ids=tokens, attention_mask=mask).logits
-
-
-class FromTokens(nn.Module):
-    """The classifier with tokens [N, T] for its only input; what is not padding is its mask."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.classifier(tokens, (tokens != PADDING).long())
 
 
 def package() -> Path:
@@ -97,15 +89,14 @@ def batches(examples: list[Text], size: int) -> Iterator[Batch]:
         )
 
 
-def split(examples: list[Text]) -> Split:
-    """Tokens [N, 64], padded with zeros, with labels and lengths."""
+def split(examples: list[Text], length: int = LENGTH) -> Split:
+    """Tokens and masks [N, length], padded, with labels and lengths."""
     tokenizer = Tokenizer.from_file(str(package() / "tokenizer.json"))
-    tokenizer.enable_truncation(LENGTH)
-    tokenizer.enable_padding(length=LENGTH)
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length)
     seen = tokenizer.encode_batch([sentence for sentence, _ in examples])
-    tokens = np.array([text.ids for text in seen], dtype=np.int64)
-    lengths = np.array([sum(text.attention_mask) for text in seen])
-    return Split(tokens, np.array([label for _, label in examples], dtype=np.int64), lengths=lengths)
+    tokens, masks = (np.array([getattr(text, name) for text in seen]) for name in ("ids", "attention_mask"))
+    return Split(tokens, np.array([label for _, label in examples]), (masks,), masks.sum(1))
 
 
 def fine_tuned(context: Context, train: list[Text]) -> Classifier:
@@ -161,10 +152,3 @@ def exported(model: Classifier, example: Batch) -> ExportedProgram:
     """The program, with any batch and any length."""
     sizes = {0: Dim.AUTO, 1: Dim.AUTO}
     return torch.export.export(model, tuple(example[:2]), dynamic_shapes=(sizes, sizes))
-
-
-def exported_from_tokens(model: Classifier, example: np.ndarray) -> ExportedProgram:
-    """The program with one input, with any batch and any length; word vectors stay as they are, as in fine-tuning."""
-    model.model.bert.embeddings.requires_grad_(False)
-    module = FromTokens(model).eval()
-    return torch.export.export(module, (torch.from_numpy(example),), dynamic_shapes=({0: Dim.AUTO, 1: Dim.AUTO},))

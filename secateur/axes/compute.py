@@ -132,10 +132,28 @@ def prelu(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
 @rule("mean", "sum", "var", "std", "linalg_vector_norm", "norm")
 def reduction(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     dims = trace.dims(node.args[0])  # type: ignore[arg-type]
+    over = _reduced(dims, a)
+    trace.normalised.extend(dims[d] for d in over)
+    return _left(dims, over, a)
+
+
+@rule("amax", "amin", "any", "all")
+def extremum(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    """Unlike a sum it tells a unit that is zero from one that is gone."""
+    dims = trace.dims(a.self)
+    over = _reduced(dims, a)
+    for d in over:
+        freeze(dims[d], "is what an extremum is taken over")
+    return _left(dims, over, a)
+
+
+def _reduced(dims: Dims, a: SimpleNamespace) -> set[int]:
     given = a.__dict__.get("dim")
     listed = range(len(dims)) if given is None or given == [] else [given] if isinstance(given, int) else given
-    over = {d % len(dims) for d in listed}
-    trace.normalised.extend(dims[d] for d in over)
+    return {d % len(dims) for d in listed}
+
+
+def _left(dims: Dims, over: set[int], a: SimpleNamespace) -> Dims:
     if a.__dict__.get("keepdim"):
         return tuple(ONE if i in over else d for i, d in enumerate(dims))
     return tuple(d for i, d in enumerate(dims) if i not in over)

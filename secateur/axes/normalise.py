@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from secateur.axes.recompose import recompose
 from secateur.axes.trace import arguments, node_shape, shape_of
 
 _aten = torch.ops.aten
@@ -20,6 +21,7 @@ def normalise(module: fx.GraphModule) -> None:
     inline_regions(module)
     drop_assertions(module)
     drop_idle_dropout(module)
+    recompose(module)
     slice_constant_indices(module)
     fold_constants(module)
     copy_shared_fills(module)

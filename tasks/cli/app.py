@@ -158,7 +158,7 @@ def recover(
         Path | None, typer.Option(help="An .npz to choose the best epoch by; without, a tenth of DATA.")
     ] = None,
     objective: Annotated[
-        str, typer.Option(help="What is learnt, such as classification or causal_lm.")
+        str, typer.Option(help="What is learnt: classification, causal_lm ... or module:function.")
     ] = "classification",
     settings: Annotated[
         Path | None, typer.Option(help="YAML like the recovery section of a recipe: batch, learning_rate ...")

@@ -24,6 +24,7 @@ class Outcome:
     verdict: Mapping[str, Any] | None = None
     promotion: Mapping[str, Any] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    metric: str = "accuracy"  # the objective's
     run_id: str | None = None
     mlflow_url: str | None = None
 
@@ -59,6 +60,7 @@ def pruning_outcome(client: httpx.Client, dag: str, run: str, state: str) -> Out
         verdict=airflow_api.xcom(client, dag, run, "gate"),
         promotion=promotion,
         metrics=remembered.metrics if remembered else {},
+        metric=pinned.get("metric", "accuracy"),
         run_id=run_id,
         mlflow_url=remembered.url if remembered else None,
     )

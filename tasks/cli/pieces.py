@@ -37,6 +37,7 @@ NAMES = (
 
 # What the caller's shell says about these programs is about another installation.
 _FOREIGN_PREFIXES = ("AIRFLOW_", "MLFLOW_", "_MLFLOW", "AWS_", "RCLONE_", "SECATEUR_", "PYTHON", "GUNICORN_")
+_ALLOWED_OBJECTIVES = "SECATEUR_ALLOWED_OBJECTIVES"  # what the caller lets tasks import; secateur.objectives reads it
 
 # Imported once by the scheduler; its LocalExecutor forks every task process, which then finds them imported.
 _SHARED_IMPORTS = (
@@ -170,6 +171,7 @@ def airflow_environment(stack: Stack) -> dict[str, str]:
     return {
         **_base_environment(),
         **client_environment(stack),
+        **{name: value for name, value in os.environ.items() if name == _ALLOWED_OBJECTIVES},
         "AIRFLOW_HOME": str(stack.folder / "airflow"),
         "PYTHONPATH": str(REPOSITORY),
     }

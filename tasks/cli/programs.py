@@ -114,15 +114,15 @@ def recover(
     settings = _settings(lesson)
     from secateur import checkpoints, distributed, recovery, sparsity
     from secateur import program as programs
-    from secateur.objectives import objective_of
+    from secateur.objectives import identity_of, objective_of
 
+    objective = objective_of(lesson.objective)
     student, lineage, teacher = programs.load(model), programs.lineage(model), programs.load(lesson.teacher)
     dataset = _dataset(lesson, student)
     place = output.with_name(f".{output.stem}.checkpoints")
     with distributed.joined(), ExitStack() as stack:
         first = distributed.rank() == 0
-        metric = objective_of(lesson.objective).metric
-        callbacks = stack.enter_context(watched(settings.batch, metric)) if first else (_nothing, _nothing)
+        callbacks = stack.enter_context(watched(settings.batch, objective.metric)) if first else (_nothing, _nothing)
         recovered = recovery.recover(
             student,
             teacher,
@@ -136,7 +136,8 @@ def recover(
         )
     if not first:
         return None
-    _write(recovered.program, output, lineage | {"data": dataset.digest, "epoch": recovered.best.epoch})
+    learnt = {"data": dataset.digest, "objective": identity_of(lesson.objective), "epoch": recovered.best.epoch}
+    _write(recovered.program, output, lineage | learnt)
     shutil.rmtree(place, ignore_errors=True)
     return recovered
 
@@ -151,9 +152,9 @@ def _dataset(lesson: Lesson, student: ExportedProgram) -> Dataset:
     from secateur.readers import arrays
 
     names = tuple(programs.input_specs(student))
-    train = arrays.npz(lesson.data, names)
+    train = data.labelled_for(arrays.npz(lesson.data, names), lesson.objective)
     if lesson.validation is not None:
-        validation = arrays.npz(lesson.validation, names)
+        validation = data.labelled_for(arrays.npz(lesson.validation, names), lesson.objective)
     else:
         train, validation = data.carve(train, VALIDATION, lesson.seed)
     dataset = data.Dataset(train, validation, validation)  # recovery has no say over a test split
@@ -172,7 +173,13 @@ def _settings(lesson: Lesson) -> Settings:
 
     text = lesson.settings.read_text(encoding="utf-8") if lesson.settings else "{}"
     section = recipe.section(recipe.Recovery, text, f"settings {lesson.settings}")
-    return Settings(epochs=lesson.epochs, seed=lesson.seed, **section.model_dump())
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if section.processes not in (1, started):
+        raise InputError(
+            f"processes: expected {section.processes} processes, as settings {lesson.settings} says, got {started}; start the "
+            f"command by torchrun --nproc-per-node {section.processes} --no-python"
+        )
+    return Settings(epochs=lesson.epochs, seed=lesson.seed, **section.training)
 
 
 def _check(order: Order, model: Path, output: Path) -> list[tuple[str, float]]:

@@ -32,7 +32,6 @@ class Row:
 
 
 ROWS = (
-    Row("accuracy", "accuracy (test)", lambda value: f"{value:.2%}"),
     Row("latency_p50_ms", "latency p50", lambda value: f"{value:.3f} ms"),
     Row("latency_p99_ms", "latency p99", lambda value: f"{value:.3f} ms"),
     Row("size_bytes", "size", lambda value: f"{value / 1024:,.0f} KiB"),
@@ -70,7 +69,7 @@ def result(outcome: Outcome) -> list[RenderableType]:
         reason = (outcome.verdict or {}).get("reason", "the gate gave no verdict")
         parts.append(Text.assemble(("Not promoted: ", "bold red"), reason))
     if outcome.metrics and not outcome.error:
-        parts.append(comparison(outcome.metrics))
+        parts.append(comparison(outcome.metrics, outcome.metric))
         parts.append(Text(speedup_sentence(outcome.metrics)))
     if outcome.verdict:
         parts += _verdict(outcome.verdict)
@@ -81,13 +80,13 @@ def result(outcome: Outcome) -> list[RenderableType]:
     return parts
 
 
-def comparison(metrics: Mapping[str, float]) -> Table:
-    """Dense against pruned; a metric that is missing shows as a dash."""
+def comparison(metrics: Mapping[str, float], metric: str = "accuracy") -> Table:
+    """Dense against pruned, the objective's metric first; what is missing shows as a dash."""
     table = Table()
     table.add_column("")
     for title in ("dense", "pruned", "change"):
         table.add_column(title, justify="right")
-    for row in ROWS:
+    for row in (_metric_row(metric), *ROWS):
         dense, pruned = metrics.get(f"dense.{row.metric}"), metrics.get(f"pruned.{row.metric}")
         table.add_row(row.title, _value(row, dense), _value(row, pruned), _change(row, dense, pruned))
     return table
@@ -191,6 +190,10 @@ def _rule(rule: Mapping[str, Any]) -> Text:
     return Text.assemble("  ", (f"{rule['outcome']:12} ", style), rule["sentence"])
 
 
+def _metric_row(metric: str) -> Row:
+    return Row(metric, f"{metric} (test)", lambda value: f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}")
+
+
 def _value(row: Row, value: float | None) -> str:
     return "-" if value is None else row.write(value)
 
@@ -200,4 +203,6 @@ def _change(row: Row, dense: float | None, pruned: float | None) -> str:
         return "-"
     if row.metric == "accuracy":
         return f"{(pruned - dense) * 100:+.2f} points"
+    if row not in ROWS:
+        return f"{pruned - dense:+.4f}"
     return f"{pruned / dense - 1:+.0%}" if dense else "-"

@@ -1,0 +1,1 @@
+"""The training loop of recovery beside a plain PyTorch loop and beside Lightning's Trainer."""
