@@ -59,13 +59,13 @@ def _from_scratch(
         told = {"early": early.told(), "dense": dense.told() if name == "dense" else {}, "validation": validation}
 
         def make() -> ExportedProgram:
-            settings, _ = recipe.of_cycle(recipe.cycles, seed)
+            settings, count = recipe.of_cycle(recipe.cycles, seed)
             settings = replace(settings, warm_up=warm_up)
             say(f"lottery: {name} weights of seed {seed}, {settings.epochs} epochs from scratch")
             return secateur.recover(
                 program,
                 program,
-                data,
+                cycles.drawn(data, count, seed),
                 settings,
                 checkpoint=checkpoints.in_folder(cycles.working_folder(context, ROW, name, seed, told)),
                 on_epoch=lambda epoch: cycles.tell(epoch, settings.epochs),

@@ -21,17 +21,13 @@ class Recipe:
     last_images: int | None = None  # None: all of train
     cycles: int = 1
     epochs: int = 1  # after every cut but the last
-    images: int | None = None
+    images: int | None = None  # or sentences
     schedule: str = "cubic"
-    minutes: float | None = None  # of training in all; no epoch begins when its cycle's share of them is over
 
     def of_cycle(self, cycle: int, seed: int) -> tuple[Settings, int | None]:
-        """Settings and images of a cycle, counted from 1."""
-        last = cycle == self.cycles
-        epochs, images = (self.last, self.last_images) if last else (self.epochs, self.images)
-        whole = self.last + self.epochs * (self.cycles - 1)
-        minutes = self.minutes * epochs / whole if self.minutes else None
-        return replace(self.settings, epochs=epochs, minutes=minutes, seed=seed), images
+        """Settings and number of images of a cycle, counted from 1."""
+        epochs, images = (self.last, self.last_images) if cycle == self.cycles else (self.epochs, self.images)
+        return replace(self.settings, epochs=epochs, seed=seed), images
 
     def told(self) -> dict[str, Any]:
         """What differs from the defaults, as JSON takes it."""
@@ -77,24 +73,24 @@ CPU = Scale(
     validation=2_500,
     sentences=1_000,
     recipes={
-        "resnet56-structured": Recipe(IMAGES, last=4, minutes=11),
-        "resnet56-sparse-learning": Recipe(IMAGES, last=3, minutes=8),
-        "sparse-learning": Recipe(SPARSE, last=2, minutes=8),
-        "resnet20-structured": Recipe(IMAGES, cycles=2, last=8, minutes=11),
-        "resnet20-unstructured": Recipe(IMAGES, cycles=4, last=4, minutes=7.5),
-        "resnet56-unstructured": Recipe(IMAGES, cycles=4, images=15_000, last=2, last_images=30_000, minutes=7.5),
-        "oneshot": Recipe(IMAGES, last=3, minutes=3),
-        "iterative": Recipe(IMAGES, cycles=3, last=1, minutes=3),
-        "oneshot-channels": Recipe(IMAGES, last=3, minutes=3),
-        "iterative-channels": Recipe(IMAGES, cycles=3, last=1, minutes=3),
-        "lottery-early": Recipe(SCRATCH, last=1),
-        "lottery-dense": Recipe(SCRATCH, last=7, minutes=10),
-        "lottery-rewind": Recipe(SCRATCH, cycles=2, epochs=4, last=4, schedule="exponential", minutes=8),
-        "lottery-fine-tune": Recipe(FINE_TUNE, cycles=2, epochs=4, last=4, schedule="exponential", minutes=8),
-        "criteria": Recipe(IMAGES, last=3, minutes=4.5),
-        "minilm-heads": Recipe(TEXT, cycles=2, images=6_000, last=1, last_images=16_000, minutes=8),
-        "minilm-speedup": Recipe(TEXT, cycles=3, images=8_000, last=2, last_images=16_000, minutes=18),
-        "minilm-layers": Recipe(STATES, last=2, last_images=20_000, minutes=11),
+        "resnet56-structured": Recipe(IMAGES, last=2, last_images=36_000),
+        "resnet56-sparse-learning": Recipe(IMAGES, last=2, last_images=30_000),
+        "sparse-learning": Recipe(SPARSE, last=1),
+        "resnet20-structured": Recipe(IMAGES, cycles=2, last=3),
+        "resnet20-unstructured": Recipe(IMAGES, cycles=4, images=15_000, last=2, last_images=30_000),
+        "resnet56-unstructured": Recipe(IMAGES, cycles=4, images=5_000, last=1, last_images=20_000),
+        "oneshot": Recipe(IMAGES, last=2, last_images=24_000),
+        "iterative": Recipe(IMAGES, cycles=3, images=12_000, last=1, last_images=24_000),
+        "oneshot-channels": Recipe(IMAGES, last=2, last_images=24_000),
+        "iterative-channels": Recipe(IMAGES, cycles=3, images=12_000, last=1, last_images=24_000),
+        "lottery-early": Recipe(SCRATCH, last=1, last_images=10_000),
+        "lottery-dense": Recipe(SCRATCH, last=4),
+        "lottery-rewind": Recipe(SCRATCH, cycles=2, epochs=2, last=2, schedule="exponential"),
+        "lottery-fine-tune": Recipe(FINE_TUNE, cycles=2, epochs=2, last=2, schedule="exponential"),
+        "criteria": Recipe(IMAGES, last=2),
+        "minilm-heads": Recipe(TEXT, cycles=2, images=6_000, last=1, last_images=16_000),
+        "minilm-speedup": Recipe(TEXT, cycles=3, images=8_000, last=2, last_images=16_000),
+        "minilm-layers": Recipe(STATES, last=2, last_images=20_000),
         **STORIES,
     },
 )
