@@ -14,7 +14,7 @@ space := $(empty) $(empty)
 UV_ENV = $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))",)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow up down lint bench-overhead bench-engine bench-recovery bench-scale
+.PHONY: help run test test-slow up down lint bench-overhead bench-engine bench-recovery bench-accuracy bench-scale
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -52,6 +52,10 @@ bench-engine: $(BENCH_STAMP) ## The engine beside a peer, into benchmarks/result
 bench-recovery: $(BENCH_STAMP) ## Recovery's training loop beside others, into benchmarks/results; DATA=<folder>, ROWS="resnet20 ...", ROUNDS=<n>
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -W ignore -m benchmarks.recovery \
 		$(if $(DATA),--data "$(DATA)",) $(if $(ROWS),--rows $(ROWS),) $(if $(ROUNDS),--rounds $(ROUNDS),)
+
+bench-accuracy: $(BENCH_STAMP) ## What recipes keep of accuracy, into benchmarks/results; DATA=<folder>, SCALE=cpu|gpu, ROWS="resnet20-structured ...", JOBS=<n>
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -W ignore -m benchmarks.accuracy \
+		$(if $(DATA),--data "$(DATA)",) $(if $(SCALE),--scale $(SCALE),) $(if $(ROWS),--rows $(ROWS),) $(if $(JOBS),--jobs $(JOBS),)
 
 # torch stays the one of the lock file: what the extra needs beyond it comes without its own dependencies.
 $(BENCH_STAMP): $(STAMP) pyproject.toml

@@ -16,11 +16,11 @@ from torch.export import ExportedProgram
 
 import secateur
 from benchmarks.context import Context, Row, say
+from benchmarks.counts import macs
 from benchmarks.engine import peer
 from benchmarks.trained import cifar_resnet as networks
 from secateur import program as programs
 from secateur.allocate import Curves
-from secateur.axes.infer import infer
 from secateur.calibration import Batch
 from secateur.norms import reestimate_norms
 
@@ -145,11 +145,6 @@ def _row(left: int, dense: int, right: Right) -> Row:
         "accuracy": _mean(right.cut),
         "accuracy_normed": _mean(right.normed),
     }
-
-
-def macs(program: ExportedProgram) -> int:
-    """Multiply-accumulates of one image, by the one counter that both tools' programs go through."""
-    return infer(programs.graph_module(program, shared=True)).count_macs(programs.per_example_symbols(program))
 
 
 def answers(program: ExportedProgram, data: Data) -> Right:

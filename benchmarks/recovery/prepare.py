@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 
 from benchmarks.context import Context, Skipped
@@ -50,9 +49,5 @@ def _images(context: Context, count: int) -> tuple[np.ndarray, ...]:
 
 def _sentences(context: Context, count: int) -> tuple[np.ndarray, ...]:
     train, _, _ = minilm.texts(context.folder("sst2"), context.seed)
-    tokenizer = Tokenizer.from_file(str(minilm.package() / "tokenizer.json"))
-    tokenizer.enable_truncation(LENGTH)
-    tokenizer.enable_padding(length=LENGTH)
-    seen = tokenizer.encode_batch([sentence for sentence, _ in train[:count]])
-    labels = np.array([label for _, label in train[:count]])
-    return np.array([text.ids for text in seen]), np.array([text.attention_mask for text in seen]), labels
+    made = minilm.split(train[:count], LENGTH)
+    return *made.columns, made.labels

@@ -20,6 +20,8 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional
 
 from benchmarks.context import Context, Skipped, say
+from secateur import distributed
+from secateur.data import Split
 
 if TYPE_CHECKING:
     from secateur.calibration import Batch
@@ -87,6 +89,16 @@ def batches(examples: list[Text], size: int) -> Iterator[Batch]:
         )
 
 
+def split(examples: list[Text], length: int = LENGTH) -> Split:
+    """Tokens and masks [N, length], padded, with labels and lengths."""
+    tokenizer = Tokenizer.from_file(str(package() / "tokenizer.json"))
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length)
+    seen = tokenizer.encode_batch([sentence for sentence, _ in examples])
+    tokens, masks = (np.array([getattr(text, name) for text in seen]) for name in ("ids", "attention_mask"))
+    return Split(tokens, np.array([label for _, label in examples]), (masks,), masks.sum(1))
+
+
 def fine_tuned(context: Context, train: list[Text]) -> Classifier:
     """The classifier after one pass over a part of train; kept in the cache by a digest of its settings."""
     key = hashlib.sha256(json.dumps([SETTINGS, context.seed], sort_keys=True).encode()).hexdigest()[:12]
@@ -103,7 +115,8 @@ def fine_tuned(context: Context, train: list[Text]) -> Classifier:
 
 def _train(model: Classifier, train: list[Text], seed: int) -> None:
     """AdamW with linear warm-up and decay; word vectors are left as they are, which halves the time of a step."""
-    model.train()
+    device = distributed.device()
+    model.to(device).train()
     model.model.bert.embeddings.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, SETTINGS["learning_rate"], weight_decay=0.01)
@@ -112,7 +125,8 @@ def _train(model: Classifier, train: list[Text], seed: int) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm))
     )
-    for step, (tokens, mask, labels) in enumerate(batches(_bucketed(train, seed), int(SETTINGS["batch"])), start=1):
+    for step, batch in enumerate(batches(_bucketed(train, seed), int(SETTINGS["batch"])), start=1):
+        tokens, mask, labels = (tensor.to(device) for tensor in batch)
         loss = functional.cross_entropy(model(tokens, mask), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -121,6 +135,7 @@ def _train(model: Classifier, train: list[Text], seed: int) -> None:
         schedule.step()
         if step % 50 == 0:
             say(f"minilm: fine-tuning, step {step} of {steps}, loss {loss.item():.3f}")
+    model.cpu()
 
 
 def _bucketed(train: list[Text], seed: int) -> list[Text]:
