@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from secateur.schedules import SCHEDULES
 from tasks import tracking
-from tasks.recipe import Recipe
+from tasks.recipe import Budget, Recipe
 from tasks.references import Baseline, Pinned, Plan
 
 ONE_SHOT_BELOW = 0.3  # published boundary: one cut with one recovery does as well as several
 ITERATIVE_ABOVE = 0.5  # above it several cycles with recovery in between do better
+RECOVERY_SHARE = (0.1, 0.2)  # of the original training, the published range
 
 
 @tracking.remembered
@@ -20,14 +23,12 @@ def run(pinned: Pinned, baseline: Baseline) -> Plan:
     final = goal.sparsity or goal.macs or 1 - 1 / (goal.speedup or 1)
     count, why = cycles_for(final, recipe.prune.cycles)
     shares = tuple(SCHEDULES[recipe.prune.schedule](cycle, count, final) for cycle in range(1, count + 1))
-    epochs = tuple(
-        recipe.budget.recovery_epochs * k // count - recipe.budget.recovery_epochs * (k - 1) // count
-        for k in range(1, count + 1)
-    )
+    total, of_training = epochs_for(recipe.budget, math.ceil(pinned.examples / recipe.recovery.batch))
+    epochs = tuple(total * k // count - total * (k - 1) // count for k in range(1, count + 1))
     reasons = [
         f"structured: {recipe.target.provider} runs dense kernels, zeros inside them buy no time",
         why,
-        f"recovery: {recipe.budget.recovery_epochs} epochs over {count} cycles, with the dense model as teacher",
+        f"recovery: {total} epochs over {count} cycles, {of_training}, with the dense model as teacher",
     ]
     if goal.speedup:
         reasons.append(
@@ -48,3 +49,14 @@ def cycles_for(share: float, asked: int | None) -> tuple[int, str]:
     if share <= ITERATIVE_ABOVE:
         return 2, f"two cycles: {share:.0%} lies between {ONE_SHOT_BELOW:.0%} and {ITERATIVE_ABOVE:.0%}"
     return 3, f"three cycles: {share:.0%} is above {ITERATIVE_ABOVE:.0%}, where recovery in between pays"
+
+
+def epochs_for(budget: Budget, steps_per_epoch: int) -> tuple[int, str]:
+    """The epochs of recovery over all cycles, and where their number comes from."""
+    if budget.recovery_epochs:
+        return budget.recovery_epochs, "set in the recipe"
+    assert budget.recovery
+    trained = budget.trained_epochs or (budget.trained_steps or 0) / steps_per_epoch
+    total = max(1, round(budget.recovery * trained))
+    published = "" if RECOVERY_SHARE[0] <= budget.recovery <= RECOVERY_SHARE[1] else ", outside the published 10 to 20%"
+    return total, f"{budget.recovery:.0%} of the {trained:g} that the dense model was trained for{published}"

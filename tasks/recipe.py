@@ -149,7 +149,32 @@ class Budget(_Section):
     """What the pruning may cost."""
 
     accuracy_drop: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    recovery_epochs: int = Field(12, ge=1)  # over all cycles
+    recovery_epochs: int | None = Field(None, ge=1)  # over all cycles; 12 where nothing is said of the training before
+    trained_epochs: int | None = Field(None, ge=1)  # that the dense model was trained for; recovery is a share of them
+    trained_steps: int | None = Field(None, ge=1)  # the same in steps, each of `recovery.batch` examples
+    recovery: Share | None = None  # that share; 0.15 unless it is given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, given: Any) -> Any:
+        """The default of what the other settings ask for."""
+        if not isinstance(given, dict):
+            return given
+        trained = any(given.get(name) is not None for name in ("trained_epochs", "trained_steps"))
+        default = {"recovery": 0.15} if trained else {"recovery_epochs": 12}
+        return default | {name: value for name, value in given.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        names = ("recovery_epochs", "trained_epochs", "trained_steps")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"at most one of {', '.join(names)} is needed, got {', '.join(given)}")
+        if self.recovery is not None and given == ["recovery_epochs"]:
+            raise ValueError(
+                "recovery is a share of trained_epochs or trained_steps: give one of them, or recovery_epochs alone"
+            )
+        return self
 
 
 class SparseLearning(_Section):

@@ -32,6 +32,7 @@ class Pinned:
     inputs: tuple[str, ...]  # of the program, in order
     objective: str  # its name; of a user's own with the digest of its file
     metric: str  # of the objective; larger is better
+    examples: int  # of training
 
 
 @dataclass(frozen=True)

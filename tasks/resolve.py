@@ -62,6 +62,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
         inputs=names,
         objective=objectives.identity_of(wanted.objective),
         metric=objective.metric,
+        examples=len(dataset.train),
     )
     return _with_parent_run(pinned, salt=dag_run_id if fresh else "")
 

@@ -61,6 +61,25 @@ def test_the_cycles_share_out_all_epochs_evenly(job: Job, epochs: int) -> None:
     assert max(made.epochs) - min(made.epochs) <= 1
 
 
+@pytest.mark.parametrize(
+    ("budget", "epochs", "why"),
+    [
+        ({}, 12, "set in the recipe"),
+        ({"trained_epochs": 100}, 15, "15% of the 100"),
+        ({"trained_epochs": 90, "recovery": 0.5}, 45, "outside the published 10 to 20%"),
+        ({"trained_steps": 1000, "recovery": 0.1}, 20, "10% of the 200"),
+        ({"trained_epochs": 2, "recovery": 0.1}, 1, "10% of the 2"),
+    ],
+)
+def test_recovery_takes_a_share_of_the_training_before_and_at_least_an_epoch(
+    budget: dict[str, Any], epochs: int, why: str
+) -> None:
+    wanted = recipe.Budget.model_validate(budget)
+    total, reason = plan.epochs_for(wanted, steps_per_epoch=5)
+    assert total == epochs
+    assert why in reason
+
+
 def test_a_speedup_starts_from_as_many_fewer_multiplications(job: Job) -> None:
     made = planned(job, goal={"speedup": 4.0})
     assert made.measure == "macs"

@@ -32,9 +32,29 @@ def refusal(text: str) -> str:
 
 def test_every_default_is_filled_in() -> None:
     filled = parse().model_dump()
-    assert filled["budget"] == {"accuracy_drop": 0.01, "recovery_epochs": 12}
+    assert {name: value for name, value in filled["budget"].items() if value} == {
+        "accuracy_drop": 0.01,
+        "recovery_epochs": 12,
+    }
     assert filled["gate"] == {"confidence": 0.95, "speedup": 1.0, "parity": 1e-4}
     assert filled["target"] == {"provider": "CPUExecutionProvider", "threads": 1, "batch": 1}
+
+
+@pytest.mark.parametrize(
+    ("budget", "filled"),
+    [
+        ({"trained_epochs": 100}, {"trained_epochs": 100, "recovery": 0.15}),
+        ({"trained_steps": 9000, "recovery": 0.2}, {"trained_steps": 9000, "recovery": 0.2}),
+        ({"recovery_epochs": 3}, {"recovery_epochs": 3}),
+    ],
+)
+def test_recovery_is_a_share_of_the_training_before_where_that_is_told(
+    budget: dict[str, Any], filled: dict[str, Any]
+) -> None:
+    read = parse(budget=budget)
+    said = read.budget.model_dump(exclude_none=True)
+    assert said == {"accuracy_drop": 0.01, **filled}
+    assert recipe.Recipe.model_validate(read.model_dump(mode="json")) == read
 
 
 def test_there_is_no_sparse_learning_unless_it_is_asked_for() -> None:
@@ -124,6 +144,13 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> Non
             {"objective": "ranking"},
             ["objective: must be one of classification, multi_label", "or module:function, got 'ranking'"],
         ),
+        (
+            {"budget": {"recovery_epochs": 3, "trained_epochs": 20}},
+            ["budget: at most one of recovery_epochs, trained_epochs, trained_steps is needed", "trained_epochs"],
+        ),
+        ({"budget": {"recovery": 0.1}}, ["budget: recovery is a share of trained_epochs or trained_steps"]),
+        ({"budget": {"trained_epochs": 20, "recovery": 0}}, ["budget.recovery", "greater than 0", "got 0"]),
+        ({"budget": {"recovery_epochs": 0}}, ["budget.recovery_epochs", "greater than or equal to 1", "got 0"]),
         ({"prune": {"cycles": 6}}, ["prune.cycles", "less than or equal to 5", "6"]),
         (
             {"recovery": {"batch": 8, "processes": 2, "accumulate": 3}},

@@ -12,7 +12,7 @@ from tasks.references import File, Pinned
 
 pytestmark = pytest.mark.usefixtures("services")
 
-NOWHERE = Pinned("remembering", "1", "r", {}, File("", ""), "", "", "", "", "", "", "", ("x",), "", "")
+NOWHERE = Pinned("remembering", "1", "r", {}, File("", ""), "", "", "", "", "", "", "", ("x",), "", "", 0)
 
 
 @dataclass(frozen=True)
