@@ -26,7 +26,7 @@ ROUND_S = 2.0  # of pairs in a round, about what its processes take to start on 
 PAIRS = (5, 50)  # of a round, at least and at most
 SETTLED_PAIRS = 6  # that show no trend
 TREND = 0.05  # level of the test for a trend
-WARM_UPS = 5  # times SETTLED_PAIRS, after which a round is measured whether its times have settled or not
+WARM_UP_S = 2.0  # after which a round is measured whether its times have settled or not
 FEWEST_ROUNDS = 6  # a median has no 95 % interval from fewer
 LOOK_AGAIN = 1.5  # times as many rounds until the next look at the interval
 
@@ -102,13 +102,17 @@ def compare(
 ) -> Comparison:
     """Time two files in turns, each in fresh processes pinned to the same cores, until the interval is narrow enough.
 
-    `columns` are the inputs of examples [N, ...], in the program's order. Without `until` the whole budget is used.
+    `columns` are the inputs of examples [N, ...], in the program's order. Without `until` the whole budget is used; it is
+    exceeded where it has no room for the fewest rounds that give an interval.
 
     Raises:
-        InputError: a file cannot be loaded or its outputs are not finite, or the budget is too short for any interval.
+        InputError: a file cannot be loaded or its outputs are not finite.
     """
-    if not 0 < confidence < 1 or (until is not None and not until > 0):
-        raise InputError(f"until: expected a half-width above 0 and a confidence in 0..1, got {until} and {confidence}")
+    if not 0 < confidence < 1 or (until is not None and not until > 0) or not budget_s > 0:
+        raise InputError(
+            f"until: expected a half-width and a budget above 0 and a confidence in 0..1, got {until}, {budget_s} s and "
+            f"{confidence}"
+        )
     request = request_of(columns, target)
 
     @contextmanager
@@ -150,18 +154,13 @@ def in_rounds(
     """
     began, rng = clock(), np.random.default_rng(seed)
     rounds: list[_Round] = []
-    first = look = _rounds_for(confidence)
+    look = fewest = _rounds_for(confidence)
     while True:
         rounds.append(_round(fresh, rng, clock))
         spent = clock() - began
-        each = spent / len(rounds)
-        if each * first > budget_s and len(rounds) < first:
-            raise InputError(
-                f"budget: expected at least {each * first:.0f} s, for {first} rounds of {each:.1f} s, got {budget_s:g} s"
-            )
-        seen = _compared(rounds, batch, confidence, spent, until) if len(rounds) >= first else None
+        seen = _compared(rounds, batch, confidence, spent, until) if len(rounds) >= fewest else None
         on_round(len(rounds), seen)
-        if seen and spent + each > budget_s:
+        if seen and spent * (1 + 1 / len(rounds)) > budget_s:
             return seen
         if seen and len(rounds) == look:
             if until is not None and seen.half_width <= until:
@@ -219,12 +218,13 @@ def _round(fresh: Fresh, rng: np.random.Generator, clock: Callable[[], float]) -
                 return sides[0](*counts[0]), b
             return sides[0](*counts[0]), sides[1](*counts[1])
 
+        settled = _warm_up(pair, clock)
+        pairs: list[tuple[Block, Block]] = []
         began = clock()
-        settled, warm_ups = _warm_up(pair)
-        each = (clock() - began) / warm_ups
-        pairs = tuple(pair() for _ in range(int(np.clip(ROUND_S / each, *PAIRS))))
+        while len(pairs) < PAIRS[0] or (len(pairs) < PAIRS[1] and clock() - began < ROUND_S):
+            pairs.append(pair())
     logs = [math.log(_undisturbed(a) / _undisturbed(b)) for a, b in pairs]
-    return _Round(float(np.median(logs)), pairs, settled)
+    return _Round(float(np.median(logs)), tuple(pairs), settled)
 
 
 def _requests(side: Side) -> tuple[int, int]:
@@ -238,14 +238,15 @@ def _undisturbed(block: Block) -> float:
     return float(np.quantile(block.seconds, QUARTILE))
 
 
-def _warm_up(pair: Callable[[], tuple[Block, Block]]) -> tuple[bool, int]:
-    """Run pairs until neither side's times have a trend (Kendall's rank test); whether it came to that, and how many."""
+def _warm_up(pair: Callable[[], tuple[Block, Block]], clock: Callable[[], float]) -> bool:
+    """Run pairs until neither side's times have a trend (Kendall's rank test); whether it came to that in time."""
+    began = clock()
     seen: list[list[float]] = []
-    while len(seen) < WARM_UPS * SETTLED_PAIRS:
+    while len(seen) < SETTLED_PAIRS or clock() - began < WARM_UP_S:
         seen.append([_undisturbed(block) for block in pair()])
         if len(seen) >= SETTLED_PAIRS and not any(map(_has_trend, np.array(seen[-SETTLED_PAIRS:]).T)):
-            return True, len(seen)
-    return False, len(seen)
+            return True
+    return False
 
 
 def _has_trend(times: np.ndarray) -> bool:

@@ -31,7 +31,7 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
             columns,
             confidence=confidence,
             until=0.01,
-            budget_s=300,
+            budget_s=60,
             seed=recipe.seed,
         )
         print(compared.inconclusive or compared, flush=True)

@@ -108,15 +108,16 @@ def test_it_goes_on_until_the_interval_is_narrow_enough_and_no_longer() -> None:
 
 
 def test_an_interval_that_stays_too_wide_is_inconclusive_and_says_what_it_would_take() -> None:
-    seen = Machine(noisy(SLOW_MS, 1), noisy(FAST_MS, 2)).compare(budget_s=20, until=0.0001)
-    assert seen.seconds <= 20
+    seen = Machine(noisy(SLOW_MS, 1), noisy(FAST_MS, 2)).compare(budget_s=30, until=0.0001)
+    assert seen.seconds <= 30
     assert seen.inconclusive.startswith("the interval is ±")
     assert "asked was ±0.01%; as noisy as it was, that takes about" in seen.inconclusive
 
 
-def test_a_budget_without_room_for_an_interval_is_refused_with_what_it_takes() -> None:
-    with pytest.raises(InputError, match=r"^budget: expected at least \d+ s, for 6 rounds of .* got 5 s"):
-        Machine(steady(SLOW_MS), steady(FAST_MS), start_s=1.0).compare(budget_s=5)
+def test_a_budget_without_room_for_an_interval_is_exceeded_by_as_little_as_it_takes() -> None:
+    seen = Machine(noisy(SLOW_MS, 1), noisy(FAST_MS, 2), start_s=1.0).compare(budget_s=1, until=1e-6)
+    assert seen.rounds == FEWEST_ROUNDS
+    assert "asked was ±0.00%" in seen.inconclusive
 
 
 def test_the_warm_up_lasts_as_long_as_times_have_a_trend() -> None:
@@ -189,7 +190,7 @@ def test_a_higher_confidence_takes_more_rounds(confidence: float, rounds: int) -
 
 @pytest.mark.parametrize("until", [0.0, -1.0, math.nan])
 def test_a_half_width_that_cannot_be_is_refused(until: float, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^until: expected a half-width above 0"):
+    with pytest.raises(InputError, match=r"^until: expected a half-width and a budget above 0"):
         compare(tmp_path / "a", tmp_path / "b", Target(), [np.zeros((1, 4))], until=until)
 
 

@@ -190,7 +190,7 @@ def compare(
     until: Annotated[
         float, typer.Option(help="Half-width of the interval to stop at, relative to the speedup.")
     ] = 0.01,
-    budget: Annotated[float, typer.Option(help="Seconds to stop after at the latest.")] = 60.0,
+    budget: Annotated[float, typer.Option(help="Seconds to stop after, once there is an interval at all.")] = 60.0,
     confidence: Annotated[float, typer.Option(help="Of the interval.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of the order of the blocks, and of inputs that are made up.")] = 0,
     as_json: Json = False,
