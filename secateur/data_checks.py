@@ -54,6 +54,29 @@ def check_fits(dataset: Dataset, program: ExportedProgram, objective: str = "cla
             _check_own(objective, goal, output, torch.from_numpy(np.array(split.labels[:2])), part)
 
 
+def check_length(program: ExportedProgram, request: Sequence[np.ndarray]) -> None:
+    """Raise InputError unless the program takes inputs [N, length, ...] of the length that these have.
+
+    Args:
+        program: what the target will serve.
+        request: a batch of every input, in order, cut to the target's length.
+    """
+    for name, (shape, _) in programs.input_specs(program).items():
+        if len(shape) < 2 or shape[1] is not None:
+            fixed = f"fixed at {shape[1]}" if len(shape) > 1 else "missing"
+            raise InputError(
+                f"target.length: expected inputs whose second dimension is dynamic, that of {name} is {fixed}; leave "
+                "target.length out, or export the model with that dimension dynamic"
+            )
+    try:
+        with torch.no_grad():
+            program.module(check_guards=False)(*map(torch.from_numpy, request))
+    except Exception as error:  # whatever the model raises
+        raise InputError(
+            f"target.length: expected a length that the model takes, got {request[0].shape[1]}: {' '.join(str(error).split())}"
+        ) from error
+
+
 def _check_column(column: np.ndarray, name: str, shape: Sequence[int | None], dtype: torch.dtype, part: str) -> None:
     if column.dtype.kind not in "iufb":
         raise InputError(f"data: expected numbers as inputs (such as float32), got an array of {column.dtype}")
