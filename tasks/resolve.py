@@ -71,7 +71,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
 
 def _check_target(recipe: Recipe, program: ExportedProgram, validation: Split) -> None:
     """Raise InputError unless the target works on this machine, and its requests can be made of the examples."""
-    from secateur import data_checks, measure, probe
+    from secateur import data_checks, probe
     from secateur.errors import InputError
     from tasks import figures
 
@@ -83,7 +83,7 @@ def _check_target(recipe: Recipe, program: ExportedProgram, validation: Split) -
             f"{target.batch}; latency is measured on real examples"
         )
     if target.length is not None:
-        data_checks.check_length(program, measure.request_of(validation.columns, target))
+        data_checks.check_length(program, validation.columns, target.length)
 
 
 def _with_parent_run(pinned: Pinned, salt: str) -> Pinned:

@@ -12,7 +12,7 @@ import pytest
 
 from secateur import measure
 from secateur.errors import InputError
-from secateur.measure import WARM_UP, compare, latency, peak_memory, summarise
+from secateur.measure import WARM_UP, compare, latency, peak_memory, request_of, summarise
 from secateur.runtime import Target, run
 
 INPUTS = models.vectors(8)
@@ -88,6 +88,21 @@ def test_a_batch_larger_than_the_examples_at_hand_is_not_counted_as_full(turn_cl
     except InputError:
         return  # as good: the figure that was asked for cannot be measured
     assert seen.throughput == pytest.approx(requests[-1][1] / 2e-3)
+
+
+def test_a_request_is_cut_to_the_length_of_the_target() -> None:
+    tokens, mask = models.tokens(3), np.ones((3, models.LENGTH), np.int64)
+    request = request_of([tokens, mask], Target(batch=2, length=3))
+    assert [column.shape for column in request] == [(2, 3), (2, 3)]
+    assert np.array_equal(request[0], tokens[:2, :3])
+
+
+@pytest.mark.parametrize("column", [models.tokens(3), np.zeros(3)], ids=["short", "no-positions"])
+def test_examples_shorter_than_the_length_of_the_target_are_refused(column: np.ndarray) -> None:
+    with pytest.raises(
+        InputError, match=rf"^target.length: expected at most the \d positions .*, got {models.LENGTH + 1}"
+    ):
+        request_of([models.vectors(3).repeat(3, 1), column], Target(length=models.LENGTH + 1))
 
 
 def test_the_speedup_of_a_planted_delay_is_found_exactly(turn_clock: Callable[..., Any]) -> None:
