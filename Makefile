@@ -14,7 +14,7 @@ space := $(empty) $(empty)
 UV_ENV = $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))",)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow up down lint bench-overhead bench-engine bench-recovery bench-accuracy bench-scale
+.PHONY: help run test test-slow up down lint bench-overhead bench-engine bench-recovery bench-accuracy bench-scale bench-ab
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -41,6 +41,9 @@ lint: $(STAMP) ## Check format, lint and types
 
 bench-overhead: $(STAMP) ## Work against overhead per step of the last run on the running stack; RUN=<id> picks another
 	@$(BIN)/python benchmarks/overhead.py $(if $(RUN),--run "$(RUN)",)
+
+bench-ab: $(STAMP) ## Whether comparisons of latency hold what they claim, into benchmarks/results; RUNS=<n>
+	@$(BIN)/python -W ignore -m benchmarks.ab $(if $(RUNS),--runs $(RUNS),)
 
 bench-scale: $(STAMP) ## How analysis and surgery grow with a decoder's layers, up to a cut of a billion parameters
 	@$(BIN)/python -W ignore benchmarks/scale.py

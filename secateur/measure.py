@@ -1,23 +1,20 @@
-"""Latency, memory and speedup of ONNX files on a target; figures with enough samples behind them, or none."""
+"""Latency and memory of an ONNX file on a target, in a fresh process; figures with enough samples behind them, or none."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from secateur.errors import InputError
-from secateur.runtime import Target, open_session, run
+from secateur.runtime import Target
+from secateur.worker import working
 
 SAMPLES_BEYOND = 10  # a percentile is reported when at least this many samples lie beyond it
-WARM_UP = 50
+WARM_UP = 50  # requests, of slow files as many as fit into a tenth of the budget
+FEWEST, MOST = 30, 5000  # requests that are timed
 
 
 @dataclass(frozen=True)
@@ -29,29 +26,6 @@ class Latency:
     p99_ms: float | None
     throughput: float
     samples: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Speedup of the second file over the first: the ratio of their latencies, with a bootstrap interval over blocks."""
-
-    speedup: float
-    low: float
-    high: float
-    confidence: float
-    blocks: int
-    first: Latency
-    second: Latency
-
-
-def _time_requests(session: ort.InferenceSession, request: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """Seconds of `count` requests in a row."""
-    stamps = np.empty(count + 1)
-    stamps[0] = time.perf_counter()
-    for i in range(1, count + 1):
-        run(session, *request)
-        stamps[i] = time.perf_counter()
-    return np.diff(stamps)
 
 
 def request_of(columns: Sequence[np.ndarray], target: Target) -> list[np.ndarray]:
@@ -85,79 +59,23 @@ def latency(path: str | Path, target: Target, columns: Sequence[np.ndarray], bud
     """Request times of one file, warm-up left out: at least enough for p99, within the time budget if that allows it.
 
     `columns` are the inputs of examples [N, ...], in the program's order.
+
+    Raises:
+        InputError: the file cannot be loaded, or its outputs are not finite.
     """
-    session = open_session(path, target)
-    request = request_of(columns, target)
-    per_request = float(np.median(_time_requests(session, request, WARM_UP)))
-    count = int(np.clip(budget_s / per_request, 30, 5000))
-    return summarise(_time_requests(session, request, count), target.batch)
-
-
-def compare(
-    first: str | Path,
-    second: str | Path,
-    target: Target,
-    columns: Sequence[np.ndarray],
-    *,
-    confidence: float = 0.95,
-    seed: int = 0,
-    blocks: int = 60,
-    block_s: float = 0.05,
-) -> Comparison:
-    """Time two files alternately, in blocks of random order, so that what disturbs the machine disturbs both.
-
-    The speedup is the geometric mean over blocks of the ratio of median times; the interval resamples whole blocks
-    (percentile bootstrap, Efron and Tibshirani 1993), because neighbouring requests are not independent.
-    """
-    rng = np.random.default_rng(seed)
-    sessions = [open_session(path, target) for path in (first, second)]
-    request = request_of(columns, target)
-    counts = [max(5, int(block_s / np.median(_time_requests(s, request, WARM_UP)))) for s in sessions]
-    times: list[list[np.ndarray]] = [[], []]
-    for _ in range(blocks):
-        for which in rng.permutation(2):
-            times[which].append(_time_requests(sessions[which], request, counts[which]))
-    medians = np.array([[np.median(block) for block in blocks_of] for blocks_of in times])
-    ratios = np.log(medians[0] / medians[1])
-    resampled = ratios[rng.integers(0, blocks, (4000, blocks))].mean(axis=1)
-    low, high = np.exp(np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2]))
-    summaries = [summarise(np.concatenate(blocks_of), target.batch) for blocks_of in times]
-    return Comparison(float(np.exp(ratios.mean())), float(low), float(high), confidence, blocks, *summaries)
+    with working([path], target, request_of(columns, target)) as (worker,):
+        first = float(np.median(worker.block(3).seconds))
+        warm = int(np.clip(budget_s / 10 / first, 1, WARM_UP))
+        per_request = float(np.median(worker.block(warm).seconds))
+        count = int(np.clip(budget_s / per_request, FEWEST, MOST))
+        return summarise(worker.block(count).seconds, target.batch)
 
 
 def peak_memory(path: str | Path, target: Target, columns: Sequence[np.ndarray]) -> int:
-    """Peak resident bytes that loading and running the file adds to a fresh process; of `columns` only sizes and types count."""
-    inputs = [(one.shape, str(one.dtype)) for one in request_of(columns, target)]
-    request = json.dumps({"path": str(path), "target": vars(target), "inputs": inputs})
-    done = subprocess.run(
-        [sys.executable, "-m", "secateur.measure"],
-        input=request,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    if done.returncode:
-        raise RuntimeError(f"the process that measures memory failed: {done.stderr.strip()[-500:]}")
-    return int(json.loads(done.stdout)["bytes"])
+    """Peak resident bytes that loading and running the file adds to a fresh process.
 
-
-def _peak_in_this_process() -> None:
-    """The body of the fresh process: reads a request from standard input, prints the growth of its peak."""
-    request = json.loads(sys.stdin.read())
-    before = _peak_resident()
-    session = open_session(request["path"], Target(**request["target"]))
-    inputs = [np.zeros(shape, dtype=dtype) for shape, dtype in request["inputs"]]
-    for _ in range(10):
-        run(session, *inputs)
-    print(json.dumps({"bytes": _peak_resident() - before}))
-
-
-def _peak_resident() -> int:
-    """Peak resident bytes of this process; `ru_maxrss` would start at the parent's peak, this starts at exec."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-
-if __name__ == "__main__":
-    _peak_in_this_process()
+    Raises:
+        InputError: the file cannot be loaded, or its outputs are not finite.
+    """
+    with working([path], target, request_of(columns, target)) as (worker,):
+        return worker.block(10).peak_bytes

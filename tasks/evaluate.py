@@ -13,7 +13,7 @@ from tasks.references import Baseline, Cycle, Pinned, Recovered
 @tracking.remembered
 def run(pinned: Pinned, baseline: Baseline, recovered: Recovered) -> Cycle:
     """Measure on validation and on the runtime, dense and pruned alternating; log metrics and the cycle's model."""
-    from secateur import measure
+    from secateur import compare
     from secateur import program as programs
     from tasks import datasets
 
@@ -27,12 +27,19 @@ def run(pinned: Pinned, baseline: Baseline, recovered: Recovered) -> Cycle:
         program = programs.load(program_path)
         onnx_path = Path(folder) / "pruned.onnx"
         seen = figures.measure(program, onnx_path, recovered.run_id, validation, recipe)
-        compared = measure.compare(
-            dense_path, onnx_path, figures.target_of(recipe), validation.columns, seed=recipe.seed, blocks=20
+        compared = compare.compare(
+            dense_path,
+            onnx_path,
+            figures.target_of(recipe),
+            validation.columns,
+            until=0.02,
+            budget_s=120,
+            seed=recipe.seed,
         )
         model_id = tracking.log_program(
             recovered.run_id, program_path, program, f"cycle-{recovered.cycle}", recovered.cycle
         )
+    print(compared, flush=True)
     cycle = Cycle(
         cycle=recovered.cycle,
         run_id=recovered.run_id,

@@ -135,6 +135,7 @@ class Validated:
     confidence: float
     theoretical_speedup: float
     parity: float
+    noise: str  # what disturbed the measurement, or why the interval stayed wider than wished
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tasks.references import Baseline, Exported, Pinned, Validated
 @tracking.remembered
 def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
     """Speedup of alternating measurements with its interval, realised beside theoretical, and ONNX against torch."""
-    from secateur import measure, onnx_export
+    from secateur import compare, onnx_export
     from secateur import program as programs
     from secateur.axes.infer import infer
     from tasks import datasets
@@ -24,9 +24,17 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
     ):
         program = programs.load(program_path)
         confidence = recipe.gate.confidence
-        compared = measure.compare(
-            dense, pruned, figures.target_of(recipe), columns, confidence=confidence, seed=recipe.seed
+        compared = compare.compare(
+            dense,
+            pruned,
+            figures.target_of(recipe),
+            columns,
+            confidence=confidence,
+            until=0.01,
+            budget_s=300,
+            seed=recipe.seed,
         )
+        print(compared.inconclusive or compared, flush=True)
         parity = onnx_export.parity(program, pruned, columns)
         sizes = {"dense.size_bytes": dense.stat().st_size, "pruned.size_bytes": pruned.stat().st_size}
     structure = infer(programs.graph_module(program))
@@ -38,6 +46,7 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
         confidence=confidence,
         theoretical_speedup=baseline.figures.macs / macs,
         parity=parity.worst,
+        noise=compared.inconclusive or str(compared.noise),
     )
     latencies = {
         f"{name}.latency_{p}_ms": getattr(latency, f"{p}_ms")
@@ -51,6 +60,6 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
         "pruned.macs": macs,
         "sparsity": 1 - structure.count_parameters() / baseline.figures.params,
     }
-    measured = {name: value for name, value in vars(result).items() if name != "confidence"}
+    measured = {name: value for name, value in vars(result).items() if name not in ("confidence", "noise")}
     tracking.log(pinned.run_id, {**measured, **latencies, **sizes, **counts}, step=exported.cycle)
     return result

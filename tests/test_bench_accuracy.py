@@ -2,6 +2,8 @@
 
 import functools
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,8 @@ from typing import Any
 import pytest
 
 from benchmarks.accuracy import remarks, report
-from benchmarks.accuracy.__main__ import as_part, current, read, run_row
 from benchmarks.accuracy.rows import STUDIES
+from benchmarks.accuracy.run import as_part, current, read, run_row
 from benchmarks.accuracy.scales import CPU, SCALES, Recipe, Scale
 from benchmarks.accuracy.study import Ask, Study, Trial
 from benchmarks.context import Context, Row, Skipped
@@ -108,6 +110,14 @@ def test_a_row_without_its_data_says_so_and_loses_nothing(row: Any, tmp_path: Pa
     run_row(row(study(lambda _, label: made(), ("a",))), CPU, context, tmp_path)
     run_row(row(study(skipped)), CPU, context, tmp_path)
     assert len(read(tmp_path, CPU)[name]["parts"]) == 1
+
+
+def test_several_parts_at_a_time_run_in_processes_of_their_own(tmp_path: Path) -> None:
+    places = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    command = [sys.executable, "-m", "benchmarks.accuracy", "--rows", "stories260k", "--jobs", "2", *places]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "stories260k: skipped" in done.stdout + done.stderr
+    assert "Skipped: " in (tmp_path / "out" / "accuracy-cpu.md").read_text()
 
 
 def test_parts_stand_in_the_order_of_the_row() -> None:

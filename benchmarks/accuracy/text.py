@@ -18,7 +18,7 @@ from benchmarks.accuracy.scales import Scale
 from benchmarks.accuracy.study import Ask, Trial
 from benchmarks.context import Context, Row, say
 from benchmarks.trained import minilm
-from secateur import measure, onnx_export
+from secateur import compare, onnx_export
 from secateur.calibration import Batch
 from secateur.data import Dataset
 from secateur.runtime import Target
@@ -142,7 +142,7 @@ def _share_for(faster: float, whole: Subject, cut: cycles.Cut, place: Path) -> f
     return low / 100
 
 
-def _compared(whole: Subject, program: ExportedProgram, place: Path) -> measure.Comparison:
+def _compared(whole: Subject, program: ExportedProgram, place: Path) -> compare.Comparison:
     """Dense and pruned alternating on ONNX Runtime, one sentence at a time."""
     if not (place / "dense.onnx").exists():
         onnx_export.export(whole.dense, place / "dense.onnx")
@@ -150,7 +150,7 @@ def _compared(whole: Subject, program: ExportedProgram, place: Path) -> measure.
     assert whole.data.test.lengths is not None
     longest = np.argsort(whole.data.test.lengths)[-8:]
     request = [column[longest, :LENGTH] for column in whole.data.test.columns]
-    return measure.compare(place / "dense.onnx", place / "pruned.onnx", TARGET, request)
+    return compare.compare(place / "dense.onnx", place / "pruned.onnx", TARGET, request, until=0.01, budget_s=60)
 
 
 def layers(scale: Scale) -> list[Trial]:

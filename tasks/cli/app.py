@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from secateur.errors import InputError
-from tasks.cli import airflow_api, bar, follow, programs, sample, show, stack
+from tasks.cli import airflow_api, bar, files, follow, programs, sample, show, stack
 from tasks.cli.airflow_api import AirflowError
 from tasks.cli.mlflow_api import MlflowError
 from tasks.cli.sample import SampleError
@@ -29,6 +29,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 Collect = Callable[[httpx.Client, str, str, str], follow.Outcome]
 
+_INCONCLUSIVE = 3
 _INTERRUPTED = 130
 
 
@@ -187,6 +188,37 @@ def recover(
     recovered = programs.recover(program, output, lesson, lambda batch, metric: bar.watched(console, batch, metric))
     if recovered is not None:
         typer.echo(f"{recovered}\nWritten: {output}")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="An ONNX file, such as dense.onnx.")],
+    second: Annotated[Path, typer.Argument(help="Another with the same inputs, such as pruned.onnx.")],
+    target: Annotated[
+        Path | None, typer.Option(help="YAML like the target section of a recipe: provider, threads, batch.")
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option(help="An .npz with examples of every input by its name; without, they are made up.")
+    ] = None,
+    length: Annotated[int | None, typer.Option(help="Of inputs that are made up and have no fixed length.")] = None,
+    until: Annotated[
+        float, typer.Option(help="Half-width of the interval to stop at, relative to the speedup.")
+    ] = 0.01,
+    budget: Annotated[float, typer.Option(help="Seconds to stop after at the latest.")] = 60.0,
+    confidence: Annotated[float, typer.Option(help="Of the interval.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Of the order of the blocks, and of inputs that are made up.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Time two ONNX files in turns until their ratio is known. Exit status: 0 known, 3 inconclusive, 1 error."""
+    match = files.Match(first, second, target, inputs, length, until, budget, confidence, seed)
+    with files.watched(Console(stderr=True)) as on_round:
+        seen = files.compare(match, on_round)
+    if as_json:
+        typer.echo(json.dumps({**asdict(seen), "inconclusive": seen.inconclusive}, indent=2))
+    else:
+        for part in files.told(match, seen):
+            Console().print(part, soft_wrap=isinstance(part, Text))
+    raise typer.Exit(_INCONCLUSIVE if seen.inconclusive else 0)
 
 
 @app.command()

@@ -1,0 +1,114 @@
+"""`secateur compare`: two ONNX files against each other, without any server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from secateur.errors import InputError
+
+if TYPE_CHECKING:
+    from secateur.compare import Comparison, OnRound
+    from secateur.runtime import Target
+
+
+@dataclass(frozen=True)
+class Match:
+    """What is compared, and how long; `target` is a YAML file like the `target` section of a recipe."""
+
+    first: Path
+    second: Path
+    target: Path | None = None
+    examples: Path | None = None
+    length: int | None = None
+    until: float = 0.01
+    budget_s: float = 60.0
+    confidence: float = 0.95
+    seed: int = 0
+
+
+def compare(match: Match, on_round: OnRound) -> Comparison:
+    """Time both files in turns.
+
+    Raises:
+        InputError: the files take different inputs, or what the library refuses.
+    """
+    from secateur import compare, requests
+
+    target = _target(match.target)
+    inputs, others = (requests.inputs_of(path, target) for path in (match.first, match.second))
+    if inputs != others:
+        raise InputError(f"model: expected two files with the same inputs, got {inputs} and {others}")
+    columns = (
+        requests.read(match.examples, inputs)
+        if match.examples
+        else requests.made_up(inputs, target.batch, match.length, match.seed)
+    )
+    return compare.compare(
+        match.first,
+        match.second,
+        target,
+        columns,
+        confidence=match.confidence,
+        until=match.until,
+        budget_s=match.budget_s,
+        seed=match.seed,
+        on_round=on_round,
+    )
+
+
+def _target(path: Path | None) -> Target:
+    from secateur.runtime import Target
+    from tasks import recipe
+
+    if path is None:
+        return Target()
+    if not path.is_file():
+        raise InputError(f"target: expected a YAML file like the target section of a recipe, got {path}")
+    return Target(
+        **recipe.section(recipe.TargetSection, path.read_text(encoding="utf-8"), f"target {path}").model_dump()
+    )
+
+
+@contextmanager
+def watched(console: Console) -> Iterator[OnRound]:
+    """A line that is rewritten as the interval narrows, on a terminal; elsewhere nothing until the end."""
+    if not console.is_terminal:
+        yield lambda number, seen: None
+        return
+    with Live(Text("starting"), console=console, transient=True, auto_refresh=False) as live:
+        yield lambda number, seen: live.update(
+            Text(f"round {number}: {seen or 'too few for an interval'}"), refresh=True
+        )
+
+
+def told(match: Match, seen: Comparison) -> list[RenderableType]:
+    """Both files' figures, and the speedup with its interval; where that is wider than asked, why."""
+    table = Table()
+    table.add_column("")
+    for path in (match.first, match.second):
+        table.add_column(path.name, justify="right", overflow="fold")
+    for title, name in (("latency p50", "p50_ms"), ("latency p90", "p90_ms"), ("latency p99", "p99_ms")):
+        table.add_row(title, *(_milliseconds(getattr(side, name)) for side in (seen.first, seen.second)))
+    table.add_row("examples a second", *(f"{side.throughput:,.0f}" for side in (seen.first, seen.second)))
+    table.add_row("requests timed", *(f"{side.samples:,}" for side in (seen.first, seen.second)))
+    lines = [f"{match.second.name} against {match.first.name}: {seen}"]
+    if seen.low <= 1 <= seen.high:
+        lines.append("The interval holds 1: neither is shown to be faster.")
+    if seen.settled < 1:
+        lines.append(f"In {1 - seen.settled:.0%} of the rounds times still had a trend when they were measured.")
+    if seen.inconclusive:
+        lines.append(f"Inconclusive: {seen.inconclusive}")
+    return [table, *map(Text, lines)]
+
+
+def _milliseconds(value: float | None) -> str:
+    return "too few requests" if value is None else f"{value:.3f} ms"
