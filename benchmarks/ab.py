@@ -53,7 +53,8 @@ def main() -> None:
         for name, (more, busy, share) in SCENARIOS.items():
             with busy_process() if busy else nullcontext():
                 seen = [
-                    once(files[0], files[more], seed) for seed in track(range(asked.runs), name, Console(stderr=True))
+                    once(files[0], files[more], seed)
+                    for seed in track(range(asked.runs), name, console=Console(stderr=True))
                 ]
             rows.append(row(name, seen, share, slower=more > 0))
             store(asked.out, rows)
@@ -68,8 +69,9 @@ def chain(path: Path, matrices: int) -> Path:
         for i in range(matrices)
     ]
     nodes = [helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"]) for i in range(matrices)]
-    shape = ["batch", SIDE]
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x0", f"x{matrices}")]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", SIDE]) for name in ("x0", f"x{matrices}")
+    ]
     graph = helper.make_graph(nodes, "chain", values[:1], values[1:], weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     return path
@@ -133,10 +135,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         f"±{UNTIL:.0%} wide, {BUDGET_S:.0f} s at most. Medians over runs."
     )
     made = f"{rows[-1]['date']}, code {rows[-1]['code']}. {rows[-1]['machine']}; load of the machine {rows[-1]['load']:.1f}."
-    return "\n".join(
-        ["# Comparisons", "", "Written by `make bench-ab`; the numbers are in `ab.json`.", "", about, "", head]
-        + ["| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |", *lines, "", made, ""]
-    )
+    top = ["# Comparisons", "", "Written by `make bench-ab`; the numbers are in `ab.json`.", "", about, "", head]
+    return "\n".join([*top, "| --- " * 10 + "|", *lines, "", made, ""])
 
 
 if __name__ == "__main__":

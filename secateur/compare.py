@@ -22,8 +22,8 @@ from secateur.worker import Block, working
 BLOCK_S = 0.005  # shorter than most of what disturbs a machine, so that both files of a pair meet it
 LEAD_S = 0.002  # of every block, not timed: the caches hold what the other file left there
 QUARTILE = 0.25  # of a block's times: whatever disturbs a request only adds to it
-ROUND_S = 1.0  # of pairs in a round, about what its processes take to start
-PAIRS = (5, 25)  # of a round, at least and at most
+ROUND_S = 2.0  # of pairs in a round, about what its processes take to start on a busy machine
+PAIRS = (5, 50)  # of a round, at least and at most
 SETTLED_PAIRS = 6  # that show no trend
 TREND = 0.05  # level of the test for a trend
 WARM_UPS = 5  # times SETTLED_PAIRS, after which a round is measured whether its times have settled or not

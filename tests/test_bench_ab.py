@@ -1,0 +1,41 @@
+"""The benchmark of comparisons: what counts as right, and a page with every scenario."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from benchmarks.ab import SIDE, SLOWER, chain, row, store
+from secateur.compare import Comparison
+from secateur.measure import summarise
+from secateur.noise import Noise
+
+
+def seen(low: float, high: float) -> Comparison:
+    latency = summarise(np.full(10, 0.001), 1)
+    return Comparison(
+        (low * high) ** 0.5, low, high, 0.95, 6, 60, latency, latency, Noise(0, 0, 0, None), 5.0, until=0.01
+    )
+
+
+@pytest.mark.parametrize(("slower", "share"), [(False, 0.5), (True, 0.25)])
+def test_right_is_an_interval_that_holds_one_or_lies_below_it(slower: bool, share: float) -> None:
+    results = [seen(0.99, 1.01), seen(0.9, 1.1), seen(0.96, 0.98), seen(1.01, 1.02)]
+    assert row("name", results, 0.9, slower=slower)["share"] == share
+
+
+def test_the_page_has_a_line_for_every_scenario(tmp_path: Path) -> None:
+    rows = [row(name, [seen(1 / 1.01, 1.01)], 0.93, slower=False) for name in ("A against A", "busy")]
+    store(tmp_path, rows)
+    text = (tmp_path / "ab.md").read_text()
+    assert "| A against A | 1 | interval holds 1.0 | 100.0% | 93% | 1.0000 | ±1.00%" in text
+    assert "| busy |" in text
+
+
+def test_the_slower_file_does_that_much_more(tmp_path: Path) -> None:
+    files = [chain(tmp_path / f"{count}.onnx", count) for count in (1, 1 + SLOWER)]
+    x = np.ones((1, SIDE), np.float32)
+    outputs = [ort.InferenceSession(str(path)).run(None, {"x0": x})[0] for path in files]
+    assert not np.allclose(*outputs)
+    assert files[1].stat().st_size > SLOWER * files[0].stat().st_size
