@@ -14,7 +14,9 @@ from torch.export import ExportedProgram
 from secateur import program as programs
 from secateur.data import Dataset, Split, chunks
 from secateur.errors import InputError
+from secateur.measure import request_of
 from secateur.objectives import IGNORED, Objective, objective_of
+from secateur.runtime import Target
 
 SHOWN = 10  # classes that a message lists
 
@@ -52,6 +54,31 @@ def check_fits(dataset: Dataset, program: ExportedProgram, objective: str = "cla
         wanted.check(output, split, part)
         if wanted is _OWN:
             _check_own(objective, goal, output, torch.from_numpy(np.array(split.labels[:2])), part)
+
+
+def check_length(program: ExportedProgram, columns: Sequence[np.ndarray], length: int) -> None:
+    """Raise InputError unless the program takes requests of a length that examples can be cut to.
+
+    Args:
+        program: what the target will serve.
+        columns: its inputs in order, [N, T, ...] each.
+        length: the target's.
+    """
+    for name, (shape, _) in programs.input_specs(program).items():
+        if len(shape) < 2 or shape[1] is not None:
+            fixed = f"fixed at {shape[1]}" if len(shape) > 1 else "missing"
+            raise InputError(
+                f"target.length: expected inputs whose second dimension is dynamic, that of {name} is {fixed}; leave "
+                "target.length out, or export the model with that dimension dynamic"
+            )
+    request = request_of(columns, Target(batch=2, length=length))
+    try:
+        with torch.no_grad():
+            program.module(check_guards=False)(*map(torch.from_numpy, request))
+    except Exception as error:  # whatever the model raises
+        raise InputError(
+            f"target.length: expected a length that the model takes, got {length}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _check_column(column: np.ndarray, name: str, shape: Sequence[int | None], dtype: torch.dtype, part: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from secateur.errors import InputError
 from secateur.runtime import Target
 from secateur.worker import working
 
@@ -28,8 +29,23 @@ class Latency:
 
 
 def request_of(columns: Sequence[np.ndarray], target: Target) -> list[np.ndarray]:
-    """One batch of every input [N, ...], of the target's size, examples repeated where there are fewer."""
-    return [column[np.arange(target.batch) % len(column)] for column in columns]
+    """One batch of every input [N, ...], of the target's size, examples repeated where there are fewer.
+
+    Of each example the first positions, as many as the target's length says, all of them where it says nothing.
+
+    Raises:
+        InputError: the examples are shorter than that.
+    """
+    batch = [column[np.arange(target.batch) % len(column)] for column in columns]
+    if target.length is None:
+        return batch
+    shortest = min(column.shape[1] if column.ndim > 1 else 0 for column in batch)
+    if target.length > shortest:
+        raise InputError(
+            f"target.length: expected at most the {shortest} positions of the examples, got {target.length}; latency is "
+            "measured on real examples"
+        )
+    return [column[:, : target.length] for column in batch]
 
 
 def summarise(seconds: np.ndarray, batch: int) -> Latency:

@@ -7,18 +7,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from secateur.errors import InputError
+
+CPU = "CPUExecutionProvider"
+OPTIMISATIONS = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+_REFUSED = "fallback to CPU EP has been explicitly disabled"  # in the message of ONNX Runtime
+_NO_FALLBACK = {"session.disable_cpu_ep_fallback": "1"}
+_MEND = "mend its installation, or choose a provider that works by `secateur targets`"
+_RECORDED = {"session.record_ep_graph_assignment_info": "1"}
 
 
 @dataclass(frozen=True)
 class Target:
     """The hardware and settings that will serve the model."""
 
-    provider: str = "CPUExecutionProvider"
+    provider: str = CPU
     threads: int = 1
     batch: int = 1
+    length: int | None = None  # positions of a request's examples, for programs whose second dimension is dynamic
+    optimisation: str = "all"  # of the graph, one of OPTIMISATIONS
 
 
 def check_provider(target: Target) -> None:
@@ -29,20 +44,82 @@ def check_provider(target: Target) -> None:
 
 
 def open_session(path: str | Path, target: Target) -> ort.InferenceSession:
-    """Load a file on the target's provider.
+    """Load a file on the target's provider, which computes all of it.
+
+    Only what ONNX Runtime leaves to the CPU on purpose may run there: nodes that compute sizes, never data.
 
     Raises:
-        InputError: the provider is not installed, or fell back to another one.
+        InputError: the provider is not installed or does not start, or the model or a part of it fell back to the CPU.
     """
     check_provider(target)
+    if target.provider == CPU:
+        return _load(path, target, {})
+    try:
+        return _load(path, target, _NO_FALLBACK)
+    except RuntimeError as error:  # from making the provider; the statuses of ONNX Runtime are no RuntimeErrors
+        raise InputError(
+            f"target.provider: {target.provider} does not start here: {' '.join(str(error).split())}; {_MEND}"
+        ) from error
+    except Exception as error:  # they have no narrower type in common
+        if _REFUSED not in str(error):
+            raise
+    session = _load(path, target, _RECORDED)
+    _check_fallback(session, path, target)
+    return session
+
+
+def _load(path: str | Path, target: Target, entries: dict[str, str]) -> ort.InferenceSession:
+    if target.optimisation not in OPTIMISATIONS:
+        raise InputError(f"target.optimisation: expected one of {', '.join(OPTIMISATIONS)}, got {target.optimisation}")
     options = ort.SessionOptions()
+    options.graph_optimization_level = OPTIMISATIONS[target.optimisation]
     options.intra_op_num_threads = target.threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(path), options, providers=[target.provider])
+    options.log_severity_level = 4  # whatever is an error is raised too
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    providers = [(target.provider, _provider_options(target))]
+    # without this, Python's wrapper prints what is wrong with the provider and takes another one
+    return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+
+
+def _provider_options(target: Target) -> dict[str, str]:
+    """What a provider must be told beside the session: threads that are its own, and that 2:4 zeros may be skipped."""
+    options = {
+        "OpenVINOExecutionProvider": {"num_of_threads": str(target.threads)},
+        "XnnpackExecutionProvider": {"intra_op_num_threads": str(target.threads)},
+        "TensorrtExecutionProvider": {"trt_sparsity_enable": "1"},
+    }
+    return options.get(target.provider, {})
+
+
+def _check_fallback(session: ort.InferenceSession, path: str | Path, target: Target) -> None:
     if session.get_providers()[0] != target.provider:
-        raise InputError(f"target.provider: {target.provider} fell back to {session.get_providers()[0]} for this model")
-    return session
+        raise InputError(
+            f"target.provider: {target.provider} fell back to {session.get_providers()[0]}: it is installed but does "
+            f"not start here; {_MEND}"
+        )
+    parts = session.get_provider_graph_assignment_info()
+    nodes = [(part.ep_name, node) for part in parts for node in part.get_nodes()]
+    sizes = _size_nodes(path)
+    fallen = [node.op_type for provider, node in nodes if provider == CPU and node.name not in sizes]
+    if fallen:
+        raise InputError(
+            f"target.provider: expected {target.provider} to run the whole model, {len(fallen)} of {len(nodes)} nodes fell "
+            f"back to the CPU ({', '.join(sorted(set(fallen)))}); choose another provider, or a model without these operators"
+        )
+
+
+def _size_nodes(path: str | Path) -> set[str]:
+    """The names of the nodes whose outputs follow from the shapes of the inputs, whatever the data."""
+    graph = onnx.load(path, load_external_data=False).graph
+    known = {tensor.name for tensor in graph.initializer} | {""}  # an optional input that is not given has no name
+    names = set()
+    for node in graph.node:  # in an order in which they can be computed
+        if node.op_type in ("Shape", "Size") or known.issuperset(node.input):
+            known.update(node.output)
+            names.add(node.name)
+    return names - {""}
 
 
 def run(session: ort.InferenceSession, *inputs: np.ndarray) -> np.ndarray:

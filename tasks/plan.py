@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from secateur.schedules import SCHEDULES
 from tasks import tracking
 from tasks.recipe import Budget, Recipe
 from tasks.references import Baseline, Pinned, Plan
+
+if TYPE_CHECKING:
+    from secateur.gains import Gain
 
 ONE_SHOT_BELOW = 0.3  # published boundary: one cut with one recovery does as well as several
 ITERATIVE_ABOVE = 0.5  # above it several cycles with recovery in between do better
@@ -17,8 +21,10 @@ RECOVERY_SHARE = (0.1, 0.2)  # of the original training, the published range
 @tracking.remembered
 def run(pinned: Pinned, baseline: Baseline) -> Plan:
     """Choose what is counted, the number of cycles and each cycle's share, and the epochs of recovery."""
+    from secateur import gains, machine
+
     recipe = Recipe.model_validate(pinned.recipe)
-    goal = recipe.goal
+    goal, provider, here = recipe.goal, recipe.target.provider, machine.here()
     measure = "sparsity" if goal.sparsity else "macs"
     final = goal.sparsity or goal.macs or 1 - 1 / (goal.speedup or 1)
     count, why = cycles_for(final, recipe.prune.cycles)
@@ -26,7 +32,8 @@ def run(pinned: Pinned, baseline: Baseline) -> Plan:
     total, of_training = epochs_for(recipe.budget, math.ceil(pinned.examples / recipe.recovery.batch))
     epochs = tuple(total * k // count - total * (k - 1) // count for k in range(1, count + 1))
     reasons = [
-        f"structured: {recipe.target.provider} runs dense kernels, zeros inside them buy no time",
+        f"structured: on {provider} units that leave buy {_said(gains.gain('structured', provider, here))}",
+        f"not single weights: zeros would buy {_said(gains.gain('unstructured', provider, here))}",
         why,
         f"recovery: {total} epochs over {count} cycles, {of_training}, with the dense model as teacher",
     ]
@@ -38,6 +45,10 @@ def run(pinned: Pinned, baseline: Baseline) -> Plan:
     plan = Plan(measure, shares, epochs, tuple(reasons))
     tracking.put_json(pinned.run_id, "plan.json", plan)
     return plan
+
+
+def _said(gain: Gain) -> str:
+    return f"{gain.buys} ({gain.why})"
 
 
 def cycles_for(share: float, asked: int | None) -> tuple[int, str]:

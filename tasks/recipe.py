@@ -123,11 +123,14 @@ class Data(_Section):
 
 
 class TargetSection(_Section):
-    """The hardware that will serve the model."""
+    """The hardware that will serve the model, and how it will; `secateur targets` lists what a machine offers."""
 
+    name: str | None = None  # what people call it; a parameter of the run
     provider: str = "CPUExecutionProvider"
     threads: int = Field(1, ge=1)
-    batch: int = Field(1, ge=1)
+    batch: int = Field(1, ge=1)  # examples of a request
+    length: int | None = Field(None, ge=1)  # positions of its examples, where the second dimension is dynamic
+    optimisation: Literal["all", "extended", "basic", "none"] = "all"  # of the graph, by ONNX Runtime
 
 
 class Goal(_Section):

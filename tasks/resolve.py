@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from tasks import recipe as recipes
 from tasks import tracking
+from tasks.recipe import Recipe
 from tasks.references import Pinned
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from secateur.data import Split
 
 
 def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> Pinned:
@@ -20,10 +27,10 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     """
     wanted = recipes.load(recipe)
     tracking.client()
-    from secateur import objectives, penalties, pruning, runtime, sparse_learning
+    from secateur import objectives, penalties, pruning, sparse_learning
     from secateur import program as programs
     from secateur.errors import InputError
-    from tasks import datasets, figures, registry
+    from tasks import datasets, registry
 
     if wanted.model != model:
         raise InputError(
@@ -36,12 +43,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     names = tuple(programs.input_specs(program))
     dataset = datasets.load(wanted, names)
     datasets.check(wanted, dataset, program)
-    runtime.check_provider(figures.target_of(wanted))
-    if wanted.target.batch > len(dataset.validation):
-        raise InputError(
-            f"target.batch: expected at most the {len(dataset.validation)} examples of the validation split, got "
-            f"{wanted.target.batch}; latency is measured on real examples"
-        )
+    _check_target(wanted, program, dataset.validation)
     choice = pruning.Choice(**wanted.prune.choice)
     pruning.check_prunable(program, choice)
     if learning := wanted.prune.sparse_learning:
@@ -65,6 +67,23 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
         examples=len(dataset.train),
     )
     return _with_parent_run(pinned, salt=dag_run_id if fresh else "")
+
+
+def _check_target(recipe: Recipe, program: ExportedProgram, validation: Split) -> None:
+    """Raise InputError unless the target works on this machine, and its requests can be made of the examples."""
+    from secateur import data_checks, probe
+    from secateur.errors import InputError
+    from tasks import figures
+
+    target = figures.target_of(recipe)
+    probe.try_provider(target.provider)
+    if target.batch > len(validation):
+        raise InputError(
+            f"target.batch: expected at most the {len(validation)} examples of the validation split, got "
+            f"{target.batch}; latency is measured on real examples"
+        )
+    if target.length is not None:
+        data_checks.check_length(program, validation.columns, target.length)
 
 
 def _with_parent_run(pinned: Pinned, salt: str) -> Pinned:

@@ -1,6 +1,7 @@
 """Data are held against the program and the objective before anything runs, and splits against each other."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import models
@@ -300,3 +301,49 @@ def test_training_needs_a_second_batch_of_more_than_one_example(batch: int, enou
             InputError, match=r"^recovery.batch: expected at least two batches of training, 12 examples"
         ):
             data_checks.check_enough(dataset().train, batch)
+
+
+def of_any_length(made: nn.Module) -> ExportedProgram:
+    """The network's program, its batch and its length dynamic."""
+    dynamic = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
+    return torch.export.export(made.eval(), (torch.from_numpy(models.tokens(2)),), dynamic_shapes=(dynamic,))
+
+
+def test_a_length_is_taken_where_the_second_dimension_is_dynamic() -> None:
+    data_checks.check_length(of_any_length(Scorer()), [models.tokens(2)], 3)
+
+
+@pytest.mark.parametrize(
+    ("program", "columns", "sentence"),
+    [
+        (scorer, [models.tokens(2)], f"that of tokens is fixed at {models.LENGTH}; leave target.length out"),
+        (lambda: models.export(nn.ReLU(), torch.ones(3)), [np.ones(3, np.float32)], "that of input is missing"),
+    ],
+    ids=["fixed", "missing"],
+)
+def test_a_length_is_refused_where_the_program_has_its_own(
+    program: Callable[[], ExportedProgram], columns: list[np.ndarray], sentence: str
+) -> None:
+    with pytest.raises(InputError, match=rf"^target.length: expected inputs whose second .*{sentence}"):
+        data_checks.check_length(program(), columns, 3)
+
+
+class Windowed(nn.Module):
+    """Needs three positions at least."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.window = nn.Embedding(models.VOCABULARY, 4), nn.Conv1d(4, models.CLASSES, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.window(self.embed(tokens).transpose(1, 2)).mean(2)
+
+
+def test_a_length_that_the_model_cannot_take_is_refused_with_what_it_says() -> None:
+    with pytest.raises(InputError, match=r"^target.length: expected a length that the model takes, got 2: .* >= 3"):
+        data_checks.check_length(of_any_length(Windowed()), [models.tokens(2)], 2)
+
+
+def test_a_length_beyond_the_examples_is_refused() -> None:
+    with pytest.raises(InputError, match=rf"^target.length: expected at most the {models.LENGTH} positions .*, got 9"):
+        data_checks.check_length(of_any_length(Scorer()), [models.tokens(2)], 9)

@@ -50,6 +50,21 @@ def test_a_request_has_the_targets_batch_even_where_there_are_fewer_examples(bat
     assert np.array_equal(column[0], INPUTS[0])
 
 
+def test_a_request_is_cut_to_the_length_of_the_target() -> None:
+    tokens, mask = models.tokens(3), np.ones((3, models.LENGTH), np.int64)
+    request = request_of([tokens, mask], Target(batch=2, length=3))
+    assert [column.shape for column in request] == [(2, 3), (2, 3)]
+    assert np.array_equal(request[0], tokens[:2, :3])
+
+
+@pytest.mark.parametrize("column", [models.tokens(3), np.zeros(3)], ids=["short", "no-positions"])
+def test_examples_shorter_than_the_length_of_the_target_are_refused(column: np.ndarray) -> None:
+    with pytest.raises(
+        InputError, match=rf"^target.length: expected at most the \d positions .*, got {models.LENGTH + 1}"
+    ):
+        request_of([models.vectors(3).repeat(3, 1), column], Target(length=models.LENGTH + 1))
+
+
 def test_peak_memory_grows_with_the_weights(small: Path, tmp_path: Path) -> None:
     side = 2048  # 16 MiB of weights
     large = models.linear_onnx(tmp_path / "large.onnx", np.ones((side, side)))

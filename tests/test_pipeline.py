@@ -150,7 +150,7 @@ def test_a_promotion_says_what_serves_also_after_a_rollback(job: Job) -> None:
 
 
 class Reader(nn.Module):
-    """Tokens [N, 6] and their mask to logits of two classes: the mean of what counts, through two layers."""
+    """Tokens [N, T] and their mask to logits of two classes: the mean of what counts, through two layers."""
 
     def __init__(self, words: int) -> None:
         super().__init__()
@@ -173,14 +173,14 @@ def fit(model: nn.Module, loss: Callable[..., torch.Tensor], target: np.ndarray,
     return model.eval()
 
 
-def register(name: str, model: nn.Module, *inputs: np.ndarray) -> str:
-    """Register as a user would, with an example of two."""
+def register(name: str, model: nn.Module, *inputs: np.ndarray, dynamic: int = 1) -> str:
+    """Register as a user would, with an example of two, the first dimensions of every input dynamic."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
     specs = [
-        TensorSpec(one.dtype, (-1, *one.shape[1:]), None if len(inputs) == 1 else f"input{i}")
+        TensorSpec(one.dtype, (*[-1] * dynamic, *one.shape[dynamic:]), None if len(inputs) == 1 else f"input{i}")
         for i, one in enumerate(inputs)
     ]
     with mlflow.start_run(experiment_id=tracking.experiment_of("models of the tests")):
@@ -217,7 +217,7 @@ def test_a_regression_on_a_table_is_judged_by_the_variance_it_explains(tmp_path:
     bucket.check_serves(f"{model}-onnx", done.promotion.version)
 
 
-def test_texts_go_into_a_model_of_two_inputs(tmp_path: Path) -> None:
+def test_texts_go_into_a_model_of_two_inputs_at_the_length_of_the_target(tmp_path: Path) -> None:
     words = ["[PAD]", "good", "bad", "the", "a", "film", "plot"]
     encoder = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[PAD]"))
     encoder.pre_tokenizer = Whitespace()
@@ -228,11 +228,11 @@ def test_texts_go_into_a_model_of_two_inputs(tmp_path: Path) -> None:
     (tmp_path / "reviews.tsv").write_text("text\tlabel\n" + "\n".join(lines) + "\n")
     text = {"tokenizer": str(tmp_path / "tokenizer.json"), "max_length": 6}
     data = {"source": "tsv", "path": str(tmp_path / "reviews.tsv"), "text": text}
-    wanted = recipe_for("", "reader", goal={"sparsity": 0.3}) | {"data": data}
+    wanted = recipe_for("", "reader", goal={"sparsity": 0.3}, target={"length": 4}) | {"data": data}
     train = datasets.load(recipe.Recipe(**wanted), ("input_ids", "attention_mask")).train
     torch.manual_seed(0)
     network = fit(Reader(len(words)), nn.functional.cross_entropy, train.labels, *train.columns)
-    model = register("reader", network, *train.columns)
+    model = register("reader", network, *train.columns, dynamic=2)
     done = walk(model, write_recipe("reader", wanted))
     assert done.pinned.inputs == ("input_ids", "attention_mask")
     assert done.verdict.outcome == "pass", done.verdict.reason

@@ -88,6 +88,12 @@ def test_a_speedup_starts_from_as_many_fewer_multiplications(job: Job) -> None:
     assert all(math.isfinite(share) for share in made.shares)
 
 
+def test_the_method_is_chosen_by_what_it_buys_on_the_target(job: Job) -> None:
+    made = planned(job, target={"provider": "CPUExecutionProvider"})
+    assert any("structured: on CPUExecutionProvider units that leave buy time" in reason for reason in made.reasons)
+    assert any("single weights: zeros would buy disk (dense kernels" in reason for reason in made.reasons)
+
+
 def test_the_plan_with_its_reasons_is_an_artifact_of_the_run(job: Job) -> None:
     stored = tracking.client().download_artifacts(job.pinned.run_id, "plan.json")
     assert tuple(json.loads(Path(stored).read_text())["reasons"]) == job.plan.reasons

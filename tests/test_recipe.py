@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from secateur.errors import InputError
 from secateur.objectives import OBJECTIVES
+from secateur.runtime import OPTIMISATIONS
 from tasks import recipe
 
 MINIMAL: dict[str, Any] = {"model": "m", "data": {"source": "digits"}, "goal": {"sparsity": 0.5}}
@@ -37,7 +38,14 @@ def test_every_default_is_filled_in() -> None:
         "recovery_epochs": 12,
     }
     assert filled["gate"] == {"confidence": 0.95, "speedup": 1.0, "parity": 1e-4}
-    assert filled["target"] == {"provider": "CPUExecutionProvider", "threads": 1, "batch": 1}
+    assert filled["target"] == {
+        "name": None,
+        "provider": "CPUExecutionProvider",
+        "threads": 1,
+        "batch": 1,
+        "length": None,
+        "optimisation": "all",
+    }
 
 
 @pytest.mark.parametrize(
@@ -63,6 +71,11 @@ def test_there_is_no_sparse_learning_unless_it_is_asked_for() -> None:
     assert asked.prune.sparse_learning is not None
     assert asked.prune.sparse_learning.penalty["strength"] == 1e-4
     assert asked.prune.choice == parse().prune.choice
+
+
+def test_every_optimisation_of_the_runtime_can_be_asked_for() -> None:
+    asked = [parse(target={"optimisation": level}).target.optimisation for level in OPTIMISATIONS]
+    assert asked == list(OPTIMISATIONS)
 
 
 def test_a_filled_in_recipe_reads_back_as_itself() -> None:
@@ -175,6 +188,12 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> Non
         (
             {"prune": {"sparse_learning": {"method": "growing", "epoch": 3}}},
             ["prune.sparse_learning.epoch: unknown setting", "method, strength, epochs"],
+        ),
+        ({"target": {"lenght": 8}}, ["target.lenght: unknown setting", "name, provider, threads, batch, length"]),
+        ({"target": {"length": 0}}, ["target.length", "greater than or equal to 1", "0"]),
+        (
+            {"target": {"optimisation": "most"}},
+            ["target.optimisation", "'all', 'extended', 'basic' or 'none'", "'most'"],
         ),
         ({"target": {"threads": 0}}, ["target.threads", "greater than or equal to 1", "0"]),
         ({"gate": {"confidence": 95}}, ["gate.confidence", "less than 1", "95"]),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from services import EXAMPLES, MODEL, SIDE, Servers, examples, free_ports, network, recipe_for, runs_since, write_recipe
+from test_runtime import AZURE, needs_azure
 
 from secateur.errors import InputError
 from tasks import recipe as recipes
@@ -207,12 +208,20 @@ def test_an_unknown_recipe_is_refused(name: str) -> None:
             {"target": {"provider": "CPUExecutionProvidr"}},
             ["target.provider", "CPUExecutionProvider", "CPUExecutionProvidr"],
         ),
+        ({"target": {"length": 3}}, ["target.length: expected inputs whose second dimension", "fixed at 1"]),
         ({"target": {"batch": EXAMPLES}}, ["target.batch", str(EXAMPLES)]),  # more than validation has
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_an_impossible_setting_is_refused(npz: Path, changes: dict[str, Any], parts: list[str]) -> None:
     assert_names(refused_recipe(npz, **changes), *parts)
+
+
+@needs_azure
+def test_a_provider_that_does_not_work_here_is_refused(npz: Path) -> None:
+    assert_names(
+        refused_recipe(npz, target={"provider": AZURE}), f"target.provider: expected {AZURE} to run", "fell back"
+    )
 
 
 def test_a_penalty_that_finds_nothing_to_shrink_is_refused(npz: Path) -> None:

@@ -1,17 +1,23 @@
 """ONNX Runtime sessions on a target, and predictions that do not depend on how they are batched."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import models
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 
 from secateur import InputError, onnx_export, runtime
-from secateur.runtime import Target, open_session, predict, run
+from secateur.runtime import CPU, Target, open_session, predict, run
 
+AZURE = "AzureExecutionProvider"  # in the packages for Linux; it calls a service, and leaves every node to the CPU
+needs_azure = pytest.mark.skipif(AZURE not in ort.get_available_providers(), reason=f"needs {AZURE}")
 WEIGHT = np.random.default_rng(0).normal(size=(models.FEATURES, models.CLASSES)).astype(np.float32)
 
 
@@ -50,12 +56,94 @@ def test_a_provider_that_is_not_installed_is_refused_with_those_that_are(path: P
         open_session(path, Target(provider="NoProvider"))
 
 
-def test_a_provider_that_falls_back_to_another_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fallen = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(runtime.ort, "get_available_providers", lambda: ["FastProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(runtime.ort, "InferenceSession", lambda *args, **kwargs: fallen)
+@pytest.fixture
+def fast_provider(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pretend that FastProvider is installed, and that making a session with it ends like this, try by try."""
+
+    def pretend(*ends: Exception | list[str]) -> None:
+        left = list(ends)
+
+        def session(*args: object, **kwargs: object) -> SimpleNamespace:
+            end = left.pop(0)
+            if isinstance(end, Exception):
+                raise end
+            return SimpleNamespace(get_providers=lambda: end)
+
+        monkeypatch.setattr(runtime.ort, "get_available_providers", lambda: ["FastProvider", CPU])
+        monkeypatch.setattr(runtime.ort, "InferenceSession", session)
+
+    return pretend
+
+
+def test_a_provider_that_falls_back_to_another_is_refused(path: Path, fast_provider: Callable[..., None]) -> None:
+    fast_provider(Exception("FAIL : fallback to CPU EP has been explicitly disabled by the user."), [CPU])
     with pytest.raises(InputError, match=r"^target.provider: FastProvider fell back to CPUExecutionProvider"):
         open_session(path, Target(provider="FastProvider"))
+
+
+def test_a_provider_that_does_not_start_is_refused_with_its_reason(
+    path: Path, fast_provider: Callable[..., None]
+) -> None:
+    fast_provider(RuntimeError("Please install\nTensorRT libraries"))
+    with pytest.raises(InputError, match=r"FastProvider does not start here: Please install TensorRT libraries; mend"):
+        open_session(path, Target(provider="FastProvider"))
+
+
+@needs_azure
+def test_a_provider_that_leaves_a_part_to_the_cpu_is_refused_with_what_it_left(path: Path) -> None:
+    with pytest.raises(InputError, match=rf"expected {AZURE} to run the whole model, 1 of 1 nodes .* \(MatMul\)"):
+        open_session(path, Target(AZURE))
+
+
+def flattening(path: Path, output: str) -> Path:
+    """A file that computes, from the sizes of x [batch, 2, 2], a shape, and gives x that shape."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["sizes"], "sizes"),
+        helper.make_node("Gather", ["sizes", "first"], ["batch"], "batch"),
+        helper.make_node("Concat", ["batch", "rest"], ["shape"], "shape", axis=0),
+        helper.make_node("Reshape", ["x", "shape"], ["y"], "flat"),
+    ]
+    graph = helper.make_graph(
+        nodes if output == "y" else nodes[:-1],
+        "flattening",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2, 2])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT if output == "y" else TensorProto.INT64, None)],
+        [
+            helper.make_tensor("first", TensorProto.INT64, [1], [0]),
+            helper.make_tensor("rest", TensorProto.INT64, [1], [4]),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+@needs_azure
+def test_nodes_that_compute_sizes_may_run_on_the_cpu_and_others_not(tmp_path: Path) -> None:
+    target = Target(AZURE, optimisation="none")
+    images = np.zeros((3, 2, 2), np.float32)
+    assert run(open_session(flattening(tmp_path / "sizes.onnx", "shape"), target), images).tolist() == [3, 4]
+    with pytest.raises(InputError, match=r"1 of 4 nodes fell back to the CPU \(Reshape\)"):
+        open_session(flattening(tmp_path / "data.onnx", "y"), target)
+
+
+@needs_azure
+def test_a_file_that_is_no_model_is_not_blamed_on_the_provider(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    with pytest.raises(Exception, match="Protobuf parsing failed"):
+        open_session(tmp_path / "bad.onnx", Target(AZURE))
+
+
+@pytest.mark.parametrize(("level", "expected"), runtime.OPTIMISATIONS.items())
+def test_the_graph_is_optimised_as_far_as_the_target_says(path: Path, level: str, expected: object) -> None:
+    options = open_session(path, Target(optimisation=level)).get_session_options()
+    assert options.graph_optimization_level == expected
+
+
+def test_an_unknown_optimisation_is_refused_with_the_known_ones(path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"^target.optimisation: expected one of all, extended, basic, none, got most$"
+    ):
+        open_session(path, Target(optimisation="most"))
 
 
 def test_a_session_uses_the_threads_of_the_target(path: Path) -> None:

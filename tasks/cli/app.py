@@ -95,6 +95,20 @@ def inspect(program: Program, as_json: Json = False) -> None:
 
 
 @app.command()
+def targets(as_json: Json = False) -> None:
+    """Show what this machine offers a target: processor, GPUs, providers that work, and what pruning can buy on each."""
+    from tasks.cli import targets  # brings onnx
+
+    found = targets.collect()
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+    else:
+        console = Console()
+        for part in targets.picture(found):
+            console.print(part)
+
+
+@app.command()
 def cut(
     program: Program,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the cut program goes.")],
