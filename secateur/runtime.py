@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 
 from secateur.errors import InputError
@@ -112,6 +111,8 @@ def _check_fallback(session: ort.InferenceSession, path: str | Path, target: Tar
 
 def _size_nodes(path: str | Path) -> set[str]:
     """The names of the nodes whose outputs follow from the shapes of the inputs, whatever the data."""
+    import onnx  # a process that only measures on the CPU starts without it
+
     graph = onnx.load(path, load_external_data=False).graph
     known = {tensor.name for tensor in graph.initializer} | {""}  # an optional input that is not given has no name
     names = set()
