@@ -11,11 +11,10 @@ import operator
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
@@ -300,13 +299,13 @@ def input_specs(program: ExportedProgram) -> dict[str, tuple[list[int | None], t
 
 def per_example_symbols(program: ExportedProgram) -> dict[Any, int]:
     """Values for the dynamic sizes: one example for the batch, for the rest what they are for the example inputs."""
-    values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
     leaves = torch.utils._pytree.tree_leaves(example(program))
+    batch = _batch_symbols(program)
     symbols: dict[Any, int] = {}
-    for name, leaf in zip(map(str, program.graph_signature.user_inputs), leaves, strict=True):
-        for position, size in enumerate(getattr(values.get(name), "shape", ())):
+    for shape, leaf in zip(_input_shapes(program), leaves, strict=True):
+        for position, size in enumerate(shape):
             if isinstance(size, torch.SymInt):
-                symbols.setdefault(size.node.expr, 1 if position == 0 else int(leaf.shape[position]))
+                symbols.setdefault(size.node.expr, 1 if size.node.expr in batch else int(leaf.shape[position]))
     return _computed_sizes(program) | symbols
 
 
@@ -338,11 +337,25 @@ def has_dynamic_batch(program: ExportedProgram) -> bool:
 
 
 def batch_of_example(program: ExportedProgram, size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The example inputs repeated or cut to a batch of `size` along their first dimension."""
+    """The example inputs repeated or cut to a batch of `size`, along whichever dimension each of them has it."""
+    batch, shapes = _batch_symbols(program), iter(_input_shapes(program))
 
     def resized(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0:
-            return leaf
-        return leaf[torch.from_numpy(np.arange(size) % leaf.shape[0])]
+        for position, length in enumerate(next(shapes)):
+            if isinstance(length, torch.SymInt) and length.node.expr in batch:
+                leaf = leaf.index_select(position, torch.arange(size, device=leaf.device) % leaf.shape[position])
+        return leaf
 
     return torch.utils._pytree.tree_map(resized, example(program))
+
+
+def _input_shapes(program: ExportedProgram) -> list[Sequence[Any]]:
+    """The sizes of each input in the graph; those of a number are none."""
+    values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
+    return [getattr(values.get(str(name)), "shape", ()) for name in program.graph_signature.user_inputs]
+
+
+def _batch_symbols(program: ExportedProgram) -> set[Any]:
+    """The dynamic sizes that some input begins with. Another input may have them elsewhere: a cache, behind its layers."""
+    firsts = [shape[0] for shape in _input_shapes(program) if shape]
+    return {size.node.expr for size in firsts if isinstance(size, torch.SymInt)}
