@@ -279,7 +279,7 @@ def _dynamic_shapes(program: ExportedProgram) -> dict[str, Any]:
         value = values[str(next(inputs))]
         if not isinstance(leaf, torch.Tensor):
             return None
-        return {i: Dim.AUTO for i, size in enumerate(value.shape) if isinstance(size, torch.SymInt)}
+        return {i: Dim.AUTO for i, size in enumerate(value.shape) if _is_dynamic(size)}
 
     args, kwargs = example(program)
     given = dict(zip(names or [], args, strict=False)) | dict(kwargs)
@@ -293,8 +293,13 @@ def input_specs(program: ExportedProgram) -> dict[str, tuple[list[int | None], t
     for name in map(str, program.graph_signature.user_inputs):
         value = values.get(name)
         if isinstance(value, torch.Tensor):
-            specs[name] = ([s if isinstance(s, int) else None for s in value.shape], value.dtype)
+            specs[name] = ([None if _is_dynamic(s) else int(s) for s in value.shape], value.dtype)
     return specs
+
+
+def _is_dynamic(size: Any) -> bool:
+    """Whether a size may change: one that the export found to be fixed after all can still look like a symbol."""
+    return isinstance(size, torch.SymInt) and not size.node.expr.is_number
 
 
 def per_example_symbols(program: ExportedProgram) -> dict[Any, int]:
@@ -304,7 +309,7 @@ def per_example_symbols(program: ExportedProgram) -> dict[Any, int]:
     symbols: dict[Any, int] = {}
     for shape, leaf in zip(_input_shapes(program), leaves, strict=True):
         for position, size in enumerate(shape):
-            if isinstance(size, torch.SymInt):
+            if _is_dynamic(size):
                 symbols.setdefault(size.node.expr, 1 if size.node.expr in batch else int(leaf.shape[position]))
     return _computed_sizes(program) | symbols
 
@@ -342,7 +347,7 @@ def batch_of_example(program: ExportedProgram, size: int) -> tuple[tuple[Any, ..
 
     def resized(leaf: Any) -> Any:
         for position, length in enumerate(next(shapes)):
-            if isinstance(length, torch.SymInt) and length.node.expr in batch:
+            if _is_dynamic(length) and length.node.expr in batch:
                 leaf = leaf.index_select(position, torch.arange(size, device=leaf.device) % leaf.shape[position])
         return leaf
 
@@ -358,4 +363,4 @@ def _input_shapes(program: ExportedProgram) -> list[Sequence[Any]]:
 def _batch_symbols(program: ExportedProgram) -> set[Any]:
     """The dynamic sizes that some input begins with. Another input may have them elsewhere: a cache, behind its layers."""
     firsts = [shape[0] for shape in _input_shapes(program) if shape]
-    return {size.node.expr for size in firsts if isinstance(size, torch.SymInt)}
+    return {size.node.expr for size in firsts if _is_dynamic(size)}

@@ -405,6 +405,21 @@ def test_a_batch_is_resized_wherever_an_input_has_it() -> None:
     assert sorted(programs.per_example_symbols(program).values()) == [1, 5]
 
 
+class Fixing(nn.Module):
+    """Fixes its batch where nobody sees it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.ones(2, 4).expand(int(x.shape[0]), 4)
+
+
+def test_a_batch_that_the_export_found_to_be_fixed_is_not_dynamic() -> None:
+    program = torch.export.export(Fixing(), (torch.randn(2, 4),), dynamic_shapes=({0: Dim.AUTO},))
+    assert programs.input_specs(program) == {"x": ([2, 4], torch.float32)}
+    assert not programs.has_dynamic_batch(program)
+    assert programs.per_example_symbols(program) == {}
+    assert programs.batch_of_example(program, 3)[0][0].shape == (2, 4)
+
+
 @pytest.mark.parametrize("name", ["residual", "encoder", "tied"])
 def test_a_module_computes_where_it_was_moved_to(name: str) -> None:
     """What a graph creates goes along; the meta device has shapes alone, and every machine has it."""
