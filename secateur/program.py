@@ -11,11 +11,10 @@ import operator
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
@@ -280,7 +279,7 @@ def _dynamic_shapes(program: ExportedProgram) -> dict[str, Any]:
         value = values[str(next(inputs))]
         if not isinstance(leaf, torch.Tensor):
             return None
-        return {i: Dim.AUTO for i, size in enumerate(value.shape) if isinstance(size, torch.SymInt)}
+        return {i: Dim.AUTO for i, size in enumerate(value.shape) if _is_dynamic(size)}
 
     args, kwargs = example(program)
     given = dict(zip(names or [], args, strict=False)) | dict(kwargs)
@@ -294,19 +293,24 @@ def input_specs(program: ExportedProgram) -> dict[str, tuple[list[int | None], t
     for name in map(str, program.graph_signature.user_inputs):
         value = values.get(name)
         if isinstance(value, torch.Tensor):
-            specs[name] = ([s if isinstance(s, int) else None for s in value.shape], value.dtype)
+            specs[name] = ([None if _is_dynamic(s) else int(s) for s in value.shape], value.dtype)
     return specs
+
+
+def _is_dynamic(size: Any) -> bool:
+    """Whether a size may change: one that the export found to be fixed after all can still look like a symbol."""
+    return isinstance(size, torch.SymInt) and not size.node.expr.is_number
 
 
 def per_example_symbols(program: ExportedProgram) -> dict[Any, int]:
     """Values for the dynamic sizes: one example for the batch, for the rest what they are for the example inputs."""
-    values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
     leaves = torch.utils._pytree.tree_leaves(example(program))
+    batch = _batch_symbols(program)
     symbols: dict[Any, int] = {}
-    for name, leaf in zip(map(str, program.graph_signature.user_inputs), leaves, strict=True):
-        for position, size in enumerate(getattr(values.get(name), "shape", ())):
-            if isinstance(size, torch.SymInt):
-                symbols.setdefault(size.node.expr, 1 if position == 0 else int(leaf.shape[position]))
+    for shape, leaf in zip(_input_shapes(program), leaves, strict=True):
+        for position, size in enumerate(shape):
+            if _is_dynamic(size):
+                symbols.setdefault(size.node.expr, 1 if size.node.expr in batch else int(leaf.shape[position]))
     return _computed_sizes(program) | symbols
 
 
@@ -338,11 +342,25 @@ def has_dynamic_batch(program: ExportedProgram) -> bool:
 
 
 def batch_of_example(program: ExportedProgram, size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The example inputs repeated or cut to a batch of `size` along their first dimension."""
+    """The example inputs repeated or cut to a batch of `size`, along whichever dimension each of them has it."""
+    batch, shapes = _batch_symbols(program), iter(_input_shapes(program))
 
     def resized(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0:
-            return leaf
-        return leaf[torch.from_numpy(np.arange(size) % leaf.shape[0])]
+        for position, length in enumerate(next(shapes)):
+            if _is_dynamic(length) and length.node.expr in batch:
+                leaf = leaf.index_select(position, torch.arange(size, device=leaf.device) % leaf.shape[position])
+        return leaf
 
     return torch.utils._pytree.tree_map(resized, example(program))
+
+
+def _input_shapes(program: ExportedProgram) -> list[Sequence[Any]]:
+    """The sizes of each input in the graph; those of a number are none."""
+    values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
+    return [getattr(values.get(str(name)), "shape", ()) for name in program.graph_signature.user_inputs]
+
+
+def _batch_symbols(program: ExportedProgram) -> set[Any]:
+    """The dynamic sizes that some input begins with. Another input may have them elsewhere: a cache, behind its layers."""
+    firsts = [shape[0] for shape in _input_shapes(program) if shape]
+    return {size.node.expr for size in firsts if _is_dynamic(size)}

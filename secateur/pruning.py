@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -325,7 +326,8 @@ def _cut(
     """Cut `module`, a copy of the program that `structure` describes, export it again, hold it against the masked one."""
     infos = [info for info in structure.axes if info.axis in kept]
     before = structure.count_parameters(), structure.count_macs(programs.per_example_symbols(program))
-    with programs.evaluating(module):
+    _check_untouched(program, module)
+    with programs.evaluating(module), _drawing_alike():
         expected = [surgery.run_masked(module, structure, kept, _pytree.tree_leaves(x)) for x in _probes(program)]
     surgery.cut(module, structure, kept)
     pruned = programs.reexport(module, program)
@@ -359,21 +361,53 @@ def _probes(program: ExportedProgram) -> list[tuple[tuple[Any, ...], dict[str, A
     return [programs.batch_of_example(program, size) if size else programs.example(program) for size in sizes]
 
 
+def _check_untouched(program: ExportedProgram, module: fx.GraphModule) -> None:
+    """The graph in which axes were found, and from which the masked model is made, still computes what the program does."""
+    original = program.module(check_guards=False)
+    args, kwargs = _probes(program)[0]
+    with programs.evaluating(module), _drawing_alike():
+        seen = module(*args, **kwargs)
+    with torch.no_grad(), _drawing_alike():
+        expected = original(*args, **kwargs)
+    # sums are made in another order, which shows in few bits; infinities are compared nowhere
+    coarsest = max((torch.finfo(p.dtype).eps for p in module.parameters() if p.is_floating_point()), default=0.0)
+    limit = max(MASKED_TOLERANCE, 4 * coarsest)
+    difference = _difference(*(_pytree.tree_map_only(torch.Tensor, _finite, x) for x in (expected, seen)))
+    if not difference <= limit:
+        raise RuntimeError(f"the graph read for its axes differs from the program by {difference:.2e} (limit {limit})")
+
+
+def _finite(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0) if tensor.is_floating_point() else tensor
+
+
+def _difference(expected: Any, seen: Any) -> float:
+    """The largest difference of two outputs, relative to the largest value of each tensor; a NaN stays one."""
+    pairs = zip(_pytree.tree_leaves(expected), _pytree.tree_leaves(seen), strict=True)
+    errors = [
+        float((a - b).abs().max() / a.abs().max().clamp_min(1e-30))
+        for a, b in pairs
+        if isinstance(a, torch.Tensor) and a.is_floating_point()
+    ]
+    return float(np.max([0.0, *errors]))
+
+
+@contextlib.contextmanager
+def _drawing_alike() -> Iterator[None]:
+    """Programs that draw random numbers (which patches to hide, a sample of a latent) draw the same each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 def _masked_error(
     masked: Sequence[Any], pruned: ExportedProgram, program: ExportedProgram, exact: bool
 ) -> float | None:
     """The largest relative difference of the cut program's outputs from what the masked dense one gave."""
     module = pruned.module(check_guards=False)
-    errors = [0.0]
-    for (args, kwargs), outputs in zip(_probes(program), masked, strict=True):
-        with torch.no_grad():
-            seen = module(*args, **kwargs)
-        errors += [
-            float((a - b).abs().max() / a.abs().max().clamp_min(1e-30))
-            for a, b in zip(_pytree.tree_leaves(outputs), _pytree.tree_leaves(seen), strict=True)
-            if isinstance(a, torch.Tensor) and a.is_floating_point()
-        ]
-    worst = float(np.max(errors))  # a NaN stays one
+    with torch.no_grad(), _drawing_alike():
+        seen = [module(*args, **kwargs) for args, kwargs in _probes(program)]
+    worst = float(np.max([_difference(a, b) for a, b in zip(masked, seen, strict=True)]))
     if exact and not worst <= MASKED_TOLERANCE:
         raise RuntimeError(
             f"the cut program differs from the masked dense one by {worst:.2e} (limit {MASKED_TOLERANCE})"

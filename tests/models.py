@@ -126,6 +126,17 @@ def tokens(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, VOCABULARY, (count, LENGTH))
 
 
+class Computing(nn.Module):
+    """A step between two layers."""
+
+    def __init__(self, first: nn.Module, step: Callable[[torch.Tensor], torch.Tensor], second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.step, self.second = first, step, second
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.step(self.first(x)))
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], np.ndarray]]] = {
     "perceptron": (Perceptron, vectors),
     "residual": (Residual, images),

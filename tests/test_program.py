@@ -384,6 +384,42 @@ def test_the_example_is_repeated_or_cut_to_a_batch() -> None:
         assert torch.equal(seen, rows[torch.arange(size) % 2])
 
 
+class Cached(nn.Module):
+    """What came before is an input [layers, batch, length, features], and so is a table that every example shares."""
+
+    def forward(self, x: torch.Tensor, cache: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        return (torch.cat([cache[0], cache[1], x], 1) + table).sum(1)
+
+
+def test_a_batch_is_resized_wherever_an_input_has_it() -> None:
+    batch, past = Dim("batch"), Dim("past")
+    program = torch.export.export(
+        Cached(),
+        (torch.randn(2, 1, 4), torch.randn(2, 2, 5, 4), torch.randn(2, 1, 4)[:1]),
+        dynamic_shapes=({0: batch}, {1: batch, 2: past}, {}),
+    )
+    for size in (1, 3):
+        args, kwargs = programs.batch_of_example(program, size)
+        assert [tuple(x.shape) for x in args] == [(size, 1, 4), (2, size, 5, 4), (1, 1, 4)]
+        assert program.module(check_guards=False)(*args, **kwargs).shape == (size, 4)
+    assert sorted(programs.per_example_symbols(program).values()) == [1, 5]
+
+
+class Fixing(nn.Module):
+    """Fixes its batch where nobody sees it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.ones(2, 4).expand(int(x.shape[0]), 4)
+
+
+def test_a_batch_that_the_export_found_to_be_fixed_is_not_dynamic() -> None:
+    program = torch.export.export(Fixing(), (torch.randn(2, 4),), dynamic_shapes=({0: Dim.AUTO},))
+    assert programs.input_specs(program) == {"x": ([2, 4], torch.float32)}
+    assert not programs.has_dynamic_batch(program)
+    assert programs.per_example_symbols(program) == {}
+    assert programs.batch_of_example(program, 3)[0][0].shape == (2, 4)
+
+
 @pytest.mark.parametrize("name", ["residual", "encoder", "tied"])
 def test_a_module_computes_where_it_was_moved_to(name: str) -> None:
     """What a graph creates goes along; the meta device has shapes alone, and every machine has it."""

@@ -340,3 +340,22 @@ def test_replay_with_early_weights_rewinds_the_survivors(halved: tuple[ExportedP
 def test_a_history_of_another_program_is_refused(kept: dict[str, tuple[int, ...]], message: str) -> None:
     with pytest.raises(InputError, match=message):
         replay(models.exported("residual"), kept)
+
+
+class Hiding(nn.Module):
+    """Hides other features each time, in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x * (torch.rand(x.shape) > 0.5)).relu())
+
+
+def test_a_program_that_draws_random_numbers_is_held_against_the_same_draws() -> None:
+    program = models.export(Hiding(), torch.randn(2, 4))
+    state = torch.random.get_rng_state()
+    report = prune(program, goal=Ratio(0.5), criterion="l2")[1]
+    assert report.masked_error is not None
+    assert torch.equal(torch.random.get_rng_state(), state)

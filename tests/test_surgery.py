@@ -26,8 +26,8 @@ IMAGE_STEPS = ("conv", "norm", "relu", "sigmoid", "residual", "depthwise", "grou
 VECTOR_STEPS = ("linear", "norm", "gelu", "residual", "join", "gate", "scale", "regroup", "heads", "softmax", "groups")
 UNEXPLAINED = {  # steps without a rule
     "cummax": lambda x: x.cummax(-1).values,
-    "fft": lambda x: torch.fft.rfft(x).abs(),
-    "logcumsumexp": lambda x: x.logcumsumexp(-1),
+    "kthvalue": lambda x: x.kthvalue(1, -1, keepdim=True).values,
+    "renorm": lambda x: x.renorm(2, 0, 1.0),
     "cdist": lambda x: torch.cdist(x, x),
 }
 

@@ -233,6 +233,17 @@ LANGUAGE: dict[str, Architecture] = {
     "qwen2": text(DECODER, lambda: hub.Qwen2ForCausalLM(hub.Qwen2Config(**GROUPED)), ROTARY, SERIAL),
     "qwen3": text(DECODER, lambda: hub.Qwen3ForCausalLM(hub.Qwen3Config(**GROUPED, head_dim=HEAD_DIM)), ROTARY, SERIAL),
     "gemma": text(DECODER, lambda: hub.GemmaForCausalLM(hub.GemmaConfig(**GROUPED, head_dim=HEAD_DIM)), ROTARY, SERIAL),
+    # neighbours of 8 of the 12 features turn in pairs, by a table for each layer
+    "gptj": text(
+        DECODER,
+        lambda: hub.GPTJForCausalLM(
+            hub.GPTJConfig(
+                vocab_size=WORDS, n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS, n_positions=POSITIONS, rotary_dim=8
+            )
+        ),
+        HEADED | {"qk_width": [8 // 2, HEAD_DIM - 8] * LAYERS, "width": [4 * HIDDEN] * LAYERS},
+        ONE_NORM,
+    ),
     "phi": text(DECODER, lambda: hub.PhiForCausalLM(hub.PhiConfig(**TEXT)), HALF_ROTARY, ONE_NORM),
     # heads of queries lie above one key and one value of the same width, and rotary positions pair that width
     "falcon": text(
@@ -268,6 +279,30 @@ LANGUAGE: dict[str, Architecture] = {
             "embedding": [HIDDEN],
         },
         SERIAL,
+    ),
+    # queries, and keys with values, pass through a latent width; a part of each key has positions and is one for all heads.
+    # Keys are written part by part, so attention is no branch of its own
+    "minicpm3": text(
+        DECODER,
+        lambda: hub.MiniCPM3ForCausalLM(
+            hub.MiniCPM3Config(
+                **TEXT,
+                num_key_value_heads=HEADS,
+                q_lora_rank=28,
+                kv_lora_rank=20,
+                qk_nope_head_dim=8,
+                qk_rope_head_dim=4,
+                v_head_dim=10,
+            )
+        ),
+        {
+            "head": [HEADS] * LAYERS,
+            "qk_width": [8] * LAYERS + [4 // 2],
+            "v_width": [10] * LAYERS,
+            "width": [FFN] * LAYERS,
+            "embedding": [HIDDEN] + [28, 20] * LAYERS,
+        },
+        {"mlp": LAYERS, "layer": LAYERS},
     ),
     # the experts of a layer share their inner width
     "mixtral": text(

@@ -392,6 +392,24 @@ class ModernDecoder(nn.Module):
         return self.head(self.norm(x))
 
 
+class CachedDecoder(nn.Module):
+    """One layer that continues a text, its keys and values so far an input [2, batch, heads, past, width]."""
+
+    def __init__(self, words: int, hidden: int, heads: int, inner: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.embed, self.norm1, self.norm2 = nn.Embedding(words, hidden), nn.RMSNorm(hidden), nn.RMSNorm(hidden)
+        self.qkv, self.out = nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden)
+        self.up, self.down, self.head = nn.Linear(hidden, inner), nn.Linear(inner, hidden), nn.Linear(hidden, words)
+
+    def forward(self, x: torch.Tensor, past: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        q, k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in self.qkv(self.norm1(x)).chunk(3, -1))
+        k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        x = x + self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.head(x + self.down(functional.silu(self.up(self.norm2(x)))))
+
+
 class SoftMoe(nn.Module):
     """Every expert sees every word, the router weighs them: one matrix per projection holds all experts."""
 

@@ -6,6 +6,7 @@ import zoo_networks as networks
 from torch import nn
 from torch.export import Dim
 from zoo_entry import (
+    BATCH,
     FREE,
     IMAGE,
     LENGTH,
@@ -133,6 +134,16 @@ WRITTEN: dict[str, Architecture] = {
             "embedding": [HIDDEN],
         },
         SERIAL,
+    ),
+    # what came before has the heads and widths that it has
+    "cached-decoder": Architecture(
+        "written here",
+        lambda: networks.CachedDecoder(WORDS, HIDDEN, HEADS, FFN),
+        lambda batch, length: (*words()(batch, length), *features(batch, HEADS, 5, HEAD_DIM)(2, 0)),
+        {"embedding": [HIDDEN], "width": [FFN]},
+        {"attention": 1, "mlp": 1},
+        ({0: BATCH, 1: Dim.AUTO}, {1: BATCH}),
+        (3, 2),
     ),
     # every expert sees every word, so whole experts can go too
     "soft-moe": _text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from torch import fx
 
 from secateur.axes.shape import SPATIAL, broadcast
 from secateur.axes.terms import ONE, Term, concat, freeze, fresh, product, size_of, unify
-from secateur.axes.trace import Dims, Trace, freeze_inputs, frozen_dims, is_tensor, node_shape, rule, shape_of
+from secateur.axes.trace import Dims, Trace, freeze_inputs, is_tensor, node_shape, rule, shape_of
 
 KERNEL = "is a kernel size"
 
@@ -74,12 +75,32 @@ def _convolved(
         freeze(term, KERNEL)
     if is_tensor(a.bias):
         unify(trace.dims(a.bias)[0], out)
-    spatial = frozen_dims(node_shape(node)[2:], SPATIAL)
     batch, _, *before = trace.dims(a.input)
-    for term in before:  # features can lie there too, as when patches and channels change places
-        freeze(term, SPATIAL)
+    sizes = node_shape(node)[2:]
+    spatial: list[Term] = []
+    for place, (term, size, width) in enumerate(zip(before, sizes, kernel, strict=True)):
+        if size_of(width) == 1 and size == size_of(term) and _steps(a, place):
+            spatial.append(term)  # features can lie there too, as when patches and channels change places
+        else:
+            freeze(term, SPATIAL)
+            spatial.append(fresh(size, SPATIAL))
     trace.contract(node, (batch, out, inner, *kernel, *(spatial if swept is None else swept)))
     return (batch, out, *spatial)
+
+
+def _steps(a: SimpleNamespace, place: int) -> bool:
+    """Whether a kernel of width one visits every position of a spatial dimension, in order and nothing else."""
+    steps = _at(a.stride, place) if a.stride else 1  # no stride is that of the kernel
+    return (
+        steps == 1 and _at(a.padding, place) in (0, "same", "valid") and not _at(getattr(a, "output_padding", 0), place)
+    )
+
+
+def _at(value: Any, place: int) -> Any:
+    """An argument for one spatial dimension, given once for all of them or for each."""
+    if not isinstance(value, list | tuple):
+        return value
+    return value[place if len(value) > 1 else 0]
 
 
 @rule("batch_norm", "instance_norm")
@@ -137,14 +158,17 @@ def reduction(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     return _left(dims, over, a)
 
 
-@rule("amax", "amin", "any", "all")
-def extremum(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
-    """Unlike a sum it tells a unit that is zero from one that is gone."""
+@rule("amax", "amin", "aminmax", "argmax", "argmin", "any", "all", "logsumexp", "max", "median", "min", "mode", "prod")
+def extremum(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Any:
+    """Unlike a sum it tells a unit that is zero from one that is gone. Several results have the same layout."""
     dims = trace.dims(a.self)
+    if "other" in a.__dict__:  # the larger of two
+        return broadcast([dims, trace.dims(a.other)], len(node_shape(node)))
     over = _reduced(dims, a)
     for d in over:
         freeze(dims[d], "is what an extremum is taken over")
-    return _left(dims, over, a)
+    left = _left(dims, over, a)
+    return left if isinstance(node.meta["val"], torch.Tensor) else [left] * len(node.meta["val"])
 
 
 def _reduced(dims: Dims, a: SimpleNamespace) -> set[int]:
@@ -159,11 +183,20 @@ def _left(dims: Dims, over: set[int], a: SimpleNamespace) -> Dims:
     return tuple(d for i, d in enumerate(dims) if i not in over)
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum")
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumprod", "cumsum", "logcumsumexp")
 def along(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     dims = trace.dims(a.self)
     trace.compete(node, dims[a.dim])
     return dims
+
+
+@rule(*(f"fft_{direction}fft{rank}" for direction in ("", "i", "r", "ir") for rank in ("", "2", "n")))
+def fourier(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    dims = list(trace.dims(a.self))
+    for d in _reduced(trace.dims(a.self), a):
+        freeze(dims[d], "is transformed as a whole")
+        dims[d] = fresh(node_shape(node)[d], "is transformed as a whole")
+    return tuple(dims)
 
 
 POOLING = {
@@ -190,14 +223,18 @@ def pooling(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Any:
     dims = trace.dims(node.args[0])  # type: ignore[arg-type]
     value = node.meta["val"]
     lead = len(dims) - POOLING[node.target._overloadpacket.__name__]  # type: ignore[union-attr]
-    for term in dims[lead:]:
-        freeze(term, SPATIAL)
     outputs = [value] if not isinstance(value, list | tuple) else list(value)
-    out = [(*dims[:lead], *frozen_dims(shape_of(v)[lead:], SPATIAL)) for v in outputs]
+    spatial: list[Term] = []
+    for place, (term, size) in enumerate(zip(dims[lead:], shape_of(outputs[0])[lead:], strict=True)):
+        alone = "kernel_size" in a.__dict__ and _at(a.kernel_size, place) == 1 and _steps(a, place)
+        if not alone:
+            freeze(term, SPATIAL)
+        spatial.append(term if alone else fresh(size, SPATIAL))
+    out = [(*dims[:lead], *spatial) for _ in outputs]
     return out if isinstance(value, list | tuple) else out[0]
 
 
-@rule("matmul", "mm", "bmm", "dot", "mv")
+@rule("matmul", "mm", "bmm", "dot", "mv", "vdot")
 def matmul(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     left, right = (trace.dims(n) for n in node.args[:2])  # type: ignore[arg-type]
     x = left if len(left) > 1 else (ONE, *left)
@@ -220,6 +257,8 @@ def _multiplied(
     trace.role("qk_width" if attends else "width", inner)
     trace.role("v_width" if attends else "width", rows, columns)
     trace.contract(node, (*batch, *sizes))
+    if trace.lingering.issuperset(factors):
+        trace.normalised.append(inner)
 
 
 @rule("addmm", "baddbmm")
@@ -263,19 +302,39 @@ def implied_scale(width: int) -> float:
 
 
 @rule("einsum")
-def einsum(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Any:
-    inputs, arrow, output = a.equation.replace(" ", "").partition("->")
-    if not arrow or "." in a.equation:
-        return freeze_inputs(trace, node, "meets an einsum without an explicit result or with an ellipsis")
+def einsum(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    inputs, output = _letters(a.equation.replace(" ", ""), [len(trace.dims(tensor)) for tensor in a.tensors])
     bound: dict[str, Term] = {}
-    for letters, tensor in zip(inputs.split(","), a.tensors, strict=True):
+    for letters, tensor in zip(inputs, a.tensors, strict=True):
         for letter, term in zip(letters, trace.dims(tensor), strict=True):
-            if letter in bound:
+            if size_of(bound.setdefault(letter, term)) == 1:
+                bound[letter] = term
+            elif size_of(term) != 1:
                 unify(bound[letter], term)
-            bound.setdefault(letter, term)
-    trace.role("width", *bound.values())
-    trace.contract(node, tuple(bound.values()))
+    if len(a.tensors) == 1:
+        trace.normalised.extend(term for letter, term in bound.items() if letter not in output)
+    else:
+        attends = all(tensor in trace.computed for tensor in a.tensors)  # scores or values, not a projection
+        lingers = trace.lingering.issuperset(a.tensors)
+        for letter, term in bound.items():
+            summed, shared = letter not in output, all(letter in letters for letters in inputs)
+            trace.normalised.extend([term] if summed and lingers else [])
+            trace.role(("qk_width" if summed else "head" if shared else "v_width") if attends else "width", term)
+        trace.contract(node, tuple(bound.values()))
     return tuple(bound[letter] for letter in output)
+
+
+def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """One letter for each dimension of every input and of the result of an einsum, those that it leaves out too."""
+    given, arrow, output = equation.partition("->")
+    inputs = given.split(",")
+    unused = [letter for letter in string.ascii_letters if letter not in equation]
+    counts = [rank - len(letters.replace("...", "")) for letters, rank in zip(inputs, ranks, strict=True)]
+    ellipsis = unused[: max(counts)]  # the dimensions of shorter ones are the last of these
+    if not arrow:
+        output = "..." + "".join(sorted(x for x in set(given) - {",", "."} if given.count(x) == 1))
+    spelt = [x.replace("...", "".join(ellipsis[len(ellipsis) - n :])) for x, n in zip(inputs, counts, strict=True)]
+    return spelt, output.replace("...", "".join(ellipsis))
 
 
 @rule("_weight_norm", "_weight_norm_interface")

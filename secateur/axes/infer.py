@@ -23,6 +23,7 @@ from secateur.axes.trace import (
     frozen_dims,
     shape_of,
 )
+from secateur.axes.zeros import lingers
 from secateur.program import identity
 
 KINDS = (
@@ -111,6 +112,8 @@ def infer(module: fx.GraphModule) -> Structure:
     for node in module.graph.nodes:
         if _is_computed(trace, node):
             trace.computed.add(node)
+        if lingers(node, trace.lingering):
+            trace.lingering.add(node)
         if node.op == "placeholder":
             trace.layouts[node] = _input(node)
         elif node.op == "get_attr":

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from secateur.axes.decompose import decompose_unknown
 from secateur.axes.recompose import recompose
 from secateur.axes.trace import arguments, node_shape, shape_of
 
@@ -21,6 +22,7 @@ def normalise(module: fx.GraphModule) -> None:
     inline_regions(module)
     drop_assertions(module)
     drop_idle_dropout(module)
+    decompose_unknown(module)
     recompose(module)
     slice_constant_indices(module)
     fold_constants(module)
@@ -61,17 +63,23 @@ def _detached(graph: fx.Graph, source: fx.Node) -> fx.Node:
     return node
 
 
+_SPELT_OUT = {
+    _aten.chunk.default: _aten.split_with_sizes.default,
+    _aten.split.Tensor: _aten.split_with_sizes.default,
+    _aten.unsafe_split.Tensor: _aten.unsafe_split_with_sizes.default,  # its parts may be changed in place
+}
+
+
 def spell_out_splits(module: fx.GraphModule) -> None:
     """Replace `chunk` and `split` by `split_with_sizes`, so that every part has a size of its own to rewrite."""
-    aten = torch.ops.aten
     for node in list(module.graph.nodes):
-        if node.target not in (aten.chunk.default, aten.split.Tensor):
+        if node.target not in _SPELT_OUT:
             continue
         bound = arguments(node)
         axis = bound.dim % len(node_shape(node.args[0]))
         sizes = [shape_of(part)[axis] for part in node.meta["val"]]
         if all(isinstance(size, int) for size in sizes):
-            node.target = aten.split_with_sizes.default
+            node.target = _SPELT_OUT[node.target]
             node.args = (bound.self, sizes, axis)
             node.kwargs = {}
 
@@ -109,8 +117,9 @@ _FILLS = (_aten.zeros.default, _aten.ones.default, _aten.full.default)
 
 def copy_shared_fills(module: fx.GraphModule) -> None:
     """Give every user of a tensor of one value its own: sharing it says nothing about their sizes."""
+    written = _written(module)
     for node in list(module.graph.nodes):
-        if node.target in _FILLS:
+        if node.target in _FILLS and node not in written:
             for user in list(node.users)[1:]:
                 with module.graph.inserting_before(node):
                     copied = module.graph.node_copy(node)
@@ -167,15 +176,49 @@ def drop_idle_dropout(module: fx.GraphModule) -> None:
 
 
 def remove_dead_code(module: fx.GraphModule) -> None:
-    """Remove nodes whose result nobody uses, dropout included, but for those that update a buffer."""
+    """Remove nodes whose result nobody uses, dropout included, but for those that write what is read after them."""
+    order = {node: position for position, node in enumerate(module.graph.nodes)}
 
     def kept(node: fx.Node) -> bool:
-        if node.op in ("placeholder", "output"):
-            return True
-        mutates = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-        return mutates and any(source.op == "get_attr" for source in node.all_input_nodes[:1])
+        return node.op in ("placeholder", "output") or (_writes(node) and _is_read_after(node, order))
 
     module.graph.eliminate_dead_code(kept)
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _root(node: Any) -> fx.Node:
+    """The node whose memory a node shows, as a view of it or of one part of it."""
+    while node.target is operator.getitem or _is_view(node):
+        node = node.args[0]
+    return node
+
+
+def _is_view(node: fx.Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
+        return False
+    returned = node.target._schema.returns
+    return bool(returned) and returned[0].alias_info is not None and isinstance(node.args[0], fx.Node)
+
+
+def _is_read_after(node: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """Whether what a node writes to is stored in the module, or read later by another name."""
+    root = _root(node.args[0])
+    stack = [root]
+    while stack:
+        for user in stack.pop().users:
+            if user is not node and order[user] > order[node]:
+                return True
+            if user.target is operator.getitem or _is_view(user):
+                stack.append(user)
+    return root.op == "get_attr"
+
+
+def _written(module: fx.GraphModule) -> set[fx.Node]:
+    """The nodes whose memory is written to later."""
+    return {_root(node.args[0]) for node in module.graph.nodes if _writes(node)}
 
 
 def fold_constants(module: fx.GraphModule) -> None:
@@ -185,7 +228,10 @@ def fold_constants(module: fx.GraphModule) -> None:
     results of static size are stored: positions and masks stay computed.
     """
     constant: set[fx.Node] = set()
+    written = _written(module)
     for node in module.graph.nodes:
+        if node.op != "output" and _root(node) in written:
+            continue
         if node.op == "get_attr":
             tensor = operator.attrgetter(str(node.target))(module)
             plain = isinstance(tensor, torch.Tensor) and not isinstance(tensor, torch.nn.Parameter)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+import operator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +14,7 @@ from torch import fx
 from secateur.axes.terms import (
     ONE,
     Axis,
+    Size,
     Term,
     concat,
     freeze,
@@ -21,6 +25,7 @@ from secateur.axes.terms import (
     regroup,
     size_of,
     split_concat,
+    split_product,
     unify,
 )
 from secateur.axes.trace import (
@@ -31,32 +36,49 @@ from secateur.axes.trace import (
     is_tensor,
     node_shape,
     rule,
+    shape_of,
 )
 
 SPATIAL = "is a spatial or sequence dimension"
 MADE = "is a position that the graph computes with"
+ACROSS = "is reshaped across its units"
 
 ELEMENTWISE = [
     "__and__",
     "__or__",
     "__xor__",
     "abs",
+    "acos",
+    "acosh",
     "add",
     "addcdiv",
     "addcmul",
     "alias",
+    "angle",
+    "asin",
+    "asinh",
+    "atan",
+    "atan2",
+    "atanh",
     "bernoulli",
     "bitwise_and",
     "bitwise_not",
     "bitwise_or",
     "bitwise_xor",
+    "ceil",
     "celu",
     "clamp",
     "clamp_max",
     "clamp_min",
     "clone",
+    "complex",
+    "conj",
     "contiguous",
+    "copy",
+    "copysign",
     "cos",
+    "cosh",
+    "deg2rad",
     "detach",
     "detach_",
     "div",
@@ -65,18 +87,26 @@ ELEMENTWISE = [
     "eq",
     "erf",
     "erfc",
+    "erfinv",
     "exp",
+    "exp2",
     "expm1",
     "feature_dropout",
+    "fill",
     "floor",
     "floor_divide",
     "fmod",
+    "frac",
     "ge",
     "gelu",
     "gt",
+    "hardshrink",
     "hardsigmoid",
     "hardswish",
     "hardtanh",
+    "heaviside",
+    "hypot",
+    "imag",
     "isinf",
     "isnan",
     "le",
@@ -84,12 +114,17 @@ ELEMENTWISE = [
     "lerp",
     "lift_fresh_copy",
     "log",
+    "log10",
     "log1p",
+    "log2",
     "log_sigmoid",
+    "logaddexp",
+    "logaddexp2",
     "logical_and",
     "logical_not",
     "logical_or",
     "logical_xor",
+    "logit",
     "lt",
     "masked_fill",
     "maximum",
@@ -99,21 +134,31 @@ ELEMENTWISE = [
     "ne",
     "neg",
     "nan_to_num",
+    "nextafter",
     "ones_like",
+    "polar",
     "pow",
+    "rad2deg",
+    "real",
     "reciprocal",
     "relu",
     "relu6",
     "remainder",
+    "resolve_conj",
     "round",
+    "rrelu",
     "rsqrt",
     "rsub",
     "selu",
+    "sgn",
     "sigmoid",
     "sign",
     "silu",
     "sin",
+    "sinc",
+    "sinh",
     "softplus",
+    "softshrink",
     "sqrt",
     "square",
     "sub",
@@ -123,8 +168,10 @@ ELEMENTWISE = [
     "to",
     "_to_copy",
     "to_dtype",
+    "trunc",
     "type_as",
     "where",
+    "xlogy",
     "zeros_like",
     "full_like",
     "empty_like",
@@ -159,15 +206,38 @@ SIZES_OF = {"view": "size", "_unsafe_view": "size", "reshape": "shape", "unflatt
 
 @rule("view", "reshape", "_unsafe_view", "unflatten", "flatten", "view_as", "reshape_as", "squeeze", "unsqueeze")
 def reshape(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
-    dims = regroup(trace.dims(a.self), node_shape(node))
-    if dims is None:
-        return freeze_inputs(trace, node, "is reshaped across its units")
+    dims = regroup(trace.dims(a.self), node_shape(node)) or _regroup_apart(trace.dims(a.self), node_shape(node))
     name = SIZES_OF.get(node.target._overloadpacket.__name__)  # type: ignore[union-attr]
     if name:
         given = getattr(a, name)
         first = a.dim % len(trace.dims(a.self)) if name == "sizes" else 0
         _rewrite_sizes(trace, node, name, given, dims[first : first + len(given)])
     return tuple(dims)
+
+
+def _regroup_apart(dims: Dims, sizes: Sequence[Size]) -> list[Term]:
+    """A reshape that cuts through units somewhere: between borders that it keeps, dimensions are regrouped or frozen."""
+    out: list[Term] = []
+    for before, after in _kept_borders([size_of(term) for term in dims], sizes):
+        part = regroup(dims[before], sizes[after])
+        if part is None:
+            for term in dims[before]:
+                freeze(term, ACROSS)
+            part = list(frozen_dims(sizes[after], ACROSS))
+        out += part
+    return out
+
+
+def _kept_borders(before: Sequence[Size], after: Sequence[Size]) -> Iterator[tuple[slice, slice]]:
+    """The smallest runs of dimensions before and after a reshape that hold the same number of elements each."""
+    outer, inner = (list(itertools.accumulate(sizes, operator.mul, initial=1)) for sizes in (before, after))
+    start, first = 0, 0
+    for end in range(1, len(outer)):
+        # what is left at the end belongs to the last run, dimensions of size one too
+        found = [j for j in range(first, len(inner)) if inner[j] == outer[end]] if end < len(before) else [len(after)]
+        if found:
+            yield slice(start, end), slice(first, found[0])
+            start, first = end, found[0]
 
 
 def _rewrite_sizes(trace: Trace, node: fx.Node, name: str, given: Sequence[Any], terms: Sequence[Term]) -> None:
@@ -272,21 +342,36 @@ def stack(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     return (*dims[:axis], fresh(len(a.tensors), "counts stacked tensors"), *dims[axis:])
 
 
-@rule("split_with_sizes")
-def split_with_sizes(trace: Trace, node: fx.Node, a: SimpleNamespace) -> list[Dims] | Any:
+@rule("split_with_sizes", "unsafe_split_with_sizes")
+def split_with_sizes(trace: Trace, node: fx.Node, a: SimpleNamespace) -> list[Dims]:
     dims = list(trace.dims(a.self))
     axis = a.dim % len(dims)
     rest, parts = dims[axis], []
     for size in a.split_sizes[:-1]:
         pair = split_concat(rest, size)
         if pair is None:
-            return freeze_inputs(trace, node, "is split across its units")
+            return _torn(trace, node, a, "is split across its units")
         parts.append(pair[0])
         rest = pair[1]
     parts.append(rest)
     for index, part in enumerate(parts):
         trace.rewrite(node, "split_sizes", part, index)
     return [(*dims[:axis], part, *dims[axis + 1 :]) for part in parts]
+
+
+@rule("split", "chunk", "unsafe_split", "unsafe_chunk")
+def split_dynamic(trace: Trace, node: fx.Node, a: SimpleNamespace) -> list[Dims]:
+    """What is left of these once every split of a static dimension is spelt out."""
+    return _torn(trace, node, a, SPATIAL)
+
+
+def _torn(trace: Trace, node: fx.Node, a: SimpleNamespace, reason: str) -> list[Dims]:
+    """Parts of a dimension that is never cut, beside dimensions that pass."""
+    dims = trace.dims(a.self)
+    axis = a.dim % len(dims)
+    freeze(dims[axis], reason)
+    sizes = [shape_of(part)[axis] for part in node.meta["val"]]
+    return [(*dims[:axis], fresh(size, reason), *dims[axis + 1 :]) for size in sizes]
 
 
 @rule("glu")
@@ -326,6 +411,10 @@ def slice_(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     if total == length and a.step == 1:
         return tuple(dims)
     whole = dims[axis]
+    if length == 0 and a.start == total:  # what lies behind the last unit
+        trace.rewrite(node, "start", whole)
+        dims[axis] = concat([])
+        return tuple(dims)
     dims[axis] = _sliced(trace, node, a, whole) or fresh(length, next((x.frozen for x in leaves(whole)), None) or MADE)
     return tuple(dims)
 
@@ -334,6 +423,10 @@ def _sliced(trace: Trace, node: fx.Node, a: SimpleNamespace, term: Term) -> Term
     """The part of a static dimension that a slice takes; None, and frozen, where that is not a whole number of units."""
     total = size_of(term)
     start, end = a.start or 0, a.end
+    if isinstance(a.step, int) and a.step > 1:
+        every = _every(term, start, end, a.step)
+        if every is not None:
+            return every
     if not all(isinstance(x, int) for x in (total, start)) or not isinstance(end, int | None) or a.step != 1:
         freeze(term, "is sliced with a step or by a computed position")
         return None
@@ -357,6 +450,19 @@ def _sliced(trace: Trace, node: fx.Node, a: SimpleNamespace, term: Term) -> Term
         rest = pair[0]
         trace.rewrite(node, "end", concat([before, rest]) if before is not None else rest)
     return rest
+
+
+def _every(term: Term, start: Any, end: Any, step: int) -> Term | None:
+    """The units that lie `step` positions apart: the outer factor where the inner one is as wide as the step."""
+    total = size_of(term)
+    whole = isinstance(end, int | None) and (end is None or end >= total)
+    if not isinstance(total, int) or not isinstance(start, int) or not 0 <= start < step or not whole or total % step:
+        return None
+    pair = split_product(term, total // step)
+    if pair is None:
+        return None
+    freeze(pair[1], "is sliced with a step")
+    return pair[0]
 
 
 @rule("constant_pad_nd", "pad")
@@ -389,6 +495,16 @@ def embedding(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     freeze(vocabulary, "is looked up by index")
     trace.role("embedding", width)
     return (*trace.dims(a.indices), width)
+
+
+@rule("embedding_bag")
+def embedding_bag(trace: Trace, node: fx.Node, a: SimpleNamespace) -> list[Dims]:
+    """A sum, mean or maximum of embeddings for each bag, and what only its gradient needs."""
+    vocabulary, width = trace.dims(a.weight)
+    freeze(vocabulary, "is looked up by index")
+    trace.role("embedding", width)
+    bags, *others = (shape_of(value) for value in node.meta["val"])
+    return [(*frozen_dims(bags[:-1], MADE), width), *(frozen_dims(sizes, MADE) for sizes in others)]
 
 
 @rule("index_select")
@@ -433,11 +549,91 @@ def sym_size(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     return ()
 
 
+@rule("view_as_complex")
+def as_complex(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    *dims, pair = trace.dims(a.self)
+    freeze(pair, "is the two parts of a complex number")
+    return tuple(dims)
+
+
+@rule("view_as_real")
+def as_real(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    return (*trace.dims(a.self), fresh(2, "is the two parts of a complex number"))
+
+
+@rule("tril", "triu")
+def triangle(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    """Which rows and columns stay depends on their order."""
+    dims = trace.dims(a.self)
+    for term in dims[-2:]:
+        freeze(term, "is one side of a triangle")
+    return dims
+
+
+@rule("unfold")
+def unfold(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    """Windows over one dimension; what lies in them is a new one, the last."""
+    dims, sizes = list(trace.dims(a.self)), node_shape(node)
+    axis = a.dimension % max(len(dims), 1)
+    freeze(dims[axis], SPATIAL)
+    dims[axis] = fresh(sizes[axis], SPATIAL)
+    return (*dims, fresh(sizes[-1], SPATIAL))
+
+
+@rule("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy")
+def scatter(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims | Any:
+    """Positions of one dimension are written; along every other one, all tensors go side by side."""
+    dims = trace.dims(a.self)
+    axis = a.dim % max(len(dims), 1)
+    freeze(dims[axis], "is written by index")
+    others = [trace.dims(n) for n in node.all_input_nodes if is_tensor(n) and n is not a.self]
+    for other in others:
+        if len(other) == len(dims):  # those of `index_add` and `index_copy` have one dimension
+            freeze(other[axis], "is written by index")
+            for position, (term, given) in enumerate(zip(dims, other, strict=True)):
+                if position != axis:  # shorter ones take the first positions: unifying other sizes freezes both
+                    unify(term, given)
+    return dims
+
+
+@rule("index_put")
+def index_put(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims | Any:
+    """Rows named by one index, or chosen by a mask, are replaced or added to; what lies in a row goes side by side."""
+    dims, values = trace.dims(a.self), trace.dims(a.values)
+    given = [position for position, index in enumerate(a.indices) if index is not None]
+    if given != [0]:
+        return freeze_inputs(trace, node, "is written by index")
+    covered = len(node_shape(a.indices[0])) if "bool" in str(a.indices[0].meta["val"].dtype) else 1
+    for term in (*dims[:covered], *trace.dims(a.indices[0])):
+        freeze(term, "is written by index")
+    inner = dims[covered:]
+    if size_of(product(values)) != 1:
+        broadcast([inner, values[max(len(values) - len(inner), 0) :]], len(inner))
+        for term in values[: max(len(values) - len(inner), 0)]:
+            freeze(term, "is written by index")
+    return dims
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def grid_sampler(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    """Each channel is sampled at the same computed positions."""
+    dims, sizes = trace.dims(a.input), node_shape(node)
+    for term in (*dims[2:], *trace.dims(a.grid)[1:]):
+        freeze(term, SPATIAL)
+    unify(dims[0], trace.dims(a.grid)[0])
+    return (*dims[:2], *frozen_dims(sizes[2:], SPATIAL))
+
+
 @rule("roll", "flip")
 def roll(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     for d in a.dims or range(len(trace.dims(a.self))):
         freeze(trace.dims(a.self)[d], "is shifted or reversed")
     return trace.dims(a.self)
+
+
+@rule("arange", "linspace", "eye", "scalar_tensor")
+def numbers(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    return frozen_dims(node_shape(node), MADE)
 
 
 @rule("full", "zeros", "ones", "new_zeros", "new_ones", "new_full", "empty", "new_empty")
@@ -462,6 +658,27 @@ def pixel_unshuffle(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
     dims, sizes = trace.dims(a.self), node_shape(node)
     out = product([dims[-3], fresh(a.downscale_factor**2, SPATIAL)])
     return (*dims[:-3], out, *frozen_dims(sizes[-2:], SPATIAL))
+
+
+@rule("im2col")
+def im2col(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    """Windows of an image as columns: channel by channel the positions of the kernel."""
+    *batch, channel, height, width = trace.dims(a.self)
+    for term in (height, width):
+        freeze(term, SPATIAL)
+    window, columns = fresh(math.prod(a.kernel_size), SPATIAL), fresh(node_shape(node)[-1], SPATIAL)
+    return (*batch, product([channel, window]), columns)
+
+
+@rule("col2im")
+def col2im(trace: Trace, node: fx.Node, a: SimpleNamespace) -> Dims:
+    """Columns laid over each other as the windows of an image."""
+    *batch, stacked, columns = trace.dims(a.self)
+    sizes = node_shape(node)
+    channel = fresh(sizes[-3])
+    unify(stacked, product([channel, fresh(math.prod(a.kernel_size), SPATIAL)]))
+    freeze(columns, SPATIAL)
+    return (*batch, channel, *frozen_dims(sizes[-2:], SPATIAL))
 
 
 @rule("channel_shuffle")

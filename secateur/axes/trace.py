@@ -59,6 +59,7 @@ class Trace:
     contests: list[Contest] = field(default_factory=list)
     positions: dict[fx.Node, Any] = field(default_factory=dict)  # what integers point at: a term, or a list of them
     computed: set[fx.Node] = field(default_factory=set)  # nodes that depend on an input, not on parameters alone
+    lingering: set[fx.Node] = field(default_factory=set)  # nodes in which units without weights still count
 
     def dims(self, node: fx.Node) -> Dims:
         """The layout of a node with one tensor output."""
