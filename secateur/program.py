@@ -298,15 +298,15 @@ def input_specs(program: ExportedProgram) -> dict[str, tuple[list[int | None], t
     return specs
 
 
-def per_example_symbols(program: ExportedProgram) -> dict[Any, int]:
-    """Values for the dynamic sizes: one example for the batch, for the rest what they are for the example inputs."""
+def per_example_symbols(program: ExportedProgram, batch: int = 1) -> dict[Any, int]:
+    """Values for the dynamic sizes: one example (or `batch`) for the batch, for the rest what they are for the example inputs."""
     values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
     leaves = torch.utils._pytree.tree_leaves(example(program))
     symbols: dict[Any, int] = {}
     for name, leaf in zip(map(str, program.graph_signature.user_inputs), leaves, strict=True):
         for position, size in enumerate(getattr(values.get(name), "shape", ())):
             if isinstance(size, torch.SymInt):
-                symbols.setdefault(size.node.expr, 1 if position == 0 else int(leaf.shape[position]))
+                symbols.setdefault(size.node.expr, batch if position == 0 else int(leaf.shape[position]))
     return _computed_sizes(program) | symbols
 
 
