@@ -110,12 +110,18 @@ def main() -> None:
     asked.cache.mkdir(parents=True, exist_ok=True)
     asked.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(Target(threads=asked.threads), asked.cache, asked.seed)
-    rows: list[Row] = []
+    rows = kept(asked.out / "predict.json", asked.models)
     for name in asked.models:
         for row in measured(name, bench):
-            rows.append(row)
+            rows = sorted([*rows, row], key=lambda one: list(MODELS).index(one["model"]))
             store(asked.out, rows, bench)
     Console().print(printed(rows))
+
+
+def kept(path: Path, asked: Sequence[str]) -> list[Row]:
+    """The rows of the last run, but for the models that are asked for now."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    return [row for row in rows if row["model"] not in asked]
 
 
 def measured(name: str, bench: Bench) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from torch.utils import _pytree
 
 from secateur import allocate, calibration, surgery
 from secateur import program as programs
-from secateur.allocate import Curves, Goal, Macs, Ratio
+from secateur.allocate import Curves, Goal, Macs, Ratio, Speedup
 from secateur.axes.infer import KINDS, AxisInfo, Structure, infer
 from secateur.axes.terms import Kept, Widths
 from secateur.calibration import Batch, Loss, Statistics, classification_loss
@@ -226,6 +226,8 @@ def _check_globs(structure: Structure, choice: Choice) -> None:
 
 
 def _check_arguments(goal: Goal, choice: Choice, batches: Sequence[Batch], curves: Curves | None) -> None:
+    if isinstance(goal, Speedup) and not 1 < goal.times < np.inf:
+        raise InputError(f"goal: expected a speedup above 1, got {goal.times}")
     if not 0 < goal.share < 1:
         raise InputError(f"goal: expected a share between 0 and 1 (exclusive), got {goal}")
     check_choice(choice)
@@ -305,6 +307,8 @@ def _allocate(
                 f"curves: expected one for every chosen axis, {missing[0]} has none; measure this program again"
             )
         steps = allocate.sensitivity_order(chosen, ladders, curves, count)
+    elif choice.allocation == "knapsack":
+        steps = allocate.knapsack_order(chosen, ladders, scores, count)
     else:
         steps = allocate.ORDERS[choice.allocation](chosen, ladders, scores)
     return allocate.reach(chosen, steps, goal, count)

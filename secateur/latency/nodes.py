@@ -106,11 +106,19 @@ class Writer:
     def name(self, node: fx.Node) -> str:
         """The value that a node makes; one from outside becomes a weight where it depends on weights alone, else an input."""
         if not isinstance(self._names.get(node), str):
-            constant = node not in self._trace.computed
-            value = Value(self._fresh("w" if constant else "x"), TYPES[node.meta["val"].dtype], tuple(self.shape(node)))
-            (self.sketch.weights if constant else self.sketch.inputs).append(value)
-            self._names[node] = value.name
+            dtype, shape = TYPES[node.meta["val"].dtype], self.shape(node)
+            if node in self._trace.computed:
+                self.sketch.inputs.append(Value(self._fresh("x"), dtype, tuple(shape)))
+                self._names[node] = self.sketch.inputs[-1].name
+            else:
+                self._names[node] = self.weight(dtype, shape)
         return self._names[node]
+
+    def weight(self, dtype: str, shape: Sequence[int]) -> str:
+        """A tensor that the runtime knows when it loads the file."""
+        value = Value(self._fresh("w"), dtype, tuple(shape))
+        self.sketch.weights.append(value)
+        return value.name
 
     def operand(self, argument: Any, like: fx.Node) -> str:
         """A tensor, or a number of another tensor's type."""
@@ -180,12 +188,10 @@ def _each(value: Any, rank: int) -> tuple[int, ...]:
 
 @rule("linear")
 def linear(w: Writer, node: fx.Node, a: SimpleNamespace) -> str:
-    turned = w.shape(a.weight)[::-1]
     if len(w.shape(node)) == 2:
         return w.emit("Gemm", *(w.name(n) for n in (a.input, a.weight, a.bias) if n is not None), transB=1)
-    weight = Value(w._fresh("w"), TYPES[a.weight.meta["val"].dtype], tuple(turned))  # the exporter turns it
-    w.sketch.weights.append(weight)
-    made = w.emit("MatMul", w.name(a.input), weight.name)
+    turned = w.weight(TYPES[a.weight.meta["val"].dtype], w.shape(a.weight)[::-1])  # as the exporter does
+    made = w.emit("MatMul", w.name(a.input), turned)
     return made if a.bias is None else w.emit("Add", made, w.name(a.bias))
 
 
@@ -203,19 +209,31 @@ def matmul(w: Writer, node: fx.Node, a: SimpleNamespace) -> str:
 def attention(w: Writer, node: fx.Node, a: SimpleNamespace) -> Any:
     """As the exporter spells it out: both factors scaled, the mask added, rows without any key made zero."""
     query, key = w.shape(a.query), w.shape(a.key)
-    if query[:-2] != key[:-2] or a.is_causal or TYPES[a.query.meta["val"].dtype] != "float32":
+    if a.query.meta["val"].dtype != torch.float32:
         return None
     scale = w.constant([math.sqrt(a.scale or 1 / math.sqrt(query[-1]))], "float32", scalar=True)
-    flat = w.emit("Reshape", w.name(a.key), w.constant([-1, *key[-2:]]))
+    flat = w.emit("Reshape", _repeated(w, a.key, query), w.constant([-1, *key[-2:]]))
     turned = w.emit("Transpose", flat, perm=(0, 2, 1))
-    turned = w.emit("Reshape", turned, w.constant([*key[:-2], key[-1], key[-2]]))
+    turned = w.emit("Reshape", turned, w.constant([*query[:-2], key[-1], key[-2]]))
     scores = w.emit("MatMul", w.emit("Mul", w.name(a.query), scale), w.emit("Mul", turned, scale))
+    if a.is_causal:
+        scores = w.emit("Add", scores, w.weight("float32", [query[-2], key[-2]]))
     if a.attn_mask is not None:
         scores = w.emit("Add", scores, _added(w, a.attn_mask))
     weights = w.emit("Softmax", scores, axis=-1)
     zero = w.constant([0.0], "float32", scalar=True)
     weights = w.emit("Where", w.emit("IsNaN", weights), zero, weights)
-    return w.emit("MatMul", weights, w.name(a.value))
+    return w.emit("MatMul", weights, _repeated(w, a.value, query))
+
+
+def _repeated(w: Writer, states: fx.Node, query: list[int]) -> str:
+    """Keys or values once per query head, where several of those share them."""
+    *batch, heads, length, width = w.shape(states)
+    if len(query) < 4 or heads == query[-3]:
+        return w.name(states)
+    grouped = w.emit("Reshape", w.name(states), w.constant([*batch, heads, 1, length, width]))
+    spread = w.emit("Expand", grouped, w.constant([*batch, heads, query[-3] // heads, length, width]))
+    return w.emit("Reshape", spread, w.constant([*query[:-2], length, width]))
 
 
 def _added(w: Writer, mask: fx.Node) -> str:

@@ -9,12 +9,13 @@ those of NetAdapt (Yang et al., ECCV 2018, section 3.2) and of block-wise prunin
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch.export import ExportedProgram
 
 from secateur import allocate
 from secateur import program as programs
-from secateur.axes.infer import AxisInfo, infer
+from secateur.axes.infer import AxisInfo, Structure, infer
 from secateur.axes.terms import Axis, Widths
 from secateur.errors import InputError
 from secateur.latency import timing
@@ -41,17 +42,25 @@ class Timed:
     operation: Operation
     grid: tuple[np.ndarray, ...]
     seconds: np.ndarray
+    _known: dict[tuple[float, ...], float] = field(default_factory=dict, repr=False, compare=False)
 
     def at(self, widths: Widths) -> float:
-        """Seconds at these widths, interpolated."""
-        times = self.seconds
-        for points, x in zip(self.grid, self.operation.coordinates(widths), strict=True):
-            above = int(np.clip(np.searchsorted(points, x), 1, len(points) - 1)) if len(points) > 1 else 0
-            below = max(above - 1, 0)
-            weight = (x - points[below]) / (points[above] - points[below]) if above else 0.0
-            weight = min(max(weight, 0.0), 1.0)
-            times = times[below] * (1 - weight) + times[above] * weight
-        return float(times)
+        """Seconds at these widths."""
+        at = self.operation.coordinates(widths)
+        if at not in self._known:  # an allocation asks for many widths that differ in one axis
+            self._known[at] = float(interpolated(self.grid, self.seconds, at))
+        return self._known[at]
+
+
+def interpolated(grid: Sequence[np.ndarray], values: np.ndarray, at: Sequence[float]) -> np.ndarray:
+    """Values on a grid of ascending points, linearly in each dimension between them; beyond its ends what they are there."""
+    for points, x in zip(grid, at, strict=True):
+        x = min(max(x, points[0]), points[-1])
+        above = min(max(int(np.searchsorted(points, x)), 1), len(points) - 1)
+        below = max(above - 1, 0)
+        weight = (x - points[below]) / (points[above] - points[below]) if above > below else 0.0
+        values = values[below] * (1 - weight) + values[above] * weight
+    return values
 
 
 @dataclass(frozen=True)
@@ -108,16 +117,11 @@ def measure(
     times = Times(folder, target)
     found = operations(structure, infos)
     timed: list[Timed] = []
-    untimed: dict[str, None] = {}
+    untimed: list[str] = []
     for done, operation in enumerate(found, 1):
-
-        def seconds_at(widths: Widths, operation: Operation = operation) -> float:
-            writer = Writer(structure, symbols, widths)
-            sketch = writer.write(operation.chain)
-            untimed.update(dict.fromkeys(operation.names_of(writer.untimed, structure, infos)))
-            return times.of(sketch)
-
-        timed.append(_on_grid(operation, infos, align, seconds_at))
+        write = functools.partial(_written, structure, symbols, operation)
+        timed.append(_on_grid(operation, infos, align, functools.partial(_seconds, times, write)))
+        untimed += operation.names_of(write({}).untimed, structure, infos)
         on_operation(operation.name, done, len(found))
     total = sum(one.at({}) for one in timed)
     constant = max(dense - total, 0.0) if untimed else 0.0
@@ -125,6 +129,17 @@ def measure(
     return LatencyTable(
         tuple(timed), {info.name: axis for axis, info in infos.items()}, constant, scale, tuple(untimed)
     )
+
+
+def _written(structure: Structure, symbols: dict, operation: Operation, widths: Widths) -> Writer:
+    """A writer that has written the operation at these widths."""
+    writer = Writer(structure, symbols, widths)
+    writer.write(operation.chain)
+    return writer
+
+
+def _seconds(times: Times, write: Callable[[Widths], Writer], widths: Widths) -> float:
+    return times.of(write(widths).sketch)
 
 
 def _on_grid(

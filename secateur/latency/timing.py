@@ -9,7 +9,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -68,7 +68,8 @@ def check_target(target: Target) -> None:
 def seconds(sketch: Sketch, target: Target) -> float:
     """Time of one run, without the change of memory layout at the borders.
 
-    Each kernel counts with the least of its times: whatever else the machine does only adds.
+    Each kernel counts with the least of its times, since whatever else the machine does only adds. An operation so long that
+    hardly a run of it is left alone counts with the processor time of its thread, where it has only one.
     """
     if not sketch.outputs or not sketch.nodes:
         return 0.0
@@ -85,30 +86,41 @@ def seconds(sketch: Sketch, target: Target) -> float:
         session = ort.InferenceSession(model, options, providers=[target.provider])
         runs = _run(session, feeds)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return kernel_seconds(events, runs)
+    inner, all_kernels = kernel_seconds(events, len(runs.processor))
+    if runs.undisturbed < FEWEST and target.threads == 1:
+        return float(np.median(runs.processor[1:])) * inner / all_kernels
+    return inner
 
 
-def _run(session: ort.InferenceSession, feeds: dict[str, np.ndarray]) -> int:
-    """Run until enough runs had the processor for themselves, or for as long as patience lasts; how many runs that made."""
+class Runs(NamedTuple):
+    """What is known of each run: the processor time of its thread; and how many had the processor for themselves."""
+
+    processor: np.ndarray
+    undisturbed: int
+
+
+def _run(session: ort.InferenceSession, feeds: dict[str, np.ndarray]) -> Runs:
+    """Run until enough runs had the processor for themselves, or for as long as patience lasts."""
     began = time.perf_counter()
-    runs = undisturbed = 0
+    processor: list[float] = []
+    undisturbed = 0
     while True:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        switches, worked = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, time.thread_time()
         session.run(None, feeds)
-        runs += 1
-        undisturbed += runs > 1 and resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == before
+        processor.append(time.thread_time() - worked)
+        undisturbed += len(processor) > 1 and resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == switches
         taken = time.perf_counter() - began
         enough = undisturbed >= MOST or (undisturbed >= FEWEST and taken > BUDGET_S)
-        if enough or (taken > PATIENCE_S and runs > FEWEST):
-            return runs
+        if enough or (taken > PATIENCE_S and len(processor) > FEWEST):
+            return Runs(np.array(processor), undisturbed)
 
 
-def kernel_seconds(events: list[dict[str, Any]], runs: int) -> float:
-    """The sum over kernels, of each the least of all runs but the first, which warms up."""
+def kernel_seconds(events: list[dict[str, Any]], runs: int) -> tuple[float, float]:
+    """The sum over kernels without borders, and of all, of each the least of all runs but the first, which warms up."""
     kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
-    times = np.array([e["dur"] for e in kernels], dtype=float).reshape(runs, -1)
-    inner = [e["args"]["op_name"] not in BORDERS for e in kernels[: times.shape[1]]]
-    return float(times[1:, inner].min(axis=0).sum() / 1e6)
+    times = np.array([e["dur"] for e in kernels], dtype=float).reshape(runs, -1)[1:].min(axis=0) / 1e6
+    inner = [e["args"]["op_name"] not in BORDERS for e in kernels[: len(times)]]
+    return float(times[inner].sum()), float(times.sum())
 
 
 def to_model(sketch: Sketch, rng: np.random.Generator) -> onnx.ModelProto:
