@@ -57,7 +57,7 @@ class Speedup:
         return 1 - 1 / self.times
 
 
-Goal = Ratio | Parameters | Macs | Speedup
+Goal = Ratio | Parameters | Macs
 
 
 class Step(NamedTuple):
@@ -203,7 +203,7 @@ ALLOCATIONS = (*ORDERS, "sensitivity", "knapsack")
 
 
 def measure_of(
-    goal: Goal, structure: Structure, axes: Sequence[AxisInfo], symbols: dict[sympy.Symbol, int]
+    goal: Goal | Speedup, structure: Structure, axes: Sequence[AxisInfo], symbols: dict[sympy.Symbol, int]
 ) -> Callable[[Widths], int]:
     """What the goal counts, as a function of the widths that are left."""
     if isinstance(goal, Macs):
@@ -216,7 +216,9 @@ def measure_of(
     return structure.count_parameters
 
 
-def reach(axes: Sequence[AxisInfo], steps: Sequence[Step], goal: Goal, count: Callable[[Widths], int]) -> Widths:
+def reach(
+    axes: Sequence[AxisInfo], steps: Sequence[Step], goal: Goal | Speedup, count: Callable[[Widths], int]
+) -> Widths:
     """Take steps in order as far as the goal allows, then those of later ones that still fit, so that what is missing is
     less than any axis's next step; a last step beyond the goal is taken where that lands nearer. A speedup is a promise: the
     first step beyond is always taken, and earlier ones that are not needed then are given back.

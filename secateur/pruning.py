@@ -98,7 +98,7 @@ class Report:
 def prune(
     program: ExportedProgram,
     *,
-    goal: Goal,
+    goal: Goal | Speedup,
     kinds: Sequence[str] = DEFAULT_KINDS,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
@@ -225,7 +225,7 @@ def _check_globs(structure: Structure, choice: Choice) -> None:
             )
 
 
-def _check_arguments(goal: Goal, choice: Choice, batches: Sequence[Batch], curves: Curves | None) -> None:
+def _check_arguments(goal: Goal | Speedup, choice: Choice, batches: Sequence[Batch], curves: Curves | None) -> None:
     if isinstance(goal, Speedup) and not 1 < goal.times < np.inf:
         raise InputError(f"goal: expected a speedup above 1, got {goal.times}")
     if not 0 < goal.share < 1:
@@ -291,7 +291,7 @@ def _allocate(
     structure: Structure,
     chosen: Sequence[AxisInfo],
     choice: Choice,
-    goal: Goal,
+    goal: Goal | Speedup,
     symbols: dict,
     scores: Mapping[str, np.ndarray],
     curves: Curves | None,
@@ -385,7 +385,7 @@ def _masked_error(
     return worst if exact else None
 
 
-def _check_counts(report: Report, structure: Structure, symbols: dict, widths: Widths, goal: Goal) -> None:
+def _check_counts(report: Report, structure: Structure, symbols: dict, widths: Widths, goal: Goal | Speedup) -> None:
     """The artifact has what the layouts promised."""
     by_macs = isinstance(goal, Macs)
     counted = report.macs_after if by_macs else report.parameters_after
