@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
+import onnx
 import sympy
 import torch
 from torch import fx
@@ -171,13 +173,13 @@ def rule_of(node: fx.Node) -> Rule | None:
 @rule("conv1d", "conv2d", "conv3d")
 def convolution(w: Writer, node: fx.Node, a: SimpleNamespace) -> Any:
     rank = len(w.shape(node)) - 2
-    padding = _each(a.padding, rank) if not isinstance(a.padding, str) else None
-    if padding is None:
-        return None
     inputs = [w.name(n) for n in (a.input, a.weight, a.bias) if n is not None]
-    groups = w.shape(a.input)[1] // w.shape(a.weight)[1]
-    strides, dilations = _each(a.stride, rank), _each(a.dilation, rank)
-    return w.emit("Conv", *inputs, group=groups, strides=strides, dilations=dilations, pads=padding + padding)
+    attributes: dict[str, Any] = {"group": w.shape(a.input)[1] // w.shape(a.weight)[1]}
+    if isinstance(a.padding, str):
+        attributes["auto_pad"] = {"same": "SAME_UPPER", "valid": "VALID"}[a.padding]
+    else:
+        attributes["pads"] = _each(a.padding, rank) * 2
+    return w.emit("Conv", *inputs, strides=_each(a.stride, rank), dilations=_each(a.dilation, rank), **attributes)
 
 
 def _each(value: Any, rank: int) -> tuple[int, ...]:
@@ -247,6 +249,13 @@ def _added(w: Writer, mask: fx.Node) -> str:
 def batch_norm(w: Writer, node: fx.Node, a: SimpleNamespace) -> Any:
     given = (a.input, a.weight, a.bias, a.running_mean, a.running_var)
     return w.emit("BatchNormalization", *map(w.name, given), epsilon=a.eps) if all(map(is_tensor, given)) else None
+
+
+@rule("instance_norm")
+def instance_norm(w: Writer, node: fx.Node, a: SimpleNamespace) -> Any:
+    given = (a.input, a.weight, a.bias)
+    own = is_tensor(a.weight) and is_tensor(a.bias) and a.use_input_stats
+    return w.emit("InstanceNormalization", *map(w.name, given), epsilon=a.eps) if own else None
 
 
 @rule("layer_norm")
@@ -384,7 +393,7 @@ def transpose(w: Writer, node: fx.Node, a: SimpleNamespace) -> str:
     return w.emit("Transpose", w.name(a.self), perm=tuple(order))
 
 
-@rule("expand")
+@rule("expand", "broadcast_to")
 def expand(w: Writer, node: fx.Node, a: SimpleNamespace) -> str:
     return w.emit("Expand", w.name(a.self), w.constant(w.shape(node)))
 
@@ -409,6 +418,19 @@ def slices(w: Writer, node: fx.Node, a: SimpleNamespace) -> str:
     return part if _name(node) == "slice" else w.emit("Reshape", part, w.constant(w.shape(node)))
 
 
+@rule("roll")
+def roll(w: Writer, node: fx.Node, a: SimpleNamespace) -> Any:
+    if not a.dims:
+        return None
+    rolled = w.name(a.self)
+    for shift, dim in zip(a.shifts, a.dims, strict=True):
+        size = w.shape(node)[dim]
+        if shift % size:
+            parts = w.emit("Split", rolled, w.constant([size - shift % size, shift % size]), outputs=2, axis=dim)
+            rolled = w.emit("Concat", *reversed(parts), axis=dim)
+    return rolled
+
+
 @rule("pad", "constant_pad_nd")
 def pad(w: Writer, node: fx.Node, a: SimpleNamespace) -> Any:
     if a.__dict__.get("mode", "constant") != "constant":
@@ -422,6 +444,14 @@ def pad(w: Writer, node: fx.Node, a: SimpleNamespace) -> Any:
 @rule("embedding")
 def embedding(w: Writer, node: fx.Node, a: SimpleNamespace) -> str:
     return w.emit("Gather", w.name(a.weight), w.name(a.indices), axis=0)
+
+
+@rule("to", "_to_copy", "type_as")
+def cast(w: Writer, node: fx.Node, a: SimpleNamespace) -> str:
+    before, after = (TYPES[n.meta["val"].dtype] for n in (a.self, node))
+    if before == after:
+        return w.name(a.self)
+    return w.emit("Cast", w.name(a.self), to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(after)))
 
 
 @rule("dropout", "contiguous", "clone", "detach", "alias", "lift_fresh_copy")

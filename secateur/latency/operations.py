@@ -46,6 +46,7 @@ class Operation:
         return [
             _name([node])
             for node in nodes
+            if isinstance(node.target, torch._ops.OpOverload)  # a part of a tuple is no operator of its own
             if node in contractions or any(a in axes for t in _terms(structure.trace, node) for a in leaves(t))
         ]
 
