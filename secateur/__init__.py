@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secateur.allocate import Macs, Parameters, Ratio
+    from secateur.allocate import Macs, Parameters, Ratio, Speedup
     from secateur.curves import sensitivity
     from secateur.depth import drop_branches
     from secateur.errors import InputError
@@ -29,6 +29,7 @@ _HOME = {
     "Macs": "secateur.allocate",
     "Parameters": "secateur.allocate",
     "Ratio": "secateur.allocate",
+    "Speedup": "secateur.allocate",
     "Report": "secateur.pruning",
     "prune": "secateur.pruning",
     "recover": "secateur.recovery",
@@ -43,6 +44,7 @@ __all__ = [
     "Parameters",
     "Ratio",
     "Report",
+    "Speedup",
     "Unstructured",
     "drop_branches",
     "inspect",

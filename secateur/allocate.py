@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import heapq
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -38,6 +39,22 @@ class Macs:
     """Remove this share of the program's multiply-accumulates."""
 
     share: float
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Make the program this many times as fast, by what a latency table predicts.
+
+    `latency` gives seconds at widths by axis name: `secateur.latency.table.LatencyTable.predict`.
+    """
+
+    times: float
+    latency: Callable[[Mapping[str, int]], float] = field(repr=False)
+
+    @property
+    def share(self) -> float:
+        """Of the latency, what goes."""
+        return 1 - 1 / self.times
 
 
 Goal = Ratio | Parameters | Macs
@@ -118,24 +135,93 @@ def sensitivity_order(
     return sorted(steps, key=lambda s: (s.key, -s.width / axes[s.which].size, s.which))
 
 
+def knapsack_order(
+    axes: Sequence[AxisInfo],
+    ladders: Sequence[list[int]],
+    scores: Mapping[str, np.ndarray],
+    count: Callable[[Widths], int],
+) -> list[Step]:
+    """The least importance for what the goal counts first, counted anew at the widths that are left so far.
+
+    The greedy answer to a knapsack (Dantzig, Operations Research 1957): importance, scores over their axis's mean magnitude, is
+    given up where a unit of it buys most. Time falls in stairs, so an axis stops only at widths where the next one is dearer
+    than those before (the corners of the convex hull of importance against time, as a Lagrangian would have it). What an
+    axis saves shrinks with those that it is multiplied with, so what was too dear stays so, and only the cheapest is
+    counted again (Minoux, Optimization Techniques 1978).
+    """
+    lost = [_importance_lost(scores[info.name], widths) for info, widths in zip(axes, ladders, strict=True)]
+    widths = {info.axis: info.size for info in axes}
+    now = dense = count(widths)
+    corners = [
+        _corners(lost[i], np.array([count(widths | {info.axis: width}) for width in ladders[i]]))
+        for i, info in enumerate(axes)
+    ]
+    rungs = [0] * len(axes)
+
+    def price(i: int) -> tuple[float, int]:
+        """Of the way to the next corner, with the axis's number."""
+        rung = corners[i][0]
+        saved = (now - count(widths | {axes[i].axis: ladders[i][rung]})) / dense
+        return float(lost[i][rung] - lost[i][rungs[i]]) / max(saved, 1e-12), i
+
+    steps: list[Step] = []
+    queue = [price(i) for i in range(len(axes)) if corners[i]]
+    heapq.heapify(queue)
+    while queue:
+        asked, i = price(heapq.heappop(queue)[1])
+        if queue and asked > queue[0][0]:
+            heapq.heappush(queue, (asked, i))
+            continue
+        rungs[i] = corners[i].pop(0)
+        widths[axes[i].axis] = ladders[i][rungs[i]]
+        now = count(widths)
+        steps.append(Step(asked, i, ladders[i][rungs[i]]))
+        if corners[i]:
+            heapq.heappush(queue, price(i))
+    return steps
+
+
+def _corners(lost: np.ndarray, left: np.ndarray) -> list[int]:
+    """The rungs at which importance against time turns: from each, the next is the cheapest of all that are narrower."""
+    corners, at = [], 0
+    while at < len(lost) - 1:
+        prices = (lost[at + 1 :] - lost[at]) / np.maximum(left[at] - left[at + 1 :], 1e-12 * left[0])
+        at += 1 + int(prices.argmin())
+        corners.append(at)
+    return corners
+
+
+def _importance_lost(scores: np.ndarray, widths: Sequence[int]) -> np.ndarray:
+    """What is gone at each width, in units of the axis's mean magnitude."""
+    ranked = np.sort(scores / max(float(np.abs(scores).mean()), np.finfo(float).tiny))
+    gone = np.concatenate([[0.0], np.cumsum(ranked)])
+    return gone[len(scores) - np.array(widths)]
+
+
 ORDERS = {"uniform": uniform_order, "global": global_order, "grouped": grouped_order}  # by scores
-ALLOCATIONS = (*ORDERS, "sensitivity")
+ALLOCATIONS = (*ORDERS, "sensitivity", "knapsack")
 
 
 def measure_of(
-    goal: Goal, structure: Structure, axes: Sequence[AxisInfo], symbols: dict[sympy.Symbol, int]
+    goal: Goal | Speedup, structure: Structure, axes: Sequence[AxisInfo], symbols: dict[sympy.Symbol, int]
 ) -> Callable[[Widths], int]:
     """What the goal counts, as a function of the widths that are left."""
     if isinstance(goal, Macs):
         return lambda widths: structure.count_macs(symbols, widths)
     if isinstance(goal, Ratio):
         return lambda widths: sum(widths.get(info.axis, info.size) for info in axes)
+    if isinstance(goal, Speedup):
+        names = {info.axis: info.name for info in axes}  # nanoseconds, since counts are whole
+        return lambda widths: round(goal.latency({names[axis]: width for axis, width in widths.items()}) * 1e9)
     return structure.count_parameters
 
 
-def reach(axes: Sequence[AxisInfo], steps: Sequence[Step], goal: Goal, count: Callable[[Widths], int]) -> Widths:
+def reach(
+    axes: Sequence[AxisInfo], steps: Sequence[Step], goal: Goal | Speedup, count: Callable[[Widths], int]
+) -> Widths:
     """Take steps in order as far as the goal allows, then those of later ones that still fit, so that what is missing is
-    less than any axis's next step; a last step beyond the goal is taken where that lands nearer.
+    less than any axis's next step; a last step beyond the goal is taken where that lands nearer. A speedup is a promise: the
+    first step beyond is always taken, and earlier ones that are not needed then are given back.
 
     Raises:
         InputError: the goal lies beyond what all the steps give; the message says what that is.
@@ -154,6 +240,8 @@ def reach(axes: Sequence[AxisInfo], steps: Sequence[Step], goal: Goal, count: Ca
             f"got {goal.share}; allow more kinds, a smaller alignment or a lower floor"
         )
     taken = max(bisect.bisect_left(range(len(steps)), goal.share, key=lambda k: removed(after(k))) - 1, 0)
+    if isinstance(goal, Speedup):
+        return _given_back(axes, steps[: taken + 1], after(taken + 1), lambda w: removed(w) >= goal.share)
     widths = after(taken)
     too_far: dict[int, Step] = {}  # the next step of each axis whose next step overshoots
     for step in steps[taken:]:
@@ -167,6 +255,22 @@ def reach(axes: Sequence[AxisInfo], steps: Sequence[Step], goal: Goal, count: Ca
             break
     beyond = [widths | {axes[step.which].axis: step.width} for step in too_far.values()]
     return min([widths, after(taken + 1), *beyond], key=lambda w: abs(removed(w) - goal.share))
+
+
+def _given_back(
+    axes: Sequence[AxisInfo], steps: Sequence[Step], widths: Widths, fast_enough: Callable[[Widths], bool]
+) -> Widths:
+    """Undo the latest steps, the dearest, that the goal is met without."""
+    before: list[int] = []
+    at = {info.axis: info.size for info in axes}
+    for step in steps:
+        before.append(at[axes[step.which].axis])
+        at[axes[step.which].axis] = step.width
+    for step, wider in reversed(list(zip(steps, before, strict=True))):
+        undone = widths | {axes[step.which].axis: wider}
+        if widths[axes[step.which].axis] == step.width and fast_enough(undone):
+            widths = undone
+    return widths
 
 
 def nearest(axes: Sequence[AxisInfo], ladders: Sequence[list[int]], share: float) -> Widths:

@@ -302,15 +302,15 @@ def _is_dynamic(size: Any) -> bool:
     return isinstance(size, torch.SymInt) and not size.node.expr.is_number
 
 
-def per_example_symbols(program: ExportedProgram) -> dict[Any, int]:
-    """Values for the dynamic sizes: one example for the batch, for the rest what they are for the example inputs."""
+def per_example_symbols(program: ExportedProgram, batch: int = 1) -> dict[Any, int]:
+    """Values for the dynamic sizes: one example (or `batch`) for the batch, for the rest what they are for the example inputs."""
     leaves = torch.utils._pytree.tree_leaves(example(program))
-    batch = _batch_symbols(program)
+    of_batch = _batch_symbols(program)
     symbols: dict[Any, int] = {}
     for shape, leaf in zip(_input_shapes(program), leaves, strict=True):
         for position, size in enumerate(shape):
             if _is_dynamic(size):
-                symbols.setdefault(size.node.expr, 1 if size.node.expr in batch else int(leaf.shape[position]))
+                symbols.setdefault(size.node.expr, batch if size.node.expr in of_batch else int(leaf.shape[position]))
     return _computed_sizes(program) | symbols
 
 

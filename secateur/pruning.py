@@ -17,7 +17,7 @@ from torch.utils import _pytree
 
 from secateur import allocate, calibration, surgery
 from secateur import program as programs
-from secateur.allocate import Curves, Goal, Macs, Ratio
+from secateur.allocate import Curves, Goal, Macs, Ratio, Speedup
 from secateur.axes.infer import KINDS, AxisInfo, Structure, infer
 from secateur.axes.terms import Kept, Widths
 from secateur.calibration import Batch, Loss, Statistics, classification_loss
@@ -99,7 +99,7 @@ class Report:
 def prune(
     program: ExportedProgram,
     *,
-    goal: Goal,
+    goal: Goal | Speedup,
     kinds: Sequence[str] = DEFAULT_KINDS,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
@@ -226,7 +226,9 @@ def _check_globs(structure: Structure, choice: Choice) -> None:
             )
 
 
-def _check_arguments(goal: Goal, choice: Choice, batches: Sequence[Batch], curves: Curves | None) -> None:
+def _check_arguments(goal: Goal | Speedup, choice: Choice, batches: Sequence[Batch], curves: Curves | None) -> None:
+    if isinstance(goal, Speedup) and not 1 < goal.times < np.inf:
+        raise InputError(f"goal: expected a speedup above 1, got {goal.times}")
     if not 0 < goal.share < 1:
         raise InputError(f"goal: expected a share between 0 and 1 (exclusive), got {goal}")
     check_choice(choice)
@@ -290,7 +292,7 @@ def _allocate(
     structure: Structure,
     chosen: Sequence[AxisInfo],
     choice: Choice,
-    goal: Goal,
+    goal: Goal | Speedup,
     symbols: dict,
     scores: Mapping[str, np.ndarray],
     curves: Curves | None,
@@ -306,6 +308,8 @@ def _allocate(
                 f"curves: expected one for every chosen axis, {missing[0]} has none; measure this program again"
             )
         steps = allocate.sensitivity_order(chosen, ladders, curves, count)
+    elif choice.allocation == "knapsack":
+        steps = allocate.knapsack_order(chosen, ladders, scores, count)
     else:
         steps = allocate.ORDERS[choice.allocation](chosen, ladders, scores)
     return allocate.reach(chosen, steps, goal, count)
@@ -415,7 +419,7 @@ def _masked_error(
     return worst if exact else None
 
 
-def _check_counts(report: Report, structure: Structure, symbols: dict, widths: Widths, goal: Goal) -> None:
+def _check_counts(report: Report, structure: Structure, symbols: dict, widths: Widths, goal: Goal | Speedup) -> None:
     """The artifact has what the layouts promised."""
     by_macs = isinstance(goal, Macs)
     counted = report.macs_after if by_macs else report.parameters_after

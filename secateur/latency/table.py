@@ -1,0 +1,209 @@
+"""A latency table: every operation of a program timed on the target on a grid of widths, and what that predicts.
+
+    predicted(widths) = constant + scale x sum of the operations' times at these widths
+
+Between the points of the grid times are interpolated linearly in each group of axes, which is exact for a time that is a sum
+of terms such as multiply-accumulates (in x out) and bytes read and written (in, out). Lookup tables of this kind are
+those of NetAdapt (Yang et al., ECCV 2018, section 3.2) and of block-wise pruning for a latency (Kurtic et al., ZipLM, NeurIPS 2023).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch.export import ExportedProgram
+
+from secateur import allocate
+from secateur import program as programs
+from secateur.axes.infer import AxisInfo, Structure, infer
+from secateur.axes.terms import Axis, Widths
+from secateur.errors import InputError
+from secateur.latency import timing
+from secateur.latency.nodes import Sketch, Writer
+from secateur.latency.operations import Operation, operations
+from secateur.runtime import Target
+
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of each axis left; the last means the narrowest width that is allowed
+ALIGN = 8
+
+
+@dataclass(frozen=True)
+class Timed:
+    """An operation with its times in seconds on the grid of its groups' coordinates, ascending."""
+
+    operation: Operation
+    grid: tuple[np.ndarray, ...]
+    seconds: np.ndarray
+    _known: dict[tuple[float, ...], float] = field(default_factory=dict, repr=False, compare=False)
+
+    def at(self, widths: Widths) -> float:
+        """Seconds at these widths."""
+        at = self.operation.coordinates(widths)
+        if at not in self._known:  # an allocation asks for many widths that differ in one axis
+            self._known[at] = float(interpolated(self.grid, self.seconds, at))
+        return self._known[at]
+
+
+def interpolated(grid: Sequence[np.ndarray], values: np.ndarray, at: Sequence[float]) -> np.ndarray:
+    """Values on a grid of ascending points, linearly in each dimension between them; beyond its ends what they are there."""
+    for points, x in zip(grid, at, strict=True):
+        x = min(max(x, points[0]), points[-1])
+        above = min(max(int(np.searchsorted(points, x)), 1), len(points) - 1)
+        below = max(above - 1, 0)
+        weight = (x - points[below]) / (points[above] - points[below]) if above > below else 0.0
+        values = values[below] * (1 - weight) + values[above] * weight
+    return values
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """What a program takes on a target at any widths of the axes it was measured for."""
+
+    timed: tuple[Timed, ...]
+    axes: Mapping[str, Axis]
+    constant: float  # seconds
+    scale: float
+    untimed: tuple[str, ...]  # operators without a timing model: part of the constant
+
+    def predict(self, widths: Mapping[str, int]) -> float:
+        """Seconds of one request with these units left per axis, by name; what is not named is dense."""
+        if unknown := set(widths) - set(self.axes):
+            raise InputError(
+                f"widths: expected axes that the latency table was measured for, got {sorted(unknown)[0]}; measure it "
+                "again with the kinds that are cut"
+            )
+        by_axis = {self.axes[name]: width for name, width in widths.items()}
+        return self.constant + self.scale * sum(timed.at(by_axis) for timed in self.timed)
+
+
+def measure(
+    program: ExportedProgram,
+    target: Target,
+    *,
+    dense: float,
+    kinds: Sequence[str],
+    align: int = ALIGN,
+    folder: str | Path | None = None,
+    on_operation: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> LatencyTable:
+    """Time the operations of a program on a target, at aligned widths of its axes of some kinds.
+
+    Operations that are equal are timed once. Where every operator that carries an axis is timed, the dense program's own
+    latency fixes the scale: what an operation takes alone, its data warm in the caches, is somewhat less than what it takes
+    among others. Where one is not, it is the constant that is left.
+
+    Args:
+        dense: seconds of one request to the dense program on this target, as `secateur.measure.latency` finds them.
+        kinds: of the axes that will be cut; others stay as they are.
+        align: the widths that are timed are multiples of it, where the kind has a vector width to fill.
+        folder: of the times measured so far, one JSON file per target; another program finds there what it shares with this one.
+        on_operation: called with an operation's name, how many are timed and how many there are.
+
+    Raises:
+        InputError: the target's provider does not tell the time of a kernel, or the folder's file is not one of these.
+    """
+    timing.check_target(target)
+    structure = infer(programs.graph_module(program, shared=True))
+    infos = {info.axis: info for info in structure.prunable if info.kind in kinds}
+    symbols = programs.per_example_symbols(program, target.batch)
+    times = Times(folder, target)
+    found = operations(structure, infos)
+    timed: list[Timed] = []
+    untimed: list[str] = []
+    for done, operation in enumerate(found, 1):
+        write = functools.partial(_written, structure, symbols, operation)
+        timed.append(_on_grid(operation, infos, align, functools.partial(_seconds, times, write)))
+        untimed += operation.names_of(write({}).untimed, structure, infos)
+        on_operation(operation.name, done, len(found))
+    total = sum(one.at({}) for one in timed)
+    constant = max(dense - total, 0.0) if untimed else 0.0
+    scale = (dense - constant) / total if total else 1.0
+    return LatencyTable(
+        tuple(timed), {info.name: axis for axis, info in infos.items()}, constant, scale, tuple(untimed)
+    )
+
+
+def _written(structure: Structure, symbols: dict, operation: Operation, widths: Widths) -> Writer:
+    """A writer that has written the operation at these widths."""
+    writer = Writer(structure, symbols, widths)
+    writer.write(operation.chain)
+    return writer
+
+
+def _seconds(times: Times, write: Callable[[Widths], Writer], widths: Widths) -> float:
+    return times.of(write(widths).sketch)
+
+
+def _on_grid(
+    operation: Operation, infos: Mapping[Axis, AxisInfo], align: int, seconds_at: Callable[[Widths], float]
+) -> Timed:
+    """Time an operation at every combination of its groups' widths. A narrower one never costs more than a wider one."""
+    rungs = [_rungs([infos[axis] for axis in group], align) for group in operation.groups]
+    grid = tuple(np.array([operation.coordinates(widths)[i] for widths in chosen]) for i, chosen in enumerate(rungs))
+    times = np.empty([len(chosen) for chosen in rungs])
+    for index in np.ndindex(*times.shape):
+        widths = {axis: width for i, chosen in zip(index, rungs, strict=True) for axis, width in chosen[i].items()}
+        times[index] = seconds_at(widths)
+    for dim in range(times.ndim):  # from the dense end: what lies above is noise, or better served by padding
+        times = np.flip(np.minimum.accumulate(np.flip(times, dim), dim), dim)
+    return Timed(operation, grid, times)
+
+
+def _rungs(infos: Sequence[AxisInfo], align: int) -> list[Widths]:
+    """Widths of a group of axes that shrink together, ascending."""
+    ladders = {info.axis: (info.size, allocate.ladder(info, align, floor=0.0)) for info in infos}
+    rungs = [
+        {axis: min(ladder, key=lambda w: abs(w - size * share)) for axis, (size, ladder) in ladders.items()}
+        for share in sorted(SHARES)
+    ]
+    return [rung for rung, after in itertools.zip_longest(rungs, rungs[1:]) if rung != after]
+
+
+class Times:
+    """Seconds by signature, in a file of the target when there is a folder for one."""
+
+    def __init__(self, folder: str | Path | None, target: Target) -> None:
+        self._target = target
+        self._description = timing.description(target)
+        self._seconds: dict[str, float] = {}
+        self._path: Path | None = None
+        if folder is not None:
+            digest = hashlib.sha256(json.dumps(self._description, sort_keys=True).encode()).hexdigest()[:16]
+            self._path = Path(folder) / f"{digest}.json"
+            if self._path.exists():
+                self._seconds = _read(self._path)
+
+    def of(self, sketch: Sketch) -> float:
+        """The time of an operation, measured unless an equal one has been."""
+        key = timing.signature(sketch)
+        if key not in self._seconds:
+            self._seconds[key] = timing.seconds(sketch, self._target)
+            self._write()
+        return self._seconds[key]
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"target": self._description, "seconds": self._seconds}
+        beside = self._path.with_name(self._path.name + ".new")
+        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, self._path)  # a kill leaves the old file or the new one
+
+
+def _read(path: Path) -> dict[str, float]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {str(key): float(value) for key, value in content["seconds"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"folder: expected times of operations in {path}, got something else; remove it or name another folder"
+        ) from error

@@ -1,0 +1,254 @@
+"""A latency table on a clock that the tests set: what an operation takes follows from its sizes, so that every sum is known."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import models
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from secateur import Speedup, prune
+from secateur import program as programs
+from secateur.axes.infer import infer
+from secateur.errors import InputError
+from secateur.latency import table as latency_table
+from secateur.latency import timing
+from secateur.latency.nodes import Sketch, Writer
+from secateur.latency.operations import operations
+from secateur.latency.table import LatencyTable, interpolated, measure
+from secateur.pruning import DEFAULT_KINDS
+from secateur.runtime import Target, run
+
+KINDS = (*DEFAULT_KINDS, "embedding")
+DENSE = 0.5  # seconds of the whole program
+TARGET = Target()
+NAMES = ("perceptron", "residual", "branches", "encoder", "tied")
+
+
+def volume(sketch: Sketch) -> float:
+    """A cost that grows with every size: the elements of all that an operation reads from outside."""
+    return 1e-6 * sum(math.prod(value.shape) for value in (*sketch.inputs, *sketch.weights))
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[Sketch]:
+    """The sketches that were timed, each taking what its volume says."""
+    sketches: list[Sketch] = []
+
+    def seconds(sketch: Sketch, target: Target) -> float:
+        sketches.append(sketch)
+        return volume(sketch)
+
+    monkeypatch.setattr(timing, "seconds", seconds)
+    return sketches
+
+
+def measured(name: str = "residual", target: Target = TARGET, folder: Path | None = None) -> LatencyTable:
+    return measure(models.exported(name), target, dense=DENSE, kinds=KINDS, align=1, folder=folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_dense_program_takes_what_was_measured(name: str, timed: list[Sketch]) -> None:
+    assert measured(name).predict({}) == pytest.approx(DENSE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_narrower_never_takes_longer_and_each_axis_saves_something(name: str, timed: list[Sketch]) -> None:
+    table = measured(name)
+    for axis, info in table.axes.items():
+        seconds = [table.predict({axis: width}) for width in range(1, info.size + 1)]
+        assert seconds == sorted(seconds)
+        assert seconds[0] < seconds[-1] == pytest.approx(DENSE)
+
+
+def test_noise_does_not_make_a_narrower_operation_dearer(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(timing, "seconds", lambda sketch, target: float(rng.uniform(1, 2)))
+    table = measured()
+    for axis, info in table.axes.items():
+        seconds = [table.predict({axis: width}) for width in range(1, info.size + 1)]
+        assert np.all(np.diff(seconds) >= -1e-12)
+
+
+def test_equal_operations_are_timed_once(timed: list[Sketch]) -> None:
+    twice = nn.Sequential(*(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 6), nn.ReLU()) for _ in range(3)))
+    program = models.export(nn.Sequential(twice, nn.Linear(6, 6)), torch.zeros(2, 6))
+    table = measure(program, TARGET, dense=DENSE, kinds=KINDS, align=1)
+    signatures = [timing.signature(sketch) for sketch in timed]
+    assert len(signatures) == len(set(signatures))
+    assert len(table.timed) == 7
+    inner = [one for one in table.timed if len(one.operation.groups) == 2]
+    assert any(np.array_equal(one.seconds, other.seconds) for one in inner for other in inner if one is not other)
+
+
+def test_times_are_kept_in_a_file_and_a_measurement_that_was_killed_goes_on(
+    timed: list[Sketch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measured()
+    count = len(timed)
+    timed.clear()
+    simulated = timing.seconds
+
+    def killed(sketch: Sketch, target: Target) -> float:
+        if len(timed) == count // 2:
+            raise KeyboardInterrupt
+        return simulated(sketch, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(timing, "seconds", killed)
+        with pytest.raises(KeyboardInterrupt):
+            measured(folder=tmp_path)
+    resumed = measured(folder=tmp_path)
+    assert len(timed) == count
+    assert resumed.predict({}) == whole.predict({})
+    measured(folder=tmp_path)
+    assert len(timed) == count
+
+
+def test_another_target_has_times_of_its_own(timed: list[Sketch], tmp_path: Path) -> None:
+    measured(folder=tmp_path)
+    count = len(timed)
+    measured(target=Target(threads=2), folder=tmp_path)
+    assert len(timed) == 2 * count
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_another_batch_is_other_sizes(timed: list[Sketch], tmp_path: Path) -> None:
+    measured(folder=tmp_path)
+    count = len(timed)
+    measured(target=Target(batch=3), folder=tmp_path)
+    assert len(timed) > count
+    assert {value.shape[0] for sketch in timed[count:] for value in sketch.inputs} == {3}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_of_something_else_is_refused(timed: list[Sketch], tmp_path: Path) -> None:
+    measured(folder=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_text(json.dumps({"curves": {}}))
+    with pytest.raises(InputError, match=r"^folder: expected times of operations in .* remove it"):
+        measured(folder=tmp_path)
+
+
+class Odd(nn.Module):
+    """A layer whose activation has an axis rule but none for timing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.expm1(self.first(x)))
+
+
+def test_an_operator_without_a_timing_model_is_named_and_its_time_is_constant(timed: list[Sketch]) -> None:
+    program = models.export(Odd(), torch.zeros(2, 4))
+    table = measure(program, TARGET, dense=DENSE, kinds=KINDS, align=1)
+    assert [name.partition(":")[2] for name in table.untimed] == ["expm1"]
+    known = sum(volume(sketch) for sketch in timed if sketch.weights[0].shape in ((6, 4), (3, 6)))
+    assert table.constant == pytest.approx(DENSE - known)
+    assert table.scale == pytest.approx(1.0)
+    (axis,) = table.axes
+    assert table.constant < table.predict({axis: 1}) < table.predict({}) == pytest.approx(DENSE)
+
+
+def test_an_axis_that_was_not_measured_is_an_error(timed: list[Sketch]) -> None:
+    with pytest.raises(InputError, match=r"^widths: .*got elsewhere:channel; measure it again"):
+        measured().predict({"elsewhere:channel": 2})
+
+
+def test_a_provider_that_does_not_tell_kernel_times_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(InputError, match=r"^target.provider: expected CPUExecutionProvider"):
+        measured(target=Target(provider="CUDAExecutionProvider"))
+
+
+@given(st.data(), st.integers(1, 3))
+def test_interpolation_is_exact_for_what_is_linear_in_each_group(data: st.DataObject, rank: int) -> None:
+    shares = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=5, unique=True).map(sorted)
+    grid = [np.array(data.draw(shares)) for _ in range(rank)]
+    slopes = data.draw(st.lists(st.floats(0.0, 5.0), min_size=rank, max_size=rank))
+    time = lambda *xs: math.prod(1 + slope * x for slope, x in zip(slopes, xs, strict=True))  # noqa: E731
+    values = np.vectorize(time)(*np.meshgrid(*grid, indexing="ij"))
+    at = [data.draw(st.floats(points[0], points[-1])) for points in grid]
+    assert float(interpolated(grid, values, at)) == pytest.approx(time(*at))
+
+
+@given(st.sampled_from(NAMES), st.integers(0, 10_000))
+@settings(max_examples=25)
+def test_every_operation_runs_in_the_runtime_at_any_widths_and_gives_the_sizes_of_the_layouts(
+    name: str, seed: int
+) -> None:
+    program = models.exported(name)
+    structure = infer(programs.graph_module(program, shared=True))
+    rng = np.random.default_rng(seed)
+    widths = {info.axis: int(rng.integers(1, info.size + 1)) for info in structure.prunable}
+    for operation in operations(structure, list(widths)):
+        writer = Writer(structure, programs.per_example_symbols(program, 2), widths)
+        sketch = writer.write(operation.chain)
+        assert writer.untimed == []
+        if not sketch.nodes:
+            continue
+        session = ort.InferenceSession(timing.to_model(sketch, rng).SerializeToString())
+        feeds = [timing._random(value, rng) for value in sketch.inputs]
+        seen = run(session, *feeds)
+        made = [node for node in operation.chain if writer._names.get(node) == sketch.outputs[0]]
+        assert list(seen.shape) == writer.shape(made[0])
+
+
+def test_seconds_leave_out_the_change_of_layout_and_sum_the_least_of_each_kernel() -> None:
+    kernels = [("ReorderInput", [9, 9, 9]), ("Conv", [900, 20, 30]), ("Relu", [1, 5, 4])]
+    events = [
+        {"cat": "Node", "name": f"{op}_kernel_time", "dur": times[i], "args": {"op_name": op}}
+        for i in range(3)
+        for op, times in kernels
+    ]
+    assert timing.kernel_seconds(events, 3) == pytest.approx((24e-6, 33e-6))  # the first run warms up
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(lambda w: nn.Linear(w, w), (2, 64, -1)), (lambda w: nn.Conv2d(w, w, 3, padding=1), (2, -1, 14, 14))],
+)
+def test_a_real_operation_takes_more_time_when_it_is_wider(
+    make: Callable[[int], nn.Module], shape: tuple[int, ...]
+) -> None:
+    seconds = []
+    for width in (16, 256):
+        program = models.export(make(width), torch.zeros([width if size < 0 else size for size in shape]))
+        structure = infer(programs.graph_module(program, shared=True))
+        (operation,) = operations(structure, [])
+        sketch = Writer(structure, programs.per_example_symbols(program), {}).write(operation.chain)
+        seconds.append(timing.seconds(sketch, TARGET))
+    assert 0 < 4 * seconds[0] < seconds[1]
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "knapsack"])
+def test_prune_reaches_a_predicted_speedup_and_keeps_its_promise(allocation: str, timed: list[Sketch]) -> None:
+    program = models.exported("residual")
+    table = measured()
+    _, report = prune(program, goal=Speedup(1.5, table.predict), allocation=allocation)
+    widths = {axis.name: axis.after for axis in report.axes}
+    assert table.predict(widths) <= DENSE / 1.5
+
+
+def test_a_speedup_that_is_none_is_refused(timed: list[Sketch]) -> None:
+    with pytest.raises(InputError, match=r"^goal: expected a speedup above 1, got 1"):
+        prune(models.exported("residual"), goal=Speedup(1.0, measured().predict))
+
+
+def test_the_shares_of_the_grid_are_widths_that_the_ladder_allows(timed: list[Sketch]) -> None:
+    table = measure(models.exported("residual"), TARGET, dense=DENSE, kinds=KINDS, align=4)
+    for one in table.timed:
+        for points, group in zip(one.grid, one.operation.groups, strict=True):
+            assert points[-1] == 1.0
+            assert len(points) <= len(latency_table.SHARES)
+            if len(group) == 1:
+                assert all(round(x * group[0].size) in (group[0].size, 4, 8) for x in points)
