@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
 from torch.export import ExportedProgram
 
 from secateur import program as programs
@@ -57,10 +58,20 @@ def _check_parameters(program: ExportedProgram, model: onnx.ModelProto) -> None:
         if stored.get(name) in (shape, shape[::-1]):
             continue
         renamed.subtract([_sizes(shape)])
-        if name in stored or renamed[_sizes(shape)] < 0:
+        absent = name in stored or renamed[_sizes(shape)] < 0
+        if absent and not _needs_no_place(program.state_dict[name], model):
             missing.append(f"{name} {shape} (file: {stored.get(name)})")
     if missing:
         raise RuntimeError(f"the ONNX file does not hold the program's weights: {'; '.join(sorted(missing)[:3])}")
+
+
+def _needs_no_place(parameter: torch.Tensor, model: onnx.ModelProto) -> bool:
+    """Whether the exporter may leave a parameter out: zeros that would be added, or what equals another that is stored."""
+    if parameter.dim() == 1 and not parameter.any():
+        return True
+    values = parameter.detach().numpy()
+    alike = (tensor for tensor in model.graph.initializer if tuple(tensor.dims) == values.shape)
+    return any(np.array_equal(numpy_helper.to_array(tensor), values) for tensor in alike)
 
 
 def _sizes(shape: tuple[int, ...]) -> tuple[int, ...]:

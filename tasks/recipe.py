@@ -203,7 +203,7 @@ class Prune(_Section):
     include: tuple[str, ...] = ("*",)  # globs on axis names, as `secateur inspect` prints them
     exclude: tuple[str, ...] = ()
     criterion: str = "l2"
-    allocation: Literal["uniform", "global", "grouped", "sensitivity"] = "uniform"
+    allocation: Literal["uniform", "global", "grouped", "sensitivity", "knapsack"] = "uniform"
     align: int = Field(8, ge=1)
     floor: float = Field(0.0, ge=0, lt=1)  # share of every axis that stays
     calibration: int = Field(

@@ -57,6 +57,16 @@ def test_a_pruned_program_is_exported_for_inference_even_if_it_came_in_training_
     assert stored["head.weight"] == (models.CLASSES, models.CHANNELS // 2 * 4)
 
 
+def test_weights_that_the_exporter_needs_no_place_for_are_not_missed(tmp_path: Path) -> None:
+    """Of norms that were never trained it stores one, and a bias of zeros it leaves out."""
+    norms = [nn.LayerNorm(models.FEATURES) for _ in range(3)]
+    last = nn.Linear(models.FEATURES, models.CLASSES)
+    nn.init.zeros_(last.bias)
+    program = models.export(nn.Sequential(*norms, last), torch.zeros(2, models.FEATURES))
+    export(program, tmp_path / "fresh.onnx")
+    assert parity(program, tmp_path / "fresh.onnx", [models.vectors(8)]).worst < TOLERANCE
+
+
 @pytest.mark.parametrize("name", ["head.weight", "inner.weight"])
 def test_a_file_without_one_of_the_weights_is_refused(
     residual_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

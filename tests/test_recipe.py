@@ -1,13 +1,14 @@
 """Recipes: defaults are filled in, and whatever is wrong is one sentence that names the setting."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secateur.allocate import ALLOCATIONS
 from secateur.errors import InputError
 from secateur.objectives import OBJECTIVES
 from secateur.runtime import OPTIMISATIONS
@@ -98,6 +99,10 @@ def test_the_section_of_the_source_is_filled_in_and_reads_back(
     read = parse(data=data)
     assert read.model_dump()["data"][section].items() >= filled.items()
     assert recipe.Recipe.model_validate(read.model_dump(mode="json")) == read
+
+
+def test_recipes_know_every_allocation_of_the_library() -> None:
+    assert set(get_args(recipe.Prune.model_fields["allocation"].annotation)) == set(ALLOCATIONS)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -117,7 +117,7 @@ def cut(
     macs: Annotated[float | None, typer.Option(help="Share of the multiply-accumulates to remove.")] = None,
     kind: Annotated[str | None, typer.Option(help="Kinds of axes, by comma, such as head,width.")] = None,
     criterion: Annotated[str, typer.Option(help="How units are ranked, such as l2, taylor, wanda.")] = "l2",
-    allocation: Annotated[str, typer.Option(help="uniform, global, grouped or sensitivity.")] = "uniform",
+    allocation: Annotated[str, typer.Option(help="uniform, global, grouped, sensitivity or knapsack.")] = "uniform",
     curves: Annotated[
         Path | None, typer.Option(help="JSON file that keeps the curves of allocation sensitivity; resumed from.")
     ] = None,
