@@ -11,7 +11,7 @@ import sympy
 import torch
 from torch import fx
 
-from secateur.axes import compute, routing, shape  # noqa: F401  (importing them registers their rules)
+from secateur.axes import compute, indexing, routing, shape  # noqa: F401  (importing them registers their rules)
 from secateur.axes.normalise import normalise
 from secateur.axes.terms import Axis, Size, Term, Widths, freeze, fresh, leaves, resolve, size_of
 from secateur.axes.trace import (
