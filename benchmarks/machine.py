@@ -6,7 +6,8 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from pathlib import Path
+
+from secateur.machine import processor
 
 PACKAGES = ("torch", "torch-pruning", "lightning", "transformers", "numpy")
 
@@ -14,7 +15,7 @@ PACKAGES = ("torch", "torch-pruning", "lightning", "transformers", "numpy")
 def in_words() -> str:
     """One sentence."""
     return (
-        f"{_processor()}, {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} thread(s) for torch, "
+        f"{processor()}, {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} thread(s) for torch, "
         f"{platform.system()}, Python {platform.python_version()}"
     )
 
@@ -34,11 +35,3 @@ def commit() -> str:
     """The commit of the code, with a plus where files differ from it."""
     told = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False)  # noqa: S607
     return told.stdout.strip() or "unknown"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -61,13 +61,21 @@ def here() -> Machine:
 
     told = torch.cpu.get_capabilities()
     return Machine(
-        cpu=told.get("cpu_name") or platform.processor() or platform.machine(),
+        cpu=processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         instruction_sets=instruction_sets(told),
         memory_bytes=_memory(),
         gpus=_gpus_of_torch() or _gpus_of_driver(),
         providers=tuple(ort.get_available_providers()),
     )
+
+
+def processor() -> str:
+    """Its name."""
+    import torch
+
+    name: str = torch.cpu.get_capabilities().get("cpu_name", "")
+    return name or platform.processor() or platform.machine()
 
 
 def instruction_sets(capabilities: Mapping[str, Any]) -> tuple[str, ...]:

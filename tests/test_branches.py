@@ -96,3 +96,24 @@ def test_adjacent_branches_are_dropped_with_all_their_parameters(made: nn.Module
     if gone == len(report.scores):
         x = torch.randn(3, models.FEATURES)
         assert torch.allclose(shallow.module(check_guards=False)(x), made.head(made.first(x)))
+
+
+def test_a_branch_that_also_leaves_through_memory_is_none() -> None:
+    class Writing(nn.Module):
+        """Two residual branches; what the first one has inside is also written into a tensor that is read at the end."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+            self.wide, self.narrow = nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            kept = torch.zeros_like(x)
+            inner = torch.relu(self.up(x))
+            kept[..., :4].copy_(inner[..., :4])
+            x = x + self.down(inner)
+            return x + self.narrow(torch.relu(self.wide(x))) + kept
+
+    module = programs.graph_module(models.export(Writing().eval(), torch.zeros(2, 8)))
+    (found,) = branches.find(module, infer(module))
+    assert set(found.tensors) == {"wide.weight", "wide.bias", "narrow.weight", "narrow.bias"}

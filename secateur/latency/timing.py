@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import resource
 import tempfile
 import time
@@ -18,6 +17,7 @@ from onnx import helper, numpy_helper
 
 from secateur.errors import InputError
 from secateur.latency.nodes import Sketch, Value
+from secateur.machine import processor
 from secateur.onnx_export import OPSET
 from secateur.runtime import Target, check_provider
 
@@ -39,20 +39,12 @@ def signature(sketch: Sketch) -> str:
 def description(target: Target) -> dict[str, str | int]:
     """What a time depends on beside the operation."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "provider": target.provider,
         "threads": target.threads,
         "onnxruntime": ort.__version__,
         "opset": OPSET,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def check_target(target: Target) -> None:
