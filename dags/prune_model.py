@@ -45,7 +45,7 @@ def one_cycle(number: int, pinned: Any, base: Any, schedule: Any, previous: Any)
 
     @task_group(group_id=f"cycle_{number}")
     def cycle() -> Any:
-        smaller = step(cut.run)(pinned, base, schedule, number, previous)
+        smaller = step(cut.run, pool=BENCH)(pinned, base, schedule, number, previous)
         recovered = step(recover.run)(pinned, schedule, smaller)
         return step(evaluate.run, pool=BENCH)(pinned, base, recovered)
 

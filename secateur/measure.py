@@ -15,6 +15,7 @@ from secateur.worker import working
 SAMPLES_BEYOND = 10  # a percentile is reported when at least this many samples lie beyond it
 WARM_UP = 50  # requests, of slow files as many as fit into a tenth of the budget
 FEWEST, MOST = 30, 5000  # requests that are timed
+FOR_P99 = 100 * SAMPLES_BEYOND  # requests without which there is none
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ def request_of(columns: Sequence[np.ndarray], target: Target) -> list[np.ndarray
 def summarise(seconds: np.ndarray, batch: int) -> Latency:
     """Percentiles of request times; p99 only when ten samples lie beyond it."""
     p50, p90, p99 = np.percentile(seconds * 1e3, [50, 90, 99])
-    enough = len(seconds) * 0.01 >= SAMPLES_BEYOND
+    enough = len(seconds) >= FOR_P99
     return Latency(float(p50), float(p90), float(p99) if enough else None, float(batch / seconds.mean()), len(seconds))
 
 
-def latency(path: str | Path, target: Target, columns: Sequence[np.ndarray], budget_s: float = 3.0) -> Latency:
-    """Request times of one file, warm-up left out: at least enough for p99, within the time budget if that allows it.
+def latency(
+    path: str | Path, target: Target, columns: Sequence[np.ndarray], budget_s: float = 3.0, fewest: int = FEWEST
+) -> Latency:
+    """Request times of one file, warm-up left out: as many as fit into the time budget, and at least `fewest`.
 
     `columns` are the inputs of examples [N, ...], in the program's order.
 
@@ -67,7 +70,7 @@ def latency(path: str | Path, target: Target, columns: Sequence[np.ndarray], bud
         first = float(np.median(worker.block(3).seconds))
         warm = int(np.clip(budget_s / 10 / first, 1, WARM_UP))
         per_request = float(np.median(worker.block(warm).seconds))
-        count = int(np.clip(budget_s / per_request, FEWEST, MOST))
+        count = int(np.clip(budget_s / per_request, fewest, max(MOST, fewest)))
         return summarise(worker.block(count).seconds, target.batch)
 
 

@@ -21,7 +21,7 @@ from secateur.allocate import Curves, Goal, Macs, Ratio, Speedup
 from secateur.axes.infer import KINDS, AxisInfo, Structure, infer
 from secateur.axes.terms import Kept, Widths
 from secateur.calibration import Batch, Loss, Statistics, classification_loss
-from secateur.errors import InputError
+from secateur.errors import InputError, NothingRemovedError
 from secateur.importance import CRITERIA, Evidence
 from secateur.tables import as_text
 
@@ -138,7 +138,7 @@ def prune(
         info.axis: strongest(scores[info.name], widths[info.axis]) for info in chosen if widths[info.axis] < info.size
     }
     if not kept:
-        raise InputError(
+        raise NothingRemovedError(
             f"goal: {goal} would remove nothing from {len(chosen)} axes at align {align}; ask for more or lower it"
         )
     pruned, report = _cut(program, module, structure, kept, scores)
@@ -180,6 +180,19 @@ def check_prunable(program: ExportedProgram, choice: Choice) -> None:
     check_choice(choice)
     programs.check_supported(program)
     choose_axes(infer(programs.graph_module(program, shared=True)), choice)
+
+
+def reachable(program: ExportedProgram, choice: Choice, goal: Goal | Speedup) -> float:
+    """The share that a goal of this sort can ask for at most: every axis that these choices allow at its narrowest.
+
+    Raises:
+        InputError: no axis can be cut.
+    """
+    structure = infer(programs.graph_module(program, shared=True))
+    chosen = choose_axes(structure, choice)
+    count = allocate.measure_of(goal, structure, chosen, programs.per_example_symbols(program))
+    narrowest = {info.axis: allocate.ladder(info, choice.align, choice.floor)[-1] for info in chosen}
+    return 1 - count(narrowest) / count({})
 
 
 def needs_data(choice: Choice) -> bool:

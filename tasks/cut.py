@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.errors import NothingToDo
-from tasks import sparse_learning, tracking
+from secateur.errors import NothingRemovedError, NothingToDo
+from tasks import goals, sparse_learning, tracking
 from tasks.recipe import Recipe
-from tasks.references import Baseline, Cut, Cycle, Pinned, Plan
+from tasks.references import Baseline, Cut, Cycle, Figures, Pinned, Plan
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from secateur.allocate import Curves, Goal
+    from secateur.aiming import Shot
+    from secateur.allocate import Curves, Goal, Speedup
     from secateur.calibration import Batch
     from secateur.objectives import Objective
     from secateur.pruning import Report
 
 BATCH = 32  # of calibration
+AIMS, AIMS_BETWEEN = 4, 2  # cuts that are measured, in the last cycle and in those before
+NEAR = 0.995  # of the goal: what is left is less than a cycle can be aimed by
 CURVES = "curves.json"
 
 
@@ -34,24 +36,18 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
         InputError: the goal cannot be reached with the allowed kinds.
     """
     recipe = Recipe.model_validate(pinned.recipe)
-    _stop_early(recipe, plan, cycle, previous, pinned.metric)
-    from secateur import Macs, Parameters
+    _stop_early(recipe, baseline.figures, plan, cycle, previous, pinned.metric)
     from secateur import program as programs
 
-    share = aim(recipe, plan, cycle, baseline, previous)
+    reached = goals.reached(recipe.goal, baseline.figures, previous) if previous else 1.0
+    wanted = ratio_of(plan, cycle, reached)
     source = previous.program if previous else pinned.program
-    now = previous.figures if previous else baseline.figures
-    dense_count, count = (
-        (baseline.figures.params, now.params) if plan.measure == "sparsity" else (baseline.figures.macs, now.macs)
-    )
-    rest = 1 - (1 - share) * dense_count / count  # of what is left
-    if rest <= 0:
-        raise NothingToDo(f"cycle {cycle}: {share:.1%} {plan.measure} is already gone")
     run_id = tracking.child_run(pinned, f"cycle {cycle}", cycle)
     with tracking.fetched(source) as path:
         program, lineage = programs.load(path), programs.lineage(path)
-    goal = Parameters(rest) if plan.measure == "sparsity" else Macs(rest)
-    record = {"cycle": cycle, "goal": str(goal), "criterion": recipe.prune.criterion, "seed": recipe.seed}
+    ask = goals.asking(recipe.goal, baseline.latencies, program)
+    goal = ask(wanted / reached)
+    record = {"cycle": cycle, "criterion": recipe.prune.criterion, "seed": recipe.seed}
     record["objective"] = pinned.objective
     if cycle == 1 and (learning := recipe.prune.sparse_learning):
         # growing is told beforehand which units the cut will remove
@@ -65,11 +61,17 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
         with tracking.fetched(learned) as path:
             program = programs.load(path)
         record["sparse_learning"] = learning.model_dump()
-    pruned, report = _cut(recipe, pinned.inputs, run_id, program, goal, "cut")
+    if plan.measure in goals.COUNTED:
+        pruned, report = _cut(recipe, pinned.inputs, run_id, program, goal, "cut")
+    else:
+        tries = AIMS if cycle == len(plan.shares) else AIMS_BETWEEN
+        goal, pruned, report = _aimed(pinned, baseline, run_id, program, ask, (reached, wanted), tries)
     print(report)
     sparsity = 1 - report.parameters_after / baseline.figures.params
     lineage = programs.descend(
-        lineage | {"data": pinned.data_digest}, programs.digest(program), {**record, "kept": report.kept}
+        lineage | {"data": pinned.data_digest},
+        programs.digest(program),
+        {**record, "goal": str(goal), "kept": report.kept},
     )
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         path = Path(folder) / "cut.pt2"
@@ -79,8 +81,58 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
     return Cut(cycle, run_id, file, sparsity)
 
 
+def _aimed(
+    pinned: Pinned,
+    baseline: Baseline,
+    run_id: str,
+    program: ExportedProgram,
+    ask: Callable[[float], Goal | Speedup],
+    ratios: tuple[float, float],
+    tries: int,
+) -> tuple[Goal | Speedup, ExportedProgram, Report]:
+    """Cut, measure what it gives on the target, and aim again; training changes weights, not what they cost.
+
+    `ratios` to the dense model are those that the program has reached and that is wanted.
+    """
+    from secateur import aiming, onnx_export
+    from secateur.pruning import Choice
+    from tasks import datasets
+
+    recipe = Recipe.model_validate(pinned.recipe)
+    validation = datasets.load(recipe, pinned.inputs).validation
+    seen: dict[str, tuple[float, str]] = {}  # a cut that comes out the same is not measured again
+    told: list[str] = []
+    shots: list[Shot[tuple[Goal | Speedup, ExportedProgram, Report]]] = []
+    most = goals.most(ask, program, Choice(**recipe.prune.choice))
+    reached, wanted = ratios
+
+    def shoot(times: float) -> tuple[float, tuple[Goal | Speedup, ExportedProgram, Report]]:
+        goal = ask(times)
+        pruned, report = _cut(recipe, pinned.inputs, run_id, program, goal, "cut")
+        key = tracking.digest(report.kept)
+        if key not in seen:
+            onnx_export.export(pruned, path)
+            seen[key] = goals.measured(recipe, dense, path, baseline.figures, validation)
+        told.append(f"wanted {wanted:.3f}x, asked {reached * times:.3f}x, measured {seen[key][1]}")
+        print(told[-1], flush=True)
+        return seen[key][0] / reached, (goal, pruned, report)
+
+    with (
+        tracking.fetched(baseline.figures.onnx) as dense,
+        tempfile.TemporaryDirectory(prefix="secateur-") as folder,
+    ):
+        path = Path(folder) / "cut.onnx"
+        try:
+            aiming.aim(shoot, wanted / reached, most=most, tries=tries, on_shot=shots.append)
+        except NothingRemovedError:  # of a smaller ask, after one that measured too much
+            if not shots:
+                raise
+    tracking.put_text(run_id, "\n".join(told) + "\n", "cut/aims.txt")
+    return aiming.best(shots, wanted / reached).made
+
+
 def _cut(
-    recipe: Recipe, names: Sequence[str], run_id: str, program: ExportedProgram, goal: Goal, folder: str
+    recipe: Recipe, names: Sequence[str], run_id: str, program: ExportedProgram, goal: Goal | Speedup, folder: str
 ) -> tuple[ExportedProgram, Report]:
     """Prune as the recipe says; what is measured for it is kept in this folder of the cycle's run."""
     from secateur import prune
@@ -143,7 +195,7 @@ def _curves(
         )
 
 
-def _stop_early(recipe: Recipe, plan: Plan, cycle: int, previous: Cycle | None, metric: str) -> None:
+def _stop_early(recipe: Recipe, dense: Figures, plan: Plan, cycle: int, previous: Cycle | None, metric: str) -> None:
     if cycle > len(plan.shares):
         raise NothingToDo(f"cycle {cycle}: the plan has {len(plan.shares)}")
     if previous and previous.accuracy_delta < -recipe.budget.accuracy_drop:
@@ -151,20 +203,14 @@ def _stop_early(recipe: Recipe, plan: Plan, cycle: int, previous: Cycle | None, 
             f"cycle {cycle}: cycle {previous.cycle} lost {-previous.accuracy_delta:.4f} of {metric} on validation, more than "
             f"the budget of {recipe.budget.accuracy_drop:g}"
         )
-    if previous and recipe.goal.speedup and previous.speedup_low >= recipe.goal.speedup:
-        raise NothingToDo(f"cycle {cycle}: {recipe.goal.speedup:g}x is reached ({previous.speedup:.2f}x measured)")
+    if previous and (done := goals.reached(recipe.goal, dense, previous)) >= NEAR / (1 - plan.shares[-1]):
+        raise NothingToDo(f"cycle {cycle}: {recipe.goal} is reached ({done:.2f}x)")
 
 
-def aim(recipe: Recipe, plan: Plan, cycle: int, baseline: Baseline, previous: Cycle | None) -> float:
-    """The share of the dense model that is gone after this cycle.
-
-    For a speedup the plan's share is only where the first cycle starts: from then on the measured speedup tells how much
-    time a removed multiply-accumulate saves, as the exponent in speedup = (MAC ratio)^e, and the rest is shared out
-    over the cycles that are left.
-    """
-    if not recipe.goal.speedup or not previous:
-        return plan.shares[cycle - 1]
-    ratio = baseline.figures.macs / previous.figures.macs
-    exponent = min(max(math.log(previous.speedup) / math.log(ratio), 0.3), 1.2) if previous.speedup > 1 else 0.3
-    step = (recipe.goal.speedup / previous.speedup) ** (1 / (len(plan.shares) - cycle + 1))
-    return 1 - 1 / (ratio * step ** (1 / exponent))
+def ratio_of(plan: Plan, cycle: int, reached: float) -> float:
+    """What the dense model over what is left shall be after this cycle: what the plan says; where the cycles before have come
+    as far already, an equal part of the way that is left."""
+    planned, last = (1 / (1 - share) for share in (plan.shares[cycle - 1], plan.shares[-1]))
+    if reached < planned:
+        return planned
+    return reached * (last / reached) ** (1 / (len(plan.shares) - cycle + 1))

@@ -43,7 +43,7 @@ def measure(program: ExportedProgram, path: Path, run_id: str, validation: Split
     target, objective = target_of(recipe), objective_of(recipe.objective)
     onnx_export.export(program, path)
     structure = infer(programs.graph_module(program))
-    latency = measure.latency(path, target, validation.columns)
+    latency = measure.latency(path, target, validation.columns, fewest=requests_for(recipe))
     return Figures(
         onnx=tracking.put(run_id, path, "onnx"),
         params=structure.count_parameters(),
@@ -56,6 +56,13 @@ def measure(program: ExportedProgram, path: Path, run_id: str, validation: Split
         throughput=latency.throughput,
         peak_memory_bytes=measure.peak_memory(path, target, validation.columns),
     )
+
+
+def requests_for(recipe: Recipe) -> int:
+    """How many requests a latency takes at least: with a limit on the 99th percentile, as many as give one."""
+    from secateur import measure
+
+    return measure.FOR_P99 if recipe.goal.p99_ms else measure.FEWEST
 
 
 def metrics(figures: Figures, metric: str) -> dict[str, float | None]:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from secateur.schedules import SCHEDULES
-from tasks import tracking
+from tasks import goals, tracking
 from tasks.recipe import Budget, Recipe
 from tasks.references import Baseline, Pinned, Plan
 
@@ -20,13 +20,16 @@ RECOVERY_SHARE = (0.1, 0.2)  # of the original training, the published range
 
 @tracking.remembered
 def run(pinned: Pinned, baseline: Baseline) -> Plan:
-    """Choose what is counted, the number of cycles and each cycle's share, and the epochs of recovery."""
+    """Choose what is counted, the number of cycles and each cycle's share, and the epochs of recovery.
+
+    Raises:
+        InputError: the dense model is within the goal as it is.
+    """
     from secateur import gains, machine
 
     recipe = Recipe.model_validate(pinned.recipe)
     goal, provider, here = recipe.goal, recipe.target.provider, machine.here()
-    measure = "sparsity" if goal.sparsity else "macs"
-    final = goal.sparsity or goal.macs or 1 - 1 / (goal.speedup or 1)
+    final = 1 - 1 / goals.wanted(goal, baseline.figures)
     count, why = cycles_for(final, recipe.prune.cycles)
     shares = tuple(SCHEDULES[recipe.prune.schedule](cycle, count, final) for cycle in range(1, count + 1))
     total, of_training = epochs_for(recipe.budget, math.ceil(pinned.examples / recipe.recovery.batch))
@@ -37,14 +40,30 @@ def run(pinned: Pinned, baseline: Baseline) -> Plan:
         why,
         f"recovery: {total} epochs over {count} cycles, {of_training}, with the dense model as teacher",
     ]
-    if goal.speedup:
-        reasons.append(
-            f"speedup {goal.speedup:g}x: starts from {final:.0%} fewer multiply-accumulates in all; each cycle aims again by what "
-            f"the one before measured against {baseline.figures.latency_p50_ms:.3f} ms dense"
-        )
-    plan = Plan(measure, shares, epochs, tuple(reasons))
+    name, _ = goal.given
+    if name not in goals.COUNTED:
+        reasons += _of_measured(pinned, baseline, recipe)
+    plan = Plan(name, shares, epochs, tuple(reasons))
     tracking.put_json(pinned.run_id, "plan.json", plan)
     return plan
+
+
+def _of_measured(pinned: Pinned, baseline: Baseline, recipe: Recipe) -> list[str]:
+    """What is said of a goal that is measured: how it is aimed at, and whether it is within reach."""
+    from secateur import program as programs
+    from secateur.pruning import Choice
+
+    with tracking.fetched(pinned.program) as path:
+        program = programs.load(path)
+    most = goals.most(goals.asking(recipe.goal, baseline.latencies, program), program, Choice(**recipe.prune.choice))
+    wanted = goals.wanted(recipe.goal, baseline.figures)
+    by = "by the latency table" if baseline.latencies else "by what is counted"
+    reach = f"with every axis at its narrowest {by} at most {most:.2f}x"
+    within = "" if wanted <= most else ", so that the goal is out of reach: the cycles go as far as they can"
+    return [
+        f"{recipe.goal}: {wanted:.2f}x; every cut is measured before its recovery, and aimed again until it is as wanted",
+        f"{reach}{within}",
+    ]
 
 
 def _said(gain: Gain) -> str:

@@ -134,18 +134,31 @@ class TargetSection(_Section):
 
 
 class Goal(_Section):
-    """What to reach; exactly one of them."""
+    """What to reach; exactly one of them. What is measured, on the target and its requests, is aimed at again and again."""
 
     sparsity: Share | None = None  # share of the parameters removed
     macs: Share | None = None  # share of the multiply-accumulates removed
-    speedup: Annotated[float, Field(gt=1)] | None = None  # measured on the target
+    speedup: Annotated[float, Field(gt=1)] | None = None  # measured
+    p99_ms: PositiveFloat | None = None  # 99 of 100 requests answered within, measured
+    size_mb: PositiveFloat | None = None  # of the ONNX file, 10^6 bytes
+    memory_mb: PositiveFloat | None = None  # peak that loading and running the file adds to a process, measured
 
     @model_validator(mode="after")
     def _one(self) -> Goal:
         given = [name for name, value in self if value is not None]
         if len(given) != 1:
-            raise ValueError(f"exactly one of sparsity, macs, speedup is needed, got {', '.join(given) or 'none'}")
+            raise ValueError(
+                f"exactly one of {', '.join(type(self).model_fields)} is needed, got {', '.join(given) or 'none'}"
+            )
         return self
+
+    @property
+    def given(self) -> tuple[str, float]:
+        """The one that is set, and its value."""
+        return next((name, value) for name, value in self if value is not None)
+
+    def __str__(self) -> str:
+        return "{} {:g}".format(*self.given)
 
 
 class Budget(_Section):

@@ -53,16 +53,17 @@ class Figures:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The dense model, measured."""
+    """The dense model, measured; for a goal of time also what its operations take at other widths, where that can be told."""
 
     figures: Figures
+    latencies: File | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
     """The method and the schedule: for each cycle the share of `measure` that is gone when it ends, and why."""
 
-    measure: str  # sparsity or macs
+    measure: str  # what the goal sets
     shares: tuple[float, ...]
     epochs: tuple[int, ...]
     reasons: tuple[str, ...]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from secateur.errors import InputError
-from tasks import tracking
+from tasks import goals, tracking
 from tasks.recipe import Recipe
 from tasks.references import Baseline, Cycle, Pinned, Selected
+
+NEAR_GOAL = 0.95  # of it: a cut goes by whole units
 
 
 @tracking.remembered
@@ -22,5 +24,23 @@ def run(pinned: Pinned, baseline: Baseline, cycles: list[Cycle | None]) -> Selec
     else:
         best = max(done, key=lambda cycle: cycle.accuracy_delta)
         reason = f"cycle {best.cycle}: none is within {recipe.budget.accuracy_drop:g} of the dense {pinned.metric}, this is the nearest"
+    reason = f"{reason}; {_of_goal(recipe, baseline, done, best)}"
+    print(reason, flush=True)
     tracking.log(pinned.run_id, {}, selected=reason)
     return Selected(best, reason)
+
+
+def _of_goal(recipe: Recipe, baseline: Baseline, done: list[Cycle], best: Cycle) -> str:
+    """Whether the goal is reached, and if not, what stands in its way."""
+    wanted = goals.wanted(recipe.goal, baseline.figures)
+    reached = goals.reached(recipe.goal, baseline.figures, best)
+    if reached >= NEAR_GOAL * wanted:
+        return f"goal {recipe.goal} is reached ({reached:.2f}x)"
+    broken = next((cycle for cycle in done if cycle.accuracy_delta < -recipe.budget.accuracy_drop), None)
+    if broken:
+        why = (
+            f"cycle {broken.cycle} lost {-broken.accuracy_delta:.4f}; more recovery or a larger budget may get further"
+        )
+    else:
+        why = "what may be cut gives no more on this target; more kinds, a lower floor or a smaller alignment may get further"
+    return f"goal {recipe.goal} needs {wanted:.2f}x, {reached:.2f}x is reached: {why}"

@@ -60,13 +60,18 @@ def checkpoint(run_id: str, name: str) -> Iterator[Checkpoint]:
     """
     from secateur import checkpoints, distributed
 
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "secateur" / run_id / name
+    folder = cache_folder() / run_id / name
     near, far = checkpoints.in_folder(folder), in_run(run_id, name)
     yield checkpoints.also(near, far)
     if distributed.rank() == 0:
         if last := checkpoints.newest(near.load()):
             far.save(last)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def cache_folder() -> Path:
+    """Where a worker keeps what spares it work: nothing depends on it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "secateur"
 
 
 def in_run(run_id: str, name: str) -> Checkpoint:

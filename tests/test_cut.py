@@ -2,7 +2,9 @@
 
 import functools
 import json
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,27 +12,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from services import ALIGN, CHANNELS, Job, another_job, recipe_for
 
+from secateur import onnx_export
 from secateur import program as programs
 from secateur.curves import SHARES
 from secateur.errors import InputError, NothingToDo
-from tasks import cut, recipe, sparse_learning, tracking
-from tasks.references import Baseline, Cut, Cycle, Figures, File, Pinned, Plan
-
-NOWHERE = File("runs:/0/none", "")
-DENSE_MACS = 1_000_000
-
-
-def figures(macs: int) -> Figures:
-    """What a program of so many multiply-accumulates measured."""
-    return Figures(NOWHERE, 10_000, macs, 0, 1.0, 1.0, 1.0, None, 1.0, 0)
-
-
-BASELINE = Baseline(figures(DENSE_MACS))
-
-
-def cycle(macs: int, speedup: float, low: float = 0.0, delta: float = 0.0) -> Cycle:
-    """A finished first cycle."""
-    return Cycle(1, "", NOWHERE, figures(macs), 0.5, delta, speedup, low, speedup)
+from tasks import cut, plan, recipe, sparse_learning, tracking
+from tasks.references import Cut, File, Pinned, Plan
 
 
 def digest_of(file: File) -> str:
@@ -50,11 +37,6 @@ def job_that_learns(job: Job, name: str, **learning: Any) -> Pinned:
     prune = {"align": ALIGN, "sparse_learning": learning}
     filled = recipe.Recipe.model_validate({**job.pinned.recipe, "prune": prune}).model_dump(mode="json")
     return replace(another_job(job.pinned, name), recipe=filled)
-
-
-def wish(**goal: float) -> recipe.Recipe:
-    """A recipe with this goal."""
-    return recipe.Recipe.model_validate({"model": "m", "data": {"source": "digits"}, "goal": goal})
 
 
 @pytest.mark.usefixtures("services")
@@ -146,6 +128,24 @@ class TestSurgery:
         with pytest.raises(InputError, match="expected a share of at most"):
             cut.run(job_for(job, goal={"sparsity": 0.9999}), job.baseline, steep, 1, None)
 
+    def test_a_goal_that_is_measured_is_aimed_at_until_the_cut_measures_it(self, job: Job) -> None:
+        limit = job.baseline.figures.size_bytes / 1.5e6
+        wish = {**job.pinned.recipe, "goal": {"size_mb": limit}, "prune": {"align": 1, "cycles": 1}}
+        filled = recipe.Recipe.model_validate(wish).model_dump(mode="json")
+        pinned = replace(another_job(job.pinned, "cut to a size"), recipe=filled)
+        made = cut.run(pinned, job.baseline, plan.run(pinned, job.baseline), 1, None)
+        aims = (tracking.get_bytes(made.run_id, "cut/aims.txt") or b"").decode().splitlines()
+        measured = [float(line.rpartition("measured ")[2].removesuffix(" MB")) for line in aims]
+        assert 1 < len(measured) <= cut.AIMS
+        assert all(line.startswith("wanted 1.500x, asked ") for line in aims)
+        assert 0.94 * limit <= max(size for size in measured if size <= limit) <= limit
+        with tracking.fetched(made.program) as path:
+            program = programs.load(path)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "cut.onnx"
+            onnx_export.export(program, file)
+            assert file.stat().st_size / 1e6 == pytest.approx(max(s for s in measured if s <= limit), rel=1e-3)
+
     def test_more_cycles_than_the_plan_has_are_nothing_to_do(self, job: Job) -> None:
         with pytest.raises(NothingToDo, match="cycle 3: the plan has 2"):
             cut.run(job.pinned, job.baseline, job.plan, 3, job.cycles[1])
@@ -158,52 +158,39 @@ class TestSurgery:
             cut.run(job.pinned, job.baseline, job.plan, 2, bad)
 
     def test_a_speedup_that_is_reached_stops_the_next_cycle(self, job: Job) -> None:
-        fast = replace(job.cycles[0], speedup=2.3, speedup_low=2.1)
-        two = Plan("macs", (0.3, 0.5), (1, 1), ())
-        with pytest.raises(NothingToDo, match=r"2x is reached \(2\.30x measured\)"):
+        fast = replace(job.cycles[0], speedup=2.3)
+        two = Plan("speedup", (0.3, 0.5), (1, 1), ())
+        with pytest.raises(NothingToDo, match=r"speedup 2 is reached \(2\.30x\)"):
             cut.run(job_for(job, goal={"speedup": 2.0}), job.baseline, two, 2, fast)
 
     def test_a_share_that_is_gone_already_is_nothing_to_do(self, job: Job) -> None:
         gone = job.cycles[0].sparsity
         two = replace(job.plan, shares=(gone, gone - 0.01))
-        with pytest.raises(NothingToDo, match=r"% sparsity is already gone"):
+        with pytest.raises(NothingToDo, match=r"sparsity 0\.5 is reached"):
             cut.run(job.pinned, job.baseline, two, 2, job.cycles[0])
 
 
-def test_without_a_speedup_goal_the_plan_is_followed() -> None:
-    shares = (0.2, 0.4)
-    assert cut.aim(wish(sparsity=0.4), Plan("sparsity", shares, (1, 1), ()), 2, BASELINE, cycle(800_000, 1.1)) == 0.4
+def test_a_cycle_wants_what_the_plan_says() -> None:
+    assert cut.ratio_of(Plan("speedup", (0.5, 0.75), (1, 1), ()), 2, 2.0) == pytest.approx(4.0)
 
 
-def test_the_first_cycle_of_a_speedup_starts_where_the_plan_does() -> None:
-    assert cut.aim(wish(speedup=4.0), Plan("macs", (0.5, 0.75), (1, 1), ()), 1, BASELINE, None) == 0.5
-
-
-def test_a_measured_speedup_says_how_much_more_must_go() -> None:
-    two = Plan("macs", (0.5, 0.75), (1, 1), ())
-    # half of the work was half of the time: a quarter of the work will be a quarter of the time
-    assert cut.aim(wish(speedup=4.0), two, 2, BASELINE, cycle(DENSE_MACS // 2, 2.0)) == pytest.approx(0.75)
-    # half of the work bought only the square root of it
-    slow = cut.aim(wish(speedup=2.0), two, 2, BASELINE, cycle(DENSE_MACS // 2, 2**0.5))
-    assert slow == pytest.approx(0.75)
-
-
-def test_what_is_left_to_gain_is_shared_by_the_cycles_that_are_left() -> None:
-    three = Plan("macs", (0.3, 0.6, 0.875), (1, 1, 1), ())
+def test_where_cycles_came_further_than_planned_the_rest_is_shared_by_those_that_are_left() -> None:
+    three = Plan("speedup", (0.3, 0.4, 0.875), (1, 1, 1), ())
     # from 2x to 8x in two cycles: 4x after the next
-    assert cut.aim(wish(speedup=8.0), three, 2, BASELINE, cycle(DENSE_MACS // 2, 2.0)) == pytest.approx(0.75)
+    assert cut.ratio_of(three, 2, 2.0) == pytest.approx(4.0)
 
 
 @given(
-    goal=st.floats(1.01, 50),
-    speedup=st.floats(0.2, 50),
-    left=st.integers(DENSE_MACS // 100, DENSE_MACS - 1),
+    last=st.floats(1.01, 50),
+    share=st.floats(0, 1),
+    reached=st.floats(0.2, 50),
     cycles=st.integers(2, 5),
 )
-def test_as_long_as_the_goal_is_not_reached_more_is_asked_and_never_everything(
-    goal: float, speedup: float, left: int, cycles: int
+def test_as_long_as_the_goal_is_not_reached_a_cycle_wants_more_than_there_is_and_no_more_than_the_goal(
+    last: float, share: float, reached: float, cycles: int
 ) -> None:
-    assume(speedup < goal)
-    schedule = Plan("macs", (0.5,) * cycles, (1,) * cycles, ())
-    share = cut.aim(wish(speedup=goal), schedule, 2, BASELINE, cycle(left, speedup))
-    assert 1 - left / DENSE_MACS <= share <= 1
+    assume(reached < last)
+    final = 1 - 1 / last
+    plan = Plan("speedup", (*[share * final] * (cycles - 1), final), (1,) * cycles, ())
+    for cycle in range(1, cycles + 1):
+        assert reached < cut.ratio_of(plan, cycle, reached) <= last * (1 + 1e-9)

@@ -62,8 +62,8 @@ def test_the_dense_program_takes_what_was_measured(name: str, timed: list[Sketch
 @pytest.mark.parametrize("name", NAMES)
 def test_narrower_never_takes_longer_and_each_axis_saves_something(name: str, timed: list[Sketch]) -> None:
     table = measured(name)
-    for axis, info in table.axes.items():
-        seconds = [table.predict({axis: width}) for width in range(1, info.size + 1)]
+    for axis, size in table.sizes.items():
+        seconds = [table.predict({axis: width}) for width in range(1, size + 1)]
         assert seconds == sorted(seconds)
         assert seconds[0] < seconds[-1] == pytest.approx(DENSE)
 
@@ -72,8 +72,8 @@ def test_noise_does_not_make_a_narrower_operation_dearer(monkeypatch: pytest.Mon
     rng = np.random.default_rng(0)
     monkeypatch.setattr(timing, "seconds", lambda sketch, target: float(rng.uniform(1, 2)))
     table = measured()
-    for axis, info in table.axes.items():
-        seconds = [table.predict({axis: width}) for width in range(1, info.size + 1)]
+    for axis, size in table.sizes.items():
+        seconds = [table.predict({axis: width}) for width in range(1, size + 1)]
         assert np.all(np.diff(seconds) >= -1e-12)
 
 
@@ -84,7 +84,7 @@ def test_equal_operations_are_timed_once(timed: list[Sketch]) -> None:
     signatures = [timing.signature(sketch) for sketch in timed]
     assert len(signatures) == len(set(signatures))
     assert len(table.timed) == 7
-    inner = [one for one in table.timed if len(one.operation.groups) == 2]
+    inner = [one for one in table.timed if len(one.groups) == 2]
     assert any(np.array_equal(one.seconds, other.seconds) for one in inner for other in inner if one is not other)
 
 
@@ -155,8 +155,16 @@ def test_an_operator_without_a_timing_model_is_named_and_its_time_is_constant(ti
     known = sum(volume(sketch) for sketch in timed if sketch.weights[0].shape in ((6, 4), (3, 6)))
     assert table.constant == pytest.approx(DENSE - known)
     assert table.scale == pytest.approx(1.0)
-    (axis,) = table.axes
+    (axis,) = table.sizes
     assert table.constant < table.predict({axis: 1}) < table.predict({}) == pytest.approx(DENSE)
+
+
+def test_a_table_that_was_written_down_predicts_the_same(timed: list[Sketch]) -> None:
+    table = measured()
+    again = LatencyTable.from_json(json.loads(json.dumps(table.to_json())))
+    narrow = {name: max(1, size // 3) for name, size in table.sizes.items()}
+    assert again.predict(narrow) == table.predict(narrow) < table.predict({})
+    assert again.untimed == table.untimed
 
 
 def test_an_axis_that_was_not_measured_is_an_error(timed: list[Sketch]) -> None:
@@ -247,8 +255,9 @@ def test_a_speedup_that_is_none_is_refused(timed: list[Sketch]) -> None:
 def test_the_shares_of_the_grid_are_widths_that_the_ladder_allows(timed: list[Sketch]) -> None:
     table = measure(models.exported("residual"), TARGET, dense=DENSE, kinds=KINDS, align=4)
     for one in table.timed:
-        for points, group in zip(one.grid, one.operation.groups, strict=True):
+        for points, group in zip(one.grid, one.groups, strict=True):
             assert points[-1] == 1.0
             assert len(points) <= len(latency_table.SHARES)
             if len(group) == 1:
-                assert all(round(x * group[0].size) in (group[0].size, 4, 8) for x in points)
+                (size,) = group.values()
+                assert all(round(x * size) in (size, 4, 8) for x in points)

@@ -14,7 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from services import ALIGN, CHANNELS, Job, Servers, another_job, recipe_for, runs_since, versions_of, walk, write_recipe
+from services import (
+    ALIGN,
+    CHANNELS,
+    Job,
+    Servers,
+    another_job,
+    examples,
+    recipe_for,
+    runs_since,
+    versions_of,
+    walk,
+    write_recipe,
+)
 from test_champion import serving
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -379,6 +391,37 @@ def test_a_recovery_killed_in_the_middle_goes_on_and_ends_with_the_same_program(
     assert resumed.accuracy_before == undisturbed.accuracy_before
     steps = [metric.step for metric in tracking.client().get_metric_history(run_id, "recovery_accuracy")]
     assert steps.count(0) == steps.count(1) == steps.count(LONG) == 1, "it began again"
+
+
+class Wide(nn.Module):
+    """Convolutions that take milliseconds: a target tells their widths apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(1, 64, 3, padding=1), nn.ReLU()]
+        for _ in range(3):
+            layers += [nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.layers(nn.functional.interpolate(image, scale_factor=8.0))
+
+
+@pytest.mark.slow
+def test_a_speedup_that_is_asked_for_is_measured_in_the_end(tmp_path: Path) -> None:
+    inputs, labels = examples()
+    np.savez(tmp_path / "data.npz", inputs=inputs, labels=labels)
+    register("wide", Wide().eval(), inputs[:2])
+    recipe_name = write_recipe(
+        "faster",
+        recipe_for(tmp_path / "data.npz", "wide", goal={"speedup": 2.0}, prune={"align": 4, "allocation": "knapsack"}),
+    )
+    made = walk("wide", recipe_name)
+    assert made.baseline.latencies is not None
+    assert made.plan.measure == "speedup"
+    assert any("by the latency table at most" in reason for reason in made.plan.reasons)
+    assert 0.9 * 2.0 <= made.cycles[-1].speedup <= 1.2 * 2.0, "beside other work; on a quiet machine 0.95 to 1.1"
+    assert "goal speedup 2 is reached" in made.selected.reason
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from services import Job, another_job, recipe_for
 
+from secateur.errors import InputError
 from tasks import plan, recipe, tracking
 from tasks.references import Plan
 
@@ -80,12 +80,24 @@ def test_recovery_takes_a_share_of_the_training_before_and_at_least_an_epoch(
     assert why in reason
 
 
-def test_a_speedup_starts_from_as_many_fewer_multiplications(job: Job) -> None:
+def test_a_goal_that_is_measured_is_planned_as_the_share_that_goes_and_how_far_the_axes_reach_is_said(job: Job) -> None:
     made = planned(job, goal={"speedup": 4.0})
-    assert made.measure == "macs"
+    assert made.measure == "speedup"
     assert made.shares[-1] == pytest.approx(1 - 1 / 4)
-    assert any("speedup 4x" in reason for reason in made.reasons)
-    assert all(math.isfinite(share) for share in made.shares)
+    assert any("speedup 4: 4.00x; every cut is measured" in reason for reason in made.reasons)
+    assert any("at its narrowest by what is counted at most" in reason for reason in made.reasons)
+
+
+def test_a_limit_becomes_the_share_of_the_dense_model_that_is_too_much(job: Job) -> None:
+    dense = job.baseline.figures.size_bytes
+    assert planned(job, goal={"size_mb": dense / 2e6}).shares[-1] == pytest.approx(0.5)
+    with pytest.raises(InputError, match=r"^goal\.size_mb: expected less than the .* of the dense model, got 1e"):
+        planned(job, goal={"size_mb": 1e6})
+
+
+def test_a_goal_beyond_the_narrowest_axes_is_said_to_be_out_of_reach(job: Job) -> None:
+    made = planned(job, goal={"size_mb": job.baseline.figures.size_bytes / 1e9})
+    assert any("the goal is out of reach: the cycles go as far as they can" in reason for reason in made.reasons)
 
 
 def test_the_method_is_chosen_by_what_it_buys_on_the_target(job: Job) -> None:

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.export import ExportedProgram
@@ -37,16 +38,20 @@ ALIGN = 8
 
 @dataclass(frozen=True)
 class Timed:
-    """An operation with its times in seconds on the grid of its groups' coordinates, ascending."""
+    """An operation with its times in seconds on a grid: of each group of axes, by name with its dense size, how much is left,
+    from 0 to 1 and ascending."""
 
-    operation: Operation
+    name: str
+    groups: tuple[Mapping[str, int], ...]
     grid: tuple[np.ndarray, ...]
     seconds: np.ndarray
     _known: dict[tuple[float, ...], float] = field(default_factory=dict, repr=False, compare=False)
 
-    def at(self, widths: Widths) -> float:
+    def at(self, widths: Mapping[str, int]) -> float:
         """Seconds at these widths."""
-        at = self.operation.coordinates(widths)
+        at = tuple(
+            sum(widths.get(name, size) for name, size in group.items()) / sum(group.values()) for group in self.groups
+        )
         if at not in self._known:  # an allocation asks for many widths that differ in one axis
             self._known[at] = float(interpolated(self.grid, self.seconds, at))
         return self._known[at]
@@ -68,20 +73,47 @@ class LatencyTable:
     """What a program takes on a target at any widths of the axes it was measured for."""
 
     timed: tuple[Timed, ...]
-    axes: Mapping[str, Axis]
+    sizes: Mapping[str, int]  # of the dense axes, by name
     constant: float  # seconds
     scale: float
     untimed: tuple[str, ...]  # operators without a timing model: part of the constant
 
     def predict(self, widths: Mapping[str, int]) -> float:
         """Seconds of one request with these units left per axis, by name; what is not named is dense."""
-        if unknown := set(widths) - set(self.axes):
+        if unknown := set(widths) - set(self.sizes):
             raise InputError(
                 f"widths: expected axes that the latency table was measured for, got {sorted(unknown)[0]}; measure it "
                 "again with the kinds that are cut"
             )
-        by_axis = {self.axes[name]: width for name, width in widths.items()}
-        return self.constant + self.scale * sum(timed.at(by_axis) for timed in self.timed)
+        return self.constant + self.scale * sum(timed.at(widths) for timed in self.timed)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values: where a program is cut, nothing needs to be timed again."""
+        timed = [
+            {
+                "name": one.name,
+                "groups": [dict(group) for group in one.groups],
+                "grid": [points.tolist() for points in one.grid],
+                "seconds": one.seconds.tolist(),
+            }
+            for one in self.timed
+        ]
+        return {
+            "timed": timed,
+            "sizes": dict(self.sizes),
+            "constant": self.constant,
+            "scale": self.scale,
+            "untimed": list(self.untimed),
+        }
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> LatencyTable:
+        """What `to_json` gave."""
+        timed = tuple(
+            Timed(one["name"], tuple(one["groups"]), tuple(map(np.array, one["grid"])), np.array(one["seconds"]))
+            for one in said["timed"]
+        )
+        return cls(timed, said["sizes"], said["constant"], said["scale"], tuple(said["untimed"]))
 
 
 def measure(
@@ -127,7 +159,7 @@ def measure(
     constant = max(dense - total, 0.0) if untimed else 0.0
     scale = (dense - constant) / total if total else 1.0
     return LatencyTable(
-        tuple(timed), {info.name: axis for axis, info in infos.items()}, constant, scale, tuple(untimed)
+        tuple(timed), {info.name: info.size for info in infos.values()}, constant, scale, tuple(untimed)
     )
 
 
@@ -154,7 +186,8 @@ def _on_grid(
         times[index] = seconds_at(widths)
     for dim in range(times.ndim):  # from the dense end: what lies above is noise, or better served by padding
         times = np.flip(np.minimum.accumulate(np.flip(times, dim), dim), dim)
-    return Timed(operation, grid, times)
+    groups = tuple({infos[axis].name: infos[axis].size for axis in group} for group in operation.groups)
+    return Timed(operation.name, groups, grid, times)
 
 
 def _rungs(infos: Sequence[AxisInfo], align: int) -> list[Widths]:

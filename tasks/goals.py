@@ -1,0 +1,124 @@
+"""What a recipe's goal means: how far a program is from it, and what an allocation is asked on the way there.
+
+Every goal is a ratio, of the dense model to what is left: of what the goal counts, or of what is measured for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from secateur.errors import InputError
+from tasks import figures, tracking
+from tasks.recipe import Goal, Recipe
+from tasks.references import Cycle, Figures, File
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from secateur import allocate
+    from secateur.data import Split
+    from secateur.pruning import Choice
+
+COUNTED = ("sparsity", "macs")  # follow from the widths: what is asked is what comes
+TIMES = ("speedup", "p99_ms")
+LIMITS: Mapping[str, Callable[[Figures], float | None]] = {
+    "p99_ms": lambda seen: seen.latency_p99_ms,
+    "size_mb": lambda seen: seen.size_bytes / 1e6,
+    "memory_mb": lambda seen: seen.peak_memory_bytes / 1e6,
+}
+
+
+def wanted(goal: Goal, dense: Figures) -> float:
+    """The ratio that reaches the goal.
+
+    Raises:
+        InputError: the dense model is within the goal as it is.
+    """
+    name, value = goal.given
+    if name in COUNTED:
+        return 1 / (1 - value)
+    if name == "speedup":
+        return value
+    now = LIMITS[name](dense)
+    if now is None:  # requests_for asks for enough
+        raise InputError(f"goal.{name}: expected enough requests to tell it of the dense model, got none")
+    if now <= value:
+        raise InputError(
+            f"goal.{name}: expected less than the {now:.4g} of the dense model, got {value:g}: there is nothing to do"
+        )
+    return now / value
+
+
+def reached(goal: Goal, dense: Figures, cycle: Cycle) -> float:
+    """The ratio that a cycle has reached."""
+    name, _ = goal.given
+    if name == "speedup":
+        return cycle.speedup
+    of: Mapping[str, Callable[[Figures], float | None]] = {
+        "sparsity": lambda seen: seen.params,
+        "macs": lambda seen: seen.macs,
+        **LIMITS,
+    }
+    before, now = of[name](dense), of[name](cycle.figures)
+    return before / now if before and now else 0.0
+
+
+def measured(recipe: Recipe, dense_path: Path, path: Path, dense: Figures, split: Split) -> tuple[float, str]:
+    """The ratio that an ONNX file reaches, measured as its goal is, and how that reads."""
+    from secateur import compare, measure
+
+    target, (name, _) = figures.target_of(recipe), recipe.goal.given
+    if name == "speedup":
+        seen = compare.compare(dense_path, path, target, split.columns, until=0.01, budget_s=20, seed=recipe.seed)
+        return seen.speedup, str(seen)
+    if name == "p99_ms":
+        p99 = measure.latency(path, target, split.columns, fewest=figures.requests_for(recipe)).p99_ms
+        assert p99
+        return (dense.latency_p99_ms or 0.0) / p99, f"p99 {p99:.3f} ms"
+    if name == "size_mb":
+        size = path.stat().st_size
+        return dense.size_bytes / size, f"{size / 1e6:.4g} MB"
+    peak = measure.peak_memory(path, target, split.columns)
+    return dense.peak_memory_bytes / peak, f"{peak / 1e6:.1f} MB"
+
+
+def asking(
+    goal: Goal, latencies: File | None, program: ExportedProgram
+) -> Callable[[float], allocate.Goal | allocate.Speedup]:
+    """What an allocation is asked so that a program becomes so many times less, of what the goal counts or as near to it as can
+    be told without measuring.
+
+    Times are those of the latency table of the dense program; without one they are taken to follow the multiply-accumulates, as
+    size and memory follow the parameters.
+    """
+    from secateur import Macs, Parameters, Speedup
+
+    name, _ = goal.given
+    if name in TIMES and latencies:
+        latency = _latency(latencies, program)
+        return lambda times: Speedup(times, latency)
+    count = Macs if name in ("macs", *TIMES) else Parameters
+    return lambda times: count(1 - 1 / times)
+
+
+def most(ask: Callable[[float], allocate.Goal | allocate.Speedup], program: ExportedProgram, choice: Choice) -> float:
+    """How many times less can be asked for at most: every axis at its narrowest. Slightly less, since ratios are rounded."""
+    from secateur.pruning import reachable
+
+    return 1 / (1 - 0.999 * reachable(program, choice, ask(2.0)))
+
+
+def _latency(file: File, program: ExportedProgram) -> Callable[[Mapping[str, int]], float]:
+    """Seconds by the dense program's table at widths of a program's axes; what is not named is as wide as it is."""
+    from secateur import program as programs
+    from secateur.axes.infer import infer
+    from secateur.latency.table import LatencyTable
+
+    with tracking.fetched(file) as path:
+        table = LatencyTable.from_json(json.loads(path.read_text(encoding="utf-8")))
+    sizes = {info.name: info.size for info in infer(programs.graph_module(program, shared=True)).prunable}
+    now = {name: sizes.get(name, 1) for name in table.sizes}  # a dimension of one unit is no axis any more
+    return lambda widths: table.predict(now | dict(widths))
