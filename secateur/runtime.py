@@ -42,8 +42,8 @@ def check_provider(target: Target) -> None:
         raise InputError(f"target.provider: expected one of {', '.join(available)}, got {target.provider}")
 
 
-def open_session(path: str | Path, target: Target) -> ort.InferenceSession:
-    """Load a file on the target's provider, which computes all of it.
+def open_session(path: str | Path, target: Target, *, profile: Path | None = None) -> ort.InferenceSession:
+    """Load a file on the target's provider, which computes all of it; with `profile`, the beginning of a path, under the profiler.
 
     Only what ONNX Runtime leaves to the CPU on purpose may run there: nodes that compute sizes, never data.
 
@@ -52,9 +52,9 @@ def open_session(path: str | Path, target: Target) -> ort.InferenceSession:
     """
     check_provider(target)
     if target.provider == CPU:
-        return _load(path, target, {})
+        return _load(path, target, {}, profile)
     try:
-        return _load(path, target, _NO_FALLBACK)
+        return _load(path, target, _NO_FALLBACK, profile)
     except RuntimeError as error:  # from making the provider; the statuses of ONNX Runtime are no RuntimeErrors
         raise InputError(
             f"target.provider: {target.provider} does not start here: {' '.join(str(error).split())}; {_MEND}"
@@ -62,12 +62,17 @@ def open_session(path: str | Path, target: Target) -> ort.InferenceSession:
     except Exception as error:  # they have no narrower type in common
         if _REFUSED not in str(error):
             raise
-    session = _load(path, target, _RECORDED)
+    session = _load(path, target, _RECORDED, profile)
     _check_fallback(session, path, target)
     return session
 
 
-def _load(path: str | Path, target: Target, entries: dict[str, str]) -> ort.InferenceSession:
+def session_options(target: Target) -> ort.SessionOptions:
+    """What a session is told of the target, but for its provider.
+
+    Raises:
+        InputError: no such optimisation.
+    """
     if target.optimisation not in OPTIMISATIONS:
         raise InputError(f"target.optimisation: expected one of {', '.join(OPTIMISATIONS)}, got {target.optimisation}")
     options = ort.SessionOptions()
@@ -75,8 +80,18 @@ def _load(path: str | Path, target: Target, entries: dict[str, str]) -> ort.Infe
     options.intra_op_num_threads = target.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # whatever is an error is raised too
+    return options
+
+
+def _load(
+    path: str | Path, target: Target, entries: dict[str, str], profile: Path | None = None
+) -> ort.InferenceSession:
+    options = session_options(target)
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     providers = [(target.provider, _provider_options(target))]
     # without this, Python's wrapper prints what is wrong with the provider and takes another one
     return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)

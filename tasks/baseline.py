@@ -40,10 +40,11 @@ def _latencies(program: ExportedProgram, recipe: Recipe, dense: Figures, folder:
 
     Times of operations stay on the machine, for the next model of this target and for a task that is killed.
     """
-    from secateur.latency import table, timing
+    from secateur.latency import table
+    from secateur.runtime import CPU
 
     target = figures.target_of(recipe)
-    if recipe.goal.given[0] not in TIMES or target.provider != timing.PROVIDER:
+    if recipe.goal.given[0] not in TIMES or target.provider != CPU:
         return None
 
     def tell(name: str, done: int, total: int) -> None:

@@ -27,6 +27,7 @@ from secateur import program as programs
 from secateur.axes.infer import AxisInfo, Structure, infer
 from secateur.axes.terms import Axis, Widths
 from secateur.errors import InputError
+from secateur.explain.profile import check_target
 from secateur.latency import timing
 from secateur.latency.nodes import Sketch, Writer
 from secateur.latency.operations import Operation, operations
@@ -142,7 +143,7 @@ def measure(
     Raises:
         InputError: the target's provider does not tell the time of a kernel, or the folder's file is not one of these.
     """
-    timing.check_target(target)
+    check_target(target)
     structure = infer(programs.graph_module(program, shared=True))
     infos = {info.axis: info for info in structure.prunable if info.kind in kinds}
     symbols = programs.per_example_symbols(program, target.batch)

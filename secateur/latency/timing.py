@@ -15,11 +15,11 @@ import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
-from secateur.errors import InputError
+from secateur.explain.profile import kernel_times
 from secateur.latency.nodes import Sketch, Value
 from secateur.machine import processor
 from secateur.onnx_export import OPSET
-from secateur.runtime import Target, check_provider
+from secateur.runtime import Target, session_options
 
 BUDGET_S, PATIENCE_S = 0.1, 1.5  # for runs that nothing interrupted; for all runs, where other work keeps interrupting
 FEWEST, MOST = 5, 100  # runs that nothing interrupted
@@ -27,7 +27,6 @@ BORDERS = (
     "ReorderInput",
     "ReorderOutput",
 )  # change of memory layout: in a whole model only where a chain of convolutions ends
-PROVIDER = "CPUExecutionProvider"
 
 
 def signature(sketch: Sketch) -> str:
@@ -42,19 +41,10 @@ def description(target: Target) -> dict[str, str | int]:
         "processor": processor(),
         "provider": target.provider,
         "threads": target.threads,
+        "optimisation": target.optimisation,
         "onnxruntime": ort.__version__,
         "opset": OPSET,
     }
-
-
-def check_target(target: Target) -> None:
-    """Raise InputError where kernels cannot be timed."""
-    check_provider(target)
-    if target.provider != PROVIDER:
-        raise InputError(
-            f"target.provider: expected {PROVIDER}, whose profile tells the time of each kernel, got {target.provider}; "
-            "use a goal that is counted (parameters, MACs) and measure the result"
-        )
 
 
 def seconds(sketch: Sketch, target: Target) -> float:
@@ -69,10 +59,7 @@ def seconds(sketch: Sketch, target: Target) -> float:
     model = to_model(sketch, rng).SerializeToString()
     feeds = {value.name: _random(value, rng) for value in sketch.inputs}
     with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = target.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options = session_options(target)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(model, options, providers=[target.provider])
@@ -109,9 +96,8 @@ def _run(session: ort.InferenceSession, feeds: dict[str, np.ndarray]) -> Runs:
 
 def kernel_seconds(events: list[dict[str, Any]], runs: int) -> tuple[float, float]:
     """The sum over kernels without borders, and of all, of each the least of all runs but the first, which warms up."""
-    kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
-    times = np.array([e["dur"] for e in kernels], dtype=float).reshape(runs, -1)[1:].min(axis=0) / 1e6
-    inner = [e["args"]["op_name"] not in BORDERS for e in kernels[: len(times)]]
+    kernels, times = kernel_times(events, runs)
+    inner = [kernel["args"]["op_name"] not in BORDERS for kernel in kernels]
     return float(times[inner].sum()), float(times.sum())
 
 
