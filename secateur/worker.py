@@ -98,9 +98,12 @@ def started(module: str) -> Iterator[subprocess.Popen[str]]:
 
 def cores_of(target: Target) -> list[int]:
     """The first cores that this process may use, one for each thread; none where the system pins no process."""
-    if not hasattr(os, "sched_getaffinity"):
-        return []
-    return sorted(os.sched_getaffinity(0))[: target.threads]
+    return allowed_cores()[: target.threads]
+
+
+def allowed_cores() -> list[int]:
+    """All cores that this process may use; none where the system pins no process."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def exchange(process: subprocess.Popen[str], order: dict[str, Any]) -> dict[str, Any]:
