@@ -87,9 +87,7 @@ def inputs_in(folder: str) -> list[np.ndarray]:
 @contextmanager
 def started(module: str) -> Iterator[subprocess.Popen[str]]:
     """A module as a fresh process to `exchange` lines with; it ends with its context."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield process
     finally:

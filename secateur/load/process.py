@@ -80,9 +80,7 @@ class Server:
         return samples
 
 
-def compute(
-    session: ort.InferenceSession, columns: Sequence[np.ndarray], indices: list[int], batch: int
-) -> np.ndarray:
+def compute(session: ort.InferenceSession, columns: Sequence[np.ndarray], indices: list[int], batch: int) -> np.ndarray:
     """The first output for some of the examples [N, ...]; a file with a fixed batch gets a full one, its last example repeated."""
     fixed = isinstance(session.get_inputs()[0].shape[0], int)
     filled = indices + indices[-1:] * (batch - len(indices)) if fixed else indices
@@ -137,7 +135,9 @@ def test(order: dict[str, Any]) -> dict[str, Any]:
     import mlperf_loadgen as lg
 
     target, columns = Target(**order["target"]), inputs_in(order["inputs"])
-    size = {"single_stream": 1, "multi_stream": min(target.batch, SAMPLES_PER_QUERY)}.get(order["scenario"], target.batch)
+    size = {"single_stream": 1, "multi_stream": min(target.batch, SAMPLES_PER_QUERY)}.get(
+        order["scenario"], target.batch
+    )
 
     def answer(numbers: list[int], rows: list[np.ndarray]) -> None:
         lg.QuerySamplesComplete(
@@ -154,8 +154,7 @@ def test(order: dict[str, Any]) -> dict[str, Any]:
     for share in order["cores"]:  # a session's threads inherit the cores of the thread that makes them
         _pin(share)
         session = answering(order["path"], target, request_of(columns, target))
-        warm_up(session, columns, 1, target.batch)
-        seconds = warm_up(session, columns, size, target.batch)
+        seconds = [warm_up(session, columns, some, target.batch) for some in sorted({1, size})][-1]
         threading.Thread(target=server.serve, args=(session,), daemon=True).start()
     _pin(order["generator"])
     log = lg.LogSettings()

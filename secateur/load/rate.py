@@ -61,7 +61,7 @@ class Rate:
 
     def __str__(self) -> str:
         if self.too_slow:
-            return f"no rate within {self.p99_ms:g} ms: {self.too_slow}"
+            return f"no rate keeps the limit of {self.p99_ms:g} ms: {self.too_slow}"
         low, high = ("unknown" if end is None else f"{end:,.4g}" for end in (self.low, self.high))
         return f"{low} to {high} requests a second within {self.p99_ms:g} ms ({len(self.probes)} probes)"
 
@@ -212,8 +212,9 @@ def search(
         on_probe(side, seen, *bracket(probes[side]))
         return True
 
-    while any([probe(side) for side in range(sides)]):  # a list: every file has its turn
-        pass
+    taken = [True]
+    while any(taken):
+        taken = [probe(side) for side in range(sides)]
     return tuple(
         _rate(
             p99_ms,
@@ -303,19 +304,23 @@ def _alone(ask: Ask, side: int, p99_ms: float, seconds: float, on_start: OnStart
         assert latency is not None
         if latency <= p99_ms:
             return alone, ""
-    return alone, f"of single requests, with nothing else to do, only {percent} % are answered within {latency:.4g} ms"
+    return (
+        alone,
+        f"it is below the latency of a single request, of which even alone {100 - percent} % take over {latency:.3g} ms",
+    )
 
 
 def _stopped(probes: Sequence[Probe], rate: float, lasts: float, budget_s: float) -> str:
     low, high = bracket(probes)
+    count = f"{len(probes)} probe{'s' * (len(probes) != 1)}"
     found = (
         f"between {low:,.4g} and {high:,.4g} requests a second"
         if low is not None and high is not None
-        else f"with {len(probes)} probes and no {'valid' if low is None else 'invalid'} rate"
+        else f"without {'a valid' if low is None else 'an invalid'} rate"
     )
     reasons = ", ".join(probes[-1].run.reasons) if probes and low is None else ""
     return (
-        f"the budget of {budget_s:.0f} s ended {found}; the next probe, of {rate:,.4g} requests a second, takes {lasts:.0f} s"
+        f"the budget of {budget_s:.0f} s ended after {count}, {found}; the next, of {rate:,.4g} requests a second, takes {lasts:.0f} s"
         + (f" (LoadGen: {reasons})" if reasons else "")
     )
 
@@ -332,5 +337,5 @@ def _rate(
     low, high = bracket(probes)
     if not too_slow and not stopped and low is None:
         reasons = ", ".join(probes[-1].run.reasons)
-        too_slow = f"even {high:,.4g} requests a second are too many (LoadGen: {reasons})"
+        too_slow = f"even {high:,.4g} requests a second are too many for it (LoadGen: {reasons})"
     return Rate(p99_ms, low, high, tolerance, alone, probes, seconds, too_slow, stopped)

@@ -48,10 +48,11 @@ class Cores:
 
     def __str__(self) -> str:
         if not self.generator:
-            return f"{len(self.serving)} at once, pinned to no cores"
-        used = [core for share in self.serving for core in share]
-        beside = "the same" if set(self.generator) <= set(used) else ",".join(map(str, self.generator))
-        return f"{len(self.serving)} at once, on cores {','.join(map(str, used))}; LoadGen on {beside}"
+            return "pinned to no cores"
+        used = {core for share in self.serving for core in share}
+        beside = "them too" if used.issuperset(self.generator) else ",".join(map(str, self.generator))
+        total = len(used.union(self.generator))
+        return f"cores {','.join(map(str, sorted(used)))} of {total}, LoadGen on {beside}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,9 @@ def run(
     if scenario not in SCENARIOS:
         raise InputError(f"scenario: expected one of {', '.join(SCENARIOS)}, got {scenario}")
     if (arrivals is not None) != (scenario == "server"):
-        raise InputError(f"arrivals: expected a rate and a limit for server and for nothing else, got {arrivals} for {scenario}")
+        raise InputError(
+            f"arrivals: expected a rate and a limit for server and for nothing else, got {arrivals} for {scenario}"
+        )
     if arrivals is not None:
         check_positive("p99_ms", arrivals.p99_ms)
         check_positive("rate", arrivals.rate)
@@ -142,7 +145,14 @@ def predictions(
         InputError: as `run`.
     """
     cores = _cores(target, parallel)
-    order = {"scenario": "offline", "mode": "accuracy", "seconds": 1, "queries": FEWEST_QUERIES, "folder": str(folder), "seed": seed}
+    order = {
+        "scenario": "offline",
+        "mode": "accuracy",
+        "seconds": 1,
+        "queries": FEWEST_QUERIES,
+        "folder": str(folder),
+        "seed": seed,
+    }
     said = _tested(path, target, columns, cores, order)
     made = logs.predictions(folder, said["dtype"], said["shape"], len(columns[0]))
     check_finite(Path(path).name, made)
@@ -162,6 +172,11 @@ def _tested(
         raise InputError(
             "loadgen: expected MLPerf LoadGen, it is not installed; run `pip install mlcommons-loadgen` (it has wheels for "
             "x86-64 Linux, Windows and Apple silicon, and needs a C++ compiler elsewhere)"
+        )
+    counts = {len(column) for column in columns}
+    if len(counts) != 1 or 0 in counts:
+        raise InputError(
+            f"inputs: expected the same number of examples of every input, at least one, got {sorted(counts)}"
         )
     if not Path(path).is_file():
         raise InputError(f"model: expected an ONNX file, got {path}, which is not there")
