@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,10 @@ SCENARIOS = {
     "offline": "Offline",
 }
 SAMPLES_PER_QUERY = 8  # of MultiStream, as MLPerf Inference has it since version 2
+HANDING_S = 5e-6  # of an example from LoadGen to a thread and back, at least
 FASTER = 1.5  # than the warm-up a run may turn out to be: LoadGen must have samples for all of its duration
 
-Samples = list[tuple[int, int]]  # LoadGen's number of a sample, and which example it is
+Samples = tuple[list[int], list[int]]  # LoadGen's numbers of some, and which examples they are
 
 
 @dataclass
@@ -52,7 +54,7 @@ class Server:
     columns: Sequence[np.ndarray]
     batch: int
     gathers: bool  # a thread takes along what else is waiting: the samples come one by one
-    answer: Callable[[list[int], list[np.ndarray]], None]
+    answer: Callable[[list[int], np.ndarray], None]  # to samples by LoadGen's numbers, a row for each
     waiting: queue.SimpleQueue[Samples] = field(default_factory=queue.SimpleQueue)
     problems: list[str] = field(default_factory=list)
     row: tuple[str, tuple[int, ...]] | None = None  # type and shape of an answer
@@ -60,31 +62,40 @@ class Server:
     def serve(self, session: ort.InferenceSession) -> None:
         """The body of a thread."""
         while True:
-            samples = self._next()
-            numbers = [number for number, _ in samples]
+            numbers, indices = self._next()
             try:
-                rows = compute(session, self.columns, [index for _, index in samples], self.batch)
+                rows = compute(session, self.columns, indices, self.batch)
             except Exception as error:  # whatever the runtime has to say
                 self.problems.append(str(error))
-                rows = np.zeros((len(samples), 1), np.uint8)
+                rows = np.zeros((len(numbers), 1), np.uint8)
             self.row = (rows.dtype.str, rows.shape[1:])
-            self.answer(numbers, list(np.ascontiguousarray(rows)))
+            self.answer(numbers, np.ascontiguousarray(rows))
 
     def _next(self) -> Samples:
-        samples = list(self.waiting.get())
-        while self.gathers and len(samples) < self.batch:
+        numbers, indices = self.waiting.get()
+        while self.gathers and len(numbers) < self.batch:
             try:
-                samples += self.waiting.get_nowait()
+                others = self.waiting.get_nowait()
             except queue.Empty:
                 break
-        return samples
+            numbers, indices = numbers + others[0], indices + others[1]
+        return numbers, indices
 
 
 def compute(session: ort.InferenceSession, columns: Sequence[np.ndarray], indices: list[int], batch: int) -> np.ndarray:
-    """The first output for some of the examples [N, ...]; a file with a fixed batch gets a full one, its last example repeated."""
+    """The first output for some of the examples [N, ...]; a file with a fixed batch gets a full one, its last example repeated.
+
+    Raises:
+        InputError: the output has not a row for each example.
+    """
     fixed = isinstance(session.get_inputs()[0].shape[0], int)
     filled = indices + indices[-1:] * (batch - len(indices)) if fixed else indices
-    return run(session, *(column[filled] for column in columns))[: len(indices)]
+    rows = run(session, *(column[filled] for column in columns))
+    if rows.shape[:1] != (len(filled),):  # LoadGen would read beyond its end
+        raise InputError(
+            f"expected a first output with a row for each of {len(filled)} examples, got shape {rows.shape}"
+        )
+    return rows[: len(indices)]
 
 
 def warm_up(session: ort.InferenceSession, columns: Sequence[np.ndarray], size: int, batch: int) -> float:
@@ -108,7 +119,7 @@ def settings_of(order: dict[str, Any], seconds: float, size: int) -> Any:
     made.min_duration_ms = math.ceil(order["seconds"] * 1e3)
     made.min_query_count = order["queries"]
     made.qsl_rng_seed = made.sample_index_rng_seed = made.schedule_rng_seed = order["seed"]
-    capacity = size * order["parallel"] / seconds  # examples a second
+    capacity = order["parallel"] / (seconds / size + HANDING_S)  # examples a second
     # LoadGen makes its queries beforehand, as many as these expectations ask for
     made.single_stream_expected_latency_ns = max(1, round(seconds * 1e9 / FASTER))
     made.multi_stream_samples_per_query = SAMPLES_PER_QUERY
@@ -134,42 +145,43 @@ def test(order: dict[str, Any]) -> dict[str, Any]:
     """
     import mlperf_loadgen as lg
 
-    target, columns = Target(**order["target"]), inputs_in(order["inputs"])
+    target, columns, name = Target(**order["target"]), inputs_in(order["inputs"]), f"model {Path(order['path']).name}"
     size = {"single_stream": 1, "multi_stream": min(target.batch, SAMPLES_PER_QUERY)}.get(
         order["scenario"], target.batch
     )
 
-    def answer(numbers: list[int], rows: list[np.ndarray]) -> None:
-        lg.QuerySamplesComplete(
-            [lg.QuerySampleResponse(n, r.ctypes.data, r.nbytes) for n, r in zip(numbers, rows, strict=True)]
-        )
+    def answer(numbers: list[int], rows: np.ndarray) -> None:
+        first, step = rows.ctypes.data, rows.nbytes // len(rows)
+        lg.QuerySamplesComplete([lg.QuerySampleResponse(n, first + i * step, step) for i, n in enumerate(numbers)])
 
-    def issue(samples: list[Any]) -> None:
-        pairs = [(sample.id, sample.index) for sample in samples]
-        for start in range(0, len(pairs), size):
-            server.waiting.put(pairs[start : start + size])
+    def issue(numbers: list[int], indices: list[int]) -> None:
+        for start in range(0, len(numbers), size):
+            server.waiting.put((numbers[start : start + size], indices[start : start + size]))
 
     server = Server(columns, target.batch, order["scenario"] == "server", answer)
     seconds = 0.0
     for share in order["cores"]:  # a session's threads inherit the cores of the thread that makes them
         _pin(share)
         session = answering(order["path"], target, request_of(columns, target))
-        seconds = [warm_up(session, columns, some, target.batch) for some in sorted({1, size})][-1]
+        try:
+            seconds = [warm_up(session, columns, some, target.batch) for some in sorted({1, size})][-1]
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
         threading.Thread(target=server.serve, args=(session,), daemon=True).start()
     _pin(order["generator"])
     log = lg.LogSettings()
     log.enable_trace = False
     log.log_output.outdir = order["folder"]
     count = len(columns[0])
-    asked = lg.ConstructSUT(issue, lambda: None)
+    asked = lg.ConstructFastSUT(issue, lambda: None)
     library = lg.ConstructQSL(count, count, lambda _: None, lambda _: None)  # all examples are in memory
     lg.StartTestWithLogSettings(asked, library, settings_of(order, seconds, size), log, "")
     lg.DestroyQSL(library)
-    lg.DestroySUT(asked)
+    lg.DestroyFastSUT(asked)
     if server.problems:
-        raise InputError(f"model {os.path.basename(order['path'])}: {server.problems[0]}")
+        raise InputError(f"{name}: {server.problems[0]}")
     assert server.row is not None
-    return {"dtype": server.row[0], "shape": server.row[1]}
+    return {"dtype": server.row[0], "shape": server.row[1], "seconds": seconds}
 
 
 def _pin(cores: list[int]) -> None:

@@ -72,6 +72,7 @@ class Run:
     p99_ms: float | None
     bound_ms: float | None
     throughput: float  # examples a second
+    computing_ms: float  # of the largest request before LoadGen began, the median: what is more is queue and LoadGen
     queries: int
     min_queries: int
     min_seconds: float
@@ -124,8 +125,8 @@ def run(
         raise InputError(f"queries: expected at least {FEWEST_QUERIES}, got {queries}")
     extra = {"mode": "performance", "seconds": seconds, "queries": queries, **(asdict(arrivals) if arrivals else {})}
     cores = _cores(target, parallel)
-    _tested(path, target, columns, cores, {"scenario": scenario, "folder": str(folder), "seed": seed, **extra})
-    return _run_of(scenario, cores, folder)
+    said = _tested(path, target, columns, cores, {"scenario": scenario, "folder": str(folder), "seed": seed, **extra})
+    return _run_of(scenario, cores, folder, said["seconds"])
 
 
 def predictions(
@@ -204,7 +205,7 @@ def _cores(target: Target, parallel: int) -> Cores:
     return Cores(shares, tuple(allowed[used:] or allowed))
 
 
-def _run_of(scenario: str, cores: Cores, folder: str | Path) -> Run:
+def _run_of(scenario: str, cores: Cores, folder: str | Path, seconds: float) -> Run:
     values = logs.detail(folder)
     queries = values["result_query_count"]
     bound = values.get(_BOUND.get(scenario, ""))
@@ -217,6 +218,7 @@ def _run_of(scenario: str, cores: Cores, folder: str | Path) -> Run:
         p99_ms=_percentile(values, 99, scenario),
         bound_ms=bound / 1e6 if bound else None,  # 0 where there were too few queries for one
         throughput=_throughput(values, scenario),
+        computing_ms=seconds * 1e3,
         queries=queries,
         min_queries=values["effective_min_query_count"],
         min_seconds=values["effective_min_duration_ms"] / 1e3,

@@ -204,6 +204,7 @@ def _rate_rows(load: Load, seen: Loaded) -> Iterator[list[str]]:
     yield ["latency there, p50", *(_milliseconds(one.at_low.p50_ms if one.at_low else None) for one in rates)]
     yield ["latency there, p99", *(_milliseconds(one.at_low.p99_ms if one.at_low else None) for one in rates)]
     yield ["one alone, p50", *(_milliseconds(one.alone.p50_ms) for one in rates)]
+    yield ["computing it", *(_milliseconds(one.alone.computing_ms) for one in rates)]
     if load.price_per_hour is not None:
         yield [
             f"a million, at {load.price_per_hour:g} an hour",
