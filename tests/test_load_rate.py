@@ -174,7 +174,7 @@ def test_a_real_file_with_more_work_answers_fewer_requests(tmp_path: Path) -> No
     )
     examples = [np.ones((4, side), np.float32)]
     seen = rates.highest_rates(
-        [many, few], Target(), examples, 50.0, folder=tmp_path / "logs", seconds=1, tolerance=0.3, budget_s=240
+        [many, few], Target(), examples, 200.0, folder=tmp_path / "logs", seconds=1, tolerance=0.3, budget_s=240
     )
     assert not any(one.too_slow or one.inconclusive for one in seen)
     found = gain(*seen)

@@ -238,7 +238,7 @@ def bracket(probes: Sequence[Probe]) -> tuple[float | None, float | None]:
 
 
 def next_rate(probes: Sequence[Probe], start: float, tolerance: float) -> float | None:
-    """Where to probe next: double, halve, bisect, then again at both ends; None when the bracket stands."""
+    """Where to probe next: double, halve (after a second look), bisect, then again at both ends; None when the bracket stands."""
     if not probes:
         return start
     votes = _votes(probes)
@@ -248,7 +248,7 @@ def next_rate(probes: Sequence[Probe], start: float, tolerance: float) -> float 
     low, high = bracket(probes)
     if high is None:
         return 2 * max(votes)
-    if low is None and high > start / 2**HALVINGS:
+    if low is None and max(votes[high]) >= VOTES and high > start / 2**HALVINGS:  # lower probes last longer
         return high / 2
     if low is not None and high / low > 1 + tolerance:
         return math.sqrt(low * high)
