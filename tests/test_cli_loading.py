@@ -14,11 +14,29 @@ from rich.console import Console
 
 from secateur.load.rate import Probe, Rate
 from secateur.load.scenario import Cores, Run
+from secateur.noise import Counters
 from tasks.cli import app, loading
 from tasks.cli.loading import Load, Loaded
 
 Command = Callable[..., int]
-RUN = Run("server", True, (), 3.0, 6.0, 9.0, None, 100.0, 2.5, 1000, 1000, 5.0, Cores(((0,),), (1,)), "6.0 @ x", "logs")
+RUN = Run(
+    "server",
+    True,
+    (),
+    3.0,
+    6.0,
+    9.0,
+    None,
+    100.0,
+    2.5,
+    1000,
+    1000,
+    5.0,
+    Cores(((0,),), (1,)),
+    Counters(),
+    "6.0 @ x",
+    "logs",
+)
 LOAD = Load(Path("pruned.onnx"), Path("dense.onnx"), p99_ms=20.0, price_per_hour=0.36)
 
 
@@ -113,7 +131,11 @@ def test_a_file_without_a_rate_is_said_and_has_no_gain() -> None:
     [
         ((), "p99-ms: expected the limit in milliseconds"),
         (("--p99-ms", 0), "p99_ms: expected a number above 0, got 0"),
-        (("--p99-ms", 5, "--scenario", "offline"), "p99-ms, price-per-hour: expected for the scenario server"),
+        (("--p99-ms", 5, "--scenario", "offline"), "p99-ms: expected for the scenario server alone, got offline"),
+        (
+            ("--scenario", "offline", "--budget", 5, "--tolerance", 0.1),
+            "tolerance, budget: expected for the scenario server",
+        ),
         (("--p99-ms", 5, "--price-per-hour", -1), "price-per-hour: expected a number above 0, got -1"),
         (("--scenario", "offlin"), "scenario: expected one of single_stream"),
         (("--p99-ms", 5, "--out", Path(__file__).parent), "out: expected a folder that is empty or not there"),

@@ -12,6 +12,7 @@ from secateur.errors import InputError
 from secateur.load import rate as rates
 from secateur.load.rate import Probe, Rate, cost_per_million, duration, gain, highest_rate, next_rate, search
 from secateur.load.scenario import Arrivals, Cores, Run
+from secateur.noise import Counters
 from secateur.runtime import Target
 
 LIMIT_MS = 20.0
@@ -25,7 +26,20 @@ def run_of(scenario: str, valid: bool, latency_ms: float = 5.0) -> Run:
     latencies = (latency_ms, latency_ms, latency_ms)
     reasons = () if valid else ("early stopping not satisfied",)
     return Run(
-        scenario, valid, reasons, *latencies, None, ALONE, 5.0, 1000, 1000, 1.0, Cores(((0,),), (1,)), "6", "logs"
+        scenario,
+        valid,
+        reasons,
+        *latencies,
+        None,
+        ALONE,
+        5.0,
+        1000,
+        1000,
+        1.0,
+        Cores(((0,),), (1,)),
+        Counters(),
+        "6",
+        "logs",
     )
 
 

@@ -44,6 +44,7 @@ def test_single_stream_is_one_request_after_another_and_its_logs_stay(small: Pat
     assert seen.queries >= seen.min_queries == 1000
     assert seen.min_seconds == SHORT
     assert seen.throughput < 1e3 / seen.computing_ms
+    assert seen.counters.wall >= SHORT
     written = logs.detail(seen.folder)
     assert (written["effective_scenario"], written["qsl_reported_total_count"]) == ("SingleStream", len(EXAMPLES))
 

@@ -16,13 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
+from secateur import noise
 from secateur.errors import InputError
 from secateur.measure import request_of
 from secateur.runtime import Target, run
@@ -137,7 +138,7 @@ def settings_of(order: dict[str, Any], seconds: float, size: int) -> Any:
     return made
 
 
-def test(order: dict[str, Any]) -> dict[str, Any]:
+def drive(order: dict[str, Any]) -> dict[str, Any]:
     """Run LoadGen as ordered; its logs go into the order's folder.
 
     Raises:
@@ -175,13 +176,16 @@ def test(order: dict[str, Any]) -> dict[str, Any]:
     count = len(columns[0])
     asked = lg.ConstructFastSUT(issue, lambda: None)
     library = lg.ConstructQSL(count, count, lambda _: None, lambda _: None)  # all examples are in memory
+    cores = sorted({core for share in [*order["cores"], order["generator"]] for core in share})
+    began = noise.snapshot(cores)
     lg.StartTestWithLogSettings(asked, library, settings_of(order, seconds, size), log, "")
+    seen = noise.snapshot(cores).since(began)
     lg.DestroyQSL(library)
     lg.DestroyFastSUT(asked)
     if server.problems:
         raise InputError(f"{name}: {server.problems[0]}")
     assert server.row is not None
-    return {"dtype": server.row[0], "shape": server.row[1], "seconds": seconds}
+    return {"dtype": server.row[0], "shape": server.row[1], "seconds": seconds, "counters": asdict(seen)}
 
 
 def _pin(cores: list[int]) -> None:
@@ -194,7 +198,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # LoadGen never comes back to Python to be interrupted
     order = json.loads(sys.stdin.readline())
     try:
-        said = test(order)
+        said = drive(order)
     except InputError as error:
         said = {"error": str(error)}
     print(json.dumps(said), flush=True)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from secateur.load.scenario import Arrivals, Run, check_positive, run
+from secateur.load.scenario import Arrivals, Run, check_positive, kept, run
 from secateur.runtime import Target
 
 QUERIES = 1000  # of a probe at least: ten lie beyond the 99th percentile
@@ -142,7 +140,7 @@ def highest_rates(
     for name, value in {"p99_ms": p99_ms, "seconds": seconds, "tolerance": tolerance, "budget": budget_s}.items():
         check_positive(name, value)
 
-    with _kept(folder) as kept:
+    with kept(folder) as place:
 
         def ask(side: int, arrivals: Arrivals | None, seconds: float, queries: int, number: int) -> Run:
             kind = "single_stream" if arrivals is None else "server"
@@ -152,7 +150,7 @@ def highest_rates(
                 target,
                 columns,
                 kind,
-                kept / f"{side + 1}-{Path(paths[side]).stem}" / name,
+                place / f"{side + 1}-{Path(paths[side]).stem}" / name,
                 seconds=seconds,
                 queries=queries,
                 arrivals=arrivals,
@@ -275,15 +273,6 @@ def gain(first: Rate, second: Rate) -> Gain | None:
 def cost_per_million(rate: float, price_per_hour: float) -> float:
     """What a million requests cost at a rate (a second) on a machine with a price per hour."""
     return price_per_hour * 1e6 / (3600 * rate)
-
-
-@contextmanager
-def _kept(folder: str | Path | None) -> Iterator[Path]:
-    if folder is not None:
-        yield Path(folder)
-        return
-    with tempfile.TemporaryDirectory(prefix="secateur-") as passing:
-        yield Path(passing)
 
 
 def _votes(probes: Sequence[Probe]) -> dict[float, tuple[int, int]]:

@@ -8,7 +8,9 @@ Poisson process) and does not wait (Reddi et al., "MLPerf Inference Benchmark", 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from secateur.errors import InputError
 from secateur.load import logs
 from secateur.load.process import SCENARIOS
 from secateur.measure import SAMPLES_BEYOND, shortened
+from secateur.noise import Counters
 from secateur.runtime import Target
 from secateur.worker import allowed_cores, check_finite, exchange, started, stored
 
@@ -77,6 +80,7 @@ class Run:
     min_queries: int
     min_seconds: float
     cores: Cores
+    counters: Counters  # of all cores, while LoadGen ran
     loadgen: str  # its version
     folder: str  # of its settings and logs
 
@@ -126,7 +130,7 @@ def run(
     extra = {"mode": "performance", "seconds": seconds, "queries": queries, **(asdict(arrivals) if arrivals else {})}
     cores = _cores(target, parallel)
     said = _tested(path, target, columns, cores, {"scenario": scenario, "folder": str(folder), "seed": seed, **extra})
-    return _run_of(scenario, cores, folder, said["seconds"])
+    return _run_of(scenario, cores, folder, said)
 
 
 def predictions(
@@ -158,6 +162,16 @@ def predictions(
     made = logs.predictions(folder, said["dtype"], said["shape"], len(columns[0]))
     check_finite(Path(path).name, made)
     return made
+
+
+@contextmanager
+def kept(folder: str | Path | None) -> Iterator[Path]:
+    """Where settings and logs go: the folder, or without one a place that passes with its context."""
+    if folder is not None:
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="secateur-") as passing:
+        yield Path(passing)
 
 
 def check_positive(name: str, value: float) -> None:
@@ -205,7 +219,7 @@ def _cores(target: Target, parallel: int) -> Cores:
     return Cores(shares, tuple(allowed[used:] or allowed))
 
 
-def _run_of(scenario: str, cores: Cores, folder: str | Path, seconds: float) -> Run:
+def _run_of(scenario: str, cores: Cores, folder: str | Path, said: Mapping[str, Any]) -> Run:
     values = logs.detail(folder)
     queries = values["result_query_count"]
     bound = values.get(_BOUND.get(scenario, ""))
@@ -218,11 +232,12 @@ def _run_of(scenario: str, cores: Cores, folder: str | Path, seconds: float) -> 
         p99_ms=_percentile(values, 99, scenario),
         bound_ms=bound / 1e6 if bound else None,  # 0 where there were too few queries for one
         throughput=_throughput(values, scenario),
-        computing_ms=seconds * 1e3,
+        computing_ms=said["seconds"] * 1e3,
         queries=queries,
         min_queries=values["effective_min_query_count"],
         min_seconds=values["effective_min_duration_ms"] / 1e3,
         cores=cores,
+        counters=Counters(**said["counters"]),
         loadgen=values["loadgen_version"],
         folder=str(folder),
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from secateur.load.rate import Gain, Probe, Rate
     from secateur.load.scenario import Arrivals, Run
+    from secateur.noise import Noise
     from secateur.runtime import Target
 
 SERVER = "server"
@@ -98,10 +98,11 @@ def run(load: Load, console: Console) -> Loaded:
 def _check(load: Load) -> None:
     if load.scenario == SERVER and load.p99_ms is None:
         raise InputError("p99-ms: expected the limit in milliseconds that 99 % of the requests shall keep, got none")
-    if load.scenario != SERVER and (load.p99_ms, load.price_per_hour) != (None, None):
-        raise InputError(
-            f"p99-ms, price-per-hour: expected for the scenario server, got them for {load.scenario}; leave them out"
-        )
+    for_server = ("p99_ms", "price_per_hour", "tolerance", "budget_s")
+    given = [name for name in for_server if getattr(load, name) != getattr(Load, name)]
+    if load.scenario != SERVER and given:
+        options = ", ".join(name.replace("budget_s", "budget").replace("_", "-") for name in given)
+        raise InputError(f"{options}: expected for the scenario server alone, got {load.scenario}; leave it out")
     if load.price_per_hour is not None and not 0 < load.price_per_hour < float("inf"):
         raise InputError(f"price-per-hour: expected a number above 0, got {load.price_per_hour}")
     if load.out is not None and load.out.exists() and (not load.out.is_dir() or any(load.out.iterdir())):
@@ -111,7 +112,7 @@ def _check(load: Load) -> None:
 def _rates(load: Load, target: Target, columns: Sequence[np.ndarray], console: Console) -> Loaded:
     from secateur.load import rate
 
-    names = [path.name for path in load.paths]
+    names = [escape(path.name) for path in load.paths]
     width = max(map(len, names))
     assert load.p99_ms is not None
     with console.status("starting") as shown:
@@ -151,9 +152,9 @@ def _runs(load: Load, target: Target, columns: Sequence[np.ndarray], console: Co
     from secateur.load import scenario
 
     runs = []
-    with console.status("starting") as shown, _folder(load.out) as folder:
+    with console.status("starting") as shown, scenario.kept(load.out) as folder:
         for number, path in enumerate(load.paths, 1):
-            shown.update(f"{path.name}: {load.scenario} for at least {load.seconds:.0f} s")
+            shown.update(f"{escape(path.name)}: {load.scenario} for at least {load.seconds:.0f} s")
             runs.append(
                 scenario.run(
                     path,
@@ -167,15 +168,6 @@ def _runs(load: Load, target: Target, columns: Sequence[np.ndarray], console: Co
                 )
             )
     return Loaded(runs=tuple(runs))
-
-
-@contextmanager
-def _folder(out: Path | None) -> Iterator[Path]:
-    if out is not None:
-        yield out
-        return
-    with TemporaryDirectory(prefix="secateur-") as passing:
-        yield Path(passing)
 
 
 def as_json(load: Load, seen: Loaded) -> dict[str, Any]:
@@ -192,6 +184,8 @@ def told(load: Load, seen: Loaded) -> list[RenderableType]:
     for row in _rate_rows(load, seen) if seen.rates else _run_rows(seen):
         table.add_row(*row)
     lines = [*_gain_line(load, seen), _circumstances(load, seen)]
+    sides: list[Rate | Run] = [*seen.rates, *seen.runs]
+    lines += [f"Noise beside {path.name}: {_noise(one)}" for path, one in zip(load.paths, sides, strict=True)]
     if load.out is not None:
         lines.append(f"LoadGen's settings and logs: {load.out}")
     lines += [f"{path.name}: {why}" for path, why in zip(load.paths, seen.doubts, strict=True) if why]
@@ -263,6 +257,14 @@ def _circumstances(load: Load, seen: Loaded) -> str:
         f"{limit}A request is one example, computed {load.parallel} at a time with {threads} in batches of at most {load.batch} "
         f"({one.cores}). LoadGen {one.loadgen.split()[0]}, seed {load.seed}."
     )
+
+
+def _noise(seen: Rate | Run) -> Noise:
+    from secateur import noise
+    from secateur.load.rate import Rate
+
+    runs = [seen.alone, *(probe.run for probe in seen.probes)] if isinstance(seen, Rate) else [seen]
+    return noise.summed(one.counters for one in runs)
 
 
 def _ends(low: float | None, high: float | None, form: str = ",.4g") -> str:
