@@ -137,6 +137,7 @@ def test_a_file_without_a_rate_is_said_and_has_no_gain() -> None:
             "tolerance, budget: expected for the scenario server",
         ),
         (("--p99-ms", 5, "--price-per-hour", -1), "price-per-hour: expected a number above 0, got -1"),
+        (("--p99-ms", 5, "--length", 0), "length: expected at least 1, got 0"),
         (("--scenario", "offlin"), "scenario: expected one of single_stream"),
         (("--p99-ms", 5, "--out", Path(__file__).parent), "out: expected a folder that is empty or not there"),
         (("--p99-ms", 5, "--against", Path(__file__)), "model: expected an ONNX file"),

@@ -154,6 +154,8 @@ def test_a_file_whose_outputs_are_not_finite_is_refused(tmp_path: Path) -> None:
         ({"seconds": float("nan")}, r"^seconds: expected a number above 0, got nan"),
         ({"queries": 1}, r"^queries: expected at least 2, got 1"),
         ({"parallel": 0}, r"^parallel: expected at least 1, got 0"),
+        ({"target": Target(threads=0)}, r"^target.threads: expected at least 1, got 0"),
+        ({"target": Target(batch=0)}, r"^target.batch: expected at least 1, got 0"),
         ({"parallel": 10**6}, r"^parallel: expected at most the \d+ cores that this process may use, got 1000000"),
         (
             {"columns": [EXAMPLES[:0]]},

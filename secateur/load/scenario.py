@@ -204,8 +204,9 @@ def _tested(
 
 def _cores(target: Target, parallel: int) -> Cores:
     """A share for each request at once; LoadGen gets what is left, or where nothing is, the same ones."""
-    if parallel < 1:
-        raise InputError(f"parallel: expected at least 1, got {parallel}")
+    for name, value in {"parallel": parallel, "target.threads": target.threads, "target.batch": target.batch}.items():
+        if value < 1:
+            raise InputError(f"{name}: expected at least 1, got {value}")
     allowed, threads = allowed_cores(), target.threads
     if not allowed:
         return Cores(((),) * parallel, ())

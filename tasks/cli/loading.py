@@ -105,6 +105,8 @@ def _check(load: Load) -> None:
         raise InputError(f"{options}: expected for the scenario server alone, got {load.scenario}; leave it out")
     if load.price_per_hour is not None and not 0 < load.price_per_hour < float("inf"):
         raise InputError(f"price-per-hour: expected a number above 0, got {load.price_per_hour}")
+    if load.length is not None and load.length < 1:
+        raise InputError(f"length: expected at least 1, got {load.length}")
     if load.out is not None and load.out.exists() and (not load.out.is_dir() or any(load.out.iterdir())):
         raise InputError(f"out: expected a folder that is empty or not there, got {load.out}; name another")
 
