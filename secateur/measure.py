@@ -30,23 +30,29 @@ class Latency:
 
 
 def request_of(columns: Sequence[np.ndarray], target: Target) -> list[np.ndarray]:
-    """One batch of every input [N, ...], of the target's size, examples repeated where there are fewer.
+    """One batch of every input [N, ...], of the target's size and length, examples repeated where there are fewer.
 
-    Of each example the first positions, as many as the target's length says, all of them where it says nothing.
+    Raises:
+        InputError: the examples are shorter than the target's length.
+    """
+    return shortened([column[np.arange(target.batch) % len(column)] for column in columns], target)
+
+
+def shortened(columns: Sequence[np.ndarray], target: Target) -> list[np.ndarray]:
+    """Of each example the first positions, as many as the target's length says, all of them where it says nothing.
 
     Raises:
         InputError: the examples are shorter than that.
     """
-    batch = [column[np.arange(target.batch) % len(column)] for column in columns]
     if target.length is None:
-        return batch
-    shortest = min(column.shape[1] if column.ndim > 1 else 0 for column in batch)
+        return list(columns)
+    shortest = min(column.shape[1] if column.ndim > 1 else 0 for column in columns)
     if target.length > shortest:
         raise InputError(
             f"target.length: expected at most the {shortest} positions of the examples, got {target.length}; latency is "
             "measured on real examples"
         )
-    return [column[:, : target.length] for column in batch]
+    return [column[:, : target.length] for column in columns]
 
 
 def summarise(seconds: np.ndarray, batch: int) -> Latency:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import onnxruntime as ort
 
 from secateur import noise
 from secateur.errors import InputError
@@ -46,7 +47,7 @@ class Worker:
 
     def block(self, requests: int, lead: int = 1) -> Block:
         """Time requests in a row, after some that refill the caches and are not timed."""
-        said = _exchange(self.process, {"requests": requests, "lead": lead})
+        said = exchange(self.process, {"requests": requests, "lead": lead})
         return Block(np.array(said["seconds"]), Counters(**said["counters"]), said["peak_bytes"])
 
 
@@ -59,30 +60,56 @@ def working(paths: Sequence[str | Path], target: Target, request: Sequence[np.nd
     Raises:
         InputError: a file cannot be loaded, its answer is not finite, or its process died, as it does without memory.
     """
-    with tempfile.TemporaryDirectory(prefix="secateur-") as folder, ExitStack() as stack:
-        for number, column in enumerate(request):
-            np.save(Path(folder) / f"{number}.npy", column, allow_pickle=False)
+    with stored(request) as folder, ExitStack() as stack:
         order = {"target": asdict(target), "inputs": folder, "cores": cores_of(target)}
-        processes = []
-        for _ in paths:  # all before the first answers: they load side by side
-            process = subprocess.Popen(
-                [sys.executable, "-m", "secateur.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-            stack.callback(_stop, process)
-            processes.append(process)
+        # all before the first answers: they load side by side
+        processes = [stack.enter_context(started("secateur.worker")) for _ in paths]
         for path, process in zip(paths, processes, strict=True):
-            _exchange(process, order | {"path": str(path)})
+            exchange(process, order | {"path": str(path)})
         yield tuple(map(Worker, processes))
+
+
+@contextmanager
+def stored(columns: Sequence[np.ndarray]) -> Iterator[str]:
+    """A folder with the columns, from which a process reads them with `inputs_in`; it goes with its context."""
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        for number, column in enumerate(columns):
+            np.save(Path(folder) / f"{number}.npy", column, allow_pickle=False)
+        yield folder
+
+
+def inputs_in(folder: str) -> list[np.ndarray]:
+    """What `stored` has put there, in its order."""
+    places = sorted(Path(folder).glob("*.npy"), key=lambda place: int(place.stem))
+    return [np.load(place, allow_pickle=False) for place in places]
+
+
+@contextmanager
+def started(module: str) -> Iterator[subprocess.Popen[str]]:
+    """A module as a fresh process to `exchange` lines with; it ends with its context."""
+    process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        _stop(process)
 
 
 def cores_of(target: Target) -> list[int]:
     """The first cores that this process may use, one for each thread; none where the system pins no process."""
-    if not hasattr(os, "sched_getaffinity"):
-        return []
-    return sorted(os.sched_getaffinity(0))[: target.threads]
+    return allowed_cores()[: target.threads]
 
 
-def _exchange(process: subprocess.Popen[str], order: dict[str, Any]) -> dict[str, Any]:
+def allowed_cores() -> list[int]:
+    """All cores that this process may use; none where the system pins no process."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def exchange(process: subprocess.Popen[str], order: dict[str, Any]) -> dict[str, Any]:
+    """Give an order, wait for what is said to it.
+
+    Raises:
+        InputError: the process says why it cannot do it, or it died.
+    """
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -115,6 +142,30 @@ def _stop(process: subprocess.Popen[str]) -> None:
     process.stdout.close()
 
 
+def answering(path: str, target: Target, request: Sequence[np.ndarray]) -> ort.InferenceSession:
+    """A session of the file that has answered one request.
+
+    Raises:
+        InputError: the file cannot be loaded, or not run on this request, or its answer is not finite.
+    """
+    name = Path(path).name
+    try:
+        session = open_session(path, target)
+        answer = run(session, *request)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the runtime has to say, as one sentence
+        raise InputError(f"model {name}: {error}") from error
+    check_finite(name, answer)
+    return session
+
+
+def check_finite(name: str, answer: np.ndarray) -> None:
+    """Raise InputError where a file's answer is not finite."""
+    if np.issubdtype(answer.dtype, np.floating) and not np.isfinite(answer).all():
+        raise InputError(f"model {name}: expected finite outputs, got NaN or infinity; is the file damaged?")
+
+
 def _work(orders: IO[str], answers: IO[str]) -> None:
     """The process: load, answer once, then a block for every order, until there are no more."""
 
@@ -124,19 +175,12 @@ def _work(orders: IO[str], answers: IO[str]) -> None:
     order = json.loads(orders.readline())
     if order["cores"]:
         os.sched_setaffinity(0, order["cores"])
-    places = sorted(Path(order["inputs"]).glob("*.npy"), key=lambda place: int(place.stem))
-    inputs = [np.load(place, allow_pickle=False) for place in places]
+    inputs = inputs_in(order["inputs"])
     before = noise.peak_resident()
     try:
-        session = open_session(order["path"], Target(**order["target"]))
-        answer = run(session, *inputs)
-    except Exception as error:  # whatever the runtime has to say, as one sentence
-        say(error=str(error) if isinstance(error, InputError) else f"model {Path(order['path']).name}: {error}")
-        return
-    if np.issubdtype(answer.dtype, np.floating) and not np.isfinite(answer).all():
-        say(
-            error=f"model {Path(order['path']).name}: expected finite outputs, got NaN or infinity; is the file damaged?"
-        )
+        session = answering(order["path"], Target(**order["target"]), inputs)
+    except InputError as error:
+        say(error=str(error))
         return
     say(ready=True)
     gc.disable()  # a collection would fall into somebody's block

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from secateur.errors import InputError
-from tasks.cli import airflow_api, bar, files, follow, programs, sample, show, stack
+from tasks.cli import airflow_api, bar, files, follow, loading, programs, sample, show, stack
 from tasks.cli.airflow_api import AirflowError
 from tasks.cli.mlflow_api import MlflowError
 from tasks.cli.sample import SampleError
@@ -219,6 +219,63 @@ def compare(
         for part in files.told(match, seen):
             Console().print(part, soft_wrap=isinstance(part, Text))
     raise typer.Exit(_INCONCLUSIVE if seen.inconclusive else 0)
+
+
+@app.command()
+def load(
+    model: Annotated[Path, typer.Argument(help="An ONNX file, such as pruned.onnx.")],
+    against: Annotated[Path | None, typer.Option(help="Another with the same inputs, such as dense.onnx.")] = None,
+    scenario: Annotated[str, typer.Option(help="server, single_stream, multi_stream or offline.")] = "server",
+    p99_ms: Annotated[
+        float | None, typer.Option(help="For server: milliseconds that 99 % of the requests may take.")
+    ] = None,
+    price_per_hour: Annotated[
+        float | None,
+        typer.Option(help="For server: of the machine, in any currency; gives the cost of a million requests."),
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option(help="An .npz with examples of every input by its name; without, they are made up.")
+    ] = None,
+    provider: Annotated[
+        str, typer.Option(help="Of ONNX Runtime, as `secateur targets` lists them.")
+    ] = "CPUExecutionProvider",
+    threads: Annotated[int, typer.Option(help="Of each request.")] = 1,
+    parallel: Annotated[int, typer.Option(help="Requests that are computed at once, each on its own cores.")] = 1,
+    batch: Annotated[int, typer.Option(help="Examples that are computed together, at most.")] = 1,
+    length: Annotated[int | None, typer.Option(help="Positions of each example, where the file fixes none.")] = None,
+    seconds: Annotated[float, typer.Option(help="Of each run of LoadGen, at least.")] = 5.0,
+    tolerance: Annotated[float, typer.Option(help="For server: between the ends of the bracket, of the lower.")] = 0.05,
+    budget: Annotated[float, typer.Option(help="For server: seconds after which no probe is begun.")] = 300.0,
+    out: Annotated[Path | None, typer.Option(help="An empty folder for LoadGen's settings and logs.")] = None,
+    seed: Annotated[int, typer.Option(help="Of arrivals, order of examples, and inputs that are made up.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Put ONNX files under MLPerf LoadGen's load: the highest rate within a p99, or another scenario. Exit status: 0 known, 3 inconclusive or no rate, 1 error."""
+    order = loading.Load(
+        model,
+        against,
+        scenario=scenario,
+        p99_ms=p99_ms,
+        price_per_hour=price_per_hour,
+        examples=inputs,
+        provider=provider,
+        threads=threads,
+        batch=batch,
+        length=length,
+        parallel=parallel,
+        seconds=seconds,
+        tolerance=tolerance,
+        budget_s=budget,
+        out=out,
+        seed=seed,
+    )
+    seen = loading.run(order, Console(stderr=True))
+    if as_json:
+        typer.echo(json.dumps(loading.as_json(order, seen), indent=2))
+    else:
+        for part in loading.told(order, seen):
+            Console().print(part, soft_wrap=isinstance(part, Text))
+    raise typer.Exit(_INCONCLUSIVE if any(seen.doubts) else 0)
 
 
 @app.command()
