@@ -93,10 +93,28 @@ def explain(
 
 
 def difference(dense: Profile, pruned: Profile, peaks: Peaks, vector: int) -> Difference:
-    """Pair the nodes by their names, which a cut leaves as they are. `vector` is how many floats one instruction takes."""
-    before, after = ({node.name: node for node in one.nodes} for one in (dense, pruned))
-    pairs = [_pair(before.get(name), after.get(name), peaks, vector) for name in {**before, **after}]
+    """Pair the nodes and sort them by what they lost. `vector` is how many floats one instruction takes."""
+    pairs = [_pair(before, after, peaks, vector) for before, after in _paired(dense.nodes, pruned.nodes)]
     return Difference(dense, pruned, peaks, tuple(sorted(pairs, key=lambda pair: -pair.lost)))
+
+
+def _paired(dense: Sequence[Node], pruned: Sequence[Node]) -> list[tuple[Node | None, Node | None]]:
+    """Nodes of one name, which a cut leaves as it is. The runtime renames what it fuses, and fuses by widths: what is left and
+    multiplies pairs up in the order in which it runs, if there are as many on both sides and their kernels agree."""
+    before, after = ({node.name: node for node in nodes} for nodes in (dense, pruned))
+    pairs: list[tuple[Node | None, Node | None]] = [(before[name], after[name]) for name in before if name in after]
+    alone, others = (
+        [node for node in nodes if node.name not in known] for nodes, known in ((dense, after), (pruned, before))
+    )
+    olds, news = ([node for node in nodes if node.macs] for nodes in (alone, others))
+    if len(olds) == len(news) and all(_kernel(old) == _kernel(new) for old, new in zip(olds, news, strict=True)):
+        pairs += zip(olds, news, strict=True)
+        alone, others = ([node for node in nodes if not node.macs] for nodes in (alone, others))
+    return [*pairs, *((node, None) for node in alone), *((None, node) for node in others)]
+
+
+def _kernel(node: Node) -> tuple[int, ...]:
+    return node.inputs[1][2:] if len(node.inputs) > 1 else ()
 
 
 def _pair(dense: Node | None, pruned: Node | None, peaks: Peaks, vector: int) -> Pair:
@@ -123,6 +141,8 @@ def _why(dense: Node, pruned: Node, peaks: Peaks, vector: int) -> str:
     if pruned.seconds < 2 * OVERHEAD_S:
         return "so small that the call is most of it"
     if odd := _odd_widths(dense, pruned, vector):
+        if dense.blocked and not pruned.blocked:
+            return f"widths that are no multiple of {vector} keep the runtime from laying channels out in vectors"
         return f"a width of {odd} fills no whole vectors of {vector} floats"
     if pruned.macs < peaks.balance * pruned.bytes:
         return "memory sets its time: it has few multiply-accumulates for the bytes that it moves, and the bytes became less by less"

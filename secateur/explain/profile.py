@@ -20,7 +20,7 @@ from secateur.runtime import CPU, Target, open_session, run
 BUDGET_S = 3.0
 FEWEST, MOST = 5, 200  # runs after the first, which warms up
 _KERNEL = "_kernel_time"
-_MEMBERS = ("_nchwc",)  # what the runtime appends to a node's name when it fuses or rewrites it
+_BLOCKED = "_nchwc"  # what the runtime appends to a node's name
 _PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
 FLOAT = 4  # bytes
 Shape = tuple[int, ...]
@@ -37,6 +37,7 @@ class Node:
     bytes: int
     inputs: tuple[Shape, ...]
     outputs: tuple[Shape, ...]
+    blocked: bool = False  # channels laid out in vectors: the runtime's faster convolutions (NCHWc)
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ def kernel_times(events: Sequence[Mapping[str, Any]], runs: int) -> tuple[list[M
 def _node(kernel: Mapping[str, Any], seconds: float) -> Node:
     args = kernel["args"]
     name = kernel["name"].removesuffix(_KERNEL)
-    for member in _MEMBERS:
-        name = name.removesuffix(member)
+    blocked = name.endswith(_BLOCKED)
+    name = name.removesuffix(_BLOCKED)
     inputs, outputs = (_shapes(args.get(key, ())) for key in ("input_type_shape", "output_type_shape"))
     counted = _MACS.get(args["op_name"])
     packed = args["op_name"] in _PRODUCTS and len(inputs) == 1  # a weight that was laid out anew is no input any more
@@ -119,6 +120,7 @@ def _node(kernel: Mapping[str, Any], seconds: float) -> Node:
         + (FLOAT * math.prod(inputs[1]) if packed else 0),
         inputs=inputs,
         outputs=outputs,
+        blocked=blocked,
     )
 
 

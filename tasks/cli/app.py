@@ -222,6 +222,25 @@ def compare(
 
 
 @app.command()
+def explain(
+    dense: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    pruned: Annotated[Path, typer.Argument(help="What was cut of it.")],
+    target: Annotated[
+        Path | None, typer.Option(help="YAML like the target section of a recipe: threads, batch.")
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option(help="An .npz with examples of every input by its name; without, they are made up.")
+    ] = None,
+    length: Annotated[int | None, typer.Option(help="Of inputs that are made up and have no fixed length.")] = None,
+    budget: Annotated[float, typer.Option(help="Seconds of running both files.")] = 10.0,
+) -> None:
+    """Say node by node what a cut promised, what it brought, and where they part, why."""
+    match = files.Match(dense, pruned, target, inputs, length, budget_s=budget)
+    for part in files.explained(match, files.explain(match)):
+        Console().print(part, soft_wrap=isinstance(part, Text))
+
+
+@app.command()
 def load(
     model: Annotated[Path, typer.Argument(help="An ONNX file, such as pruned.onnx.")],
     against: Annotated[Path | None, typer.Option(help="Another with the same inputs, such as dense.onnx.")] = None,

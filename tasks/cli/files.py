@@ -1,4 +1,4 @@
-"""`secateur compare`: two ONNX files against each other, without any server."""
+"""`secateur compare` and `explain`: two ONNX files against each other, without any server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from rich.text import Text
 from secateur.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from secateur.compare import Comparison, OnRound
+    from secateur.explain.difference import Difference, Pair
     from secateur.runtime import Target
 
 
@@ -41,17 +44,9 @@ def compare(match: Match, on_round: OnRound) -> Comparison:
     Raises:
         InputError: the files take different inputs, or what the library refuses.
     """
-    from secateur import compare, requests
+    from secateur import compare
 
-    target = _target(match.target)
-    inputs, others = (requests.inputs_of(path, target) for path in (match.first, match.second))
-    if inputs != others:
-        raise InputError(f"model: expected two files with the same inputs, got {inputs} and {others}")
-    columns = (
-        requests.read(match.examples, inputs)
-        if match.examples
-        else requests.made_up(inputs, target.batch, match.length, match.seed)
-    )
+    target, columns = _requests(match)
     return compare.compare(
         match.first,
         match.second,
@@ -63,6 +58,34 @@ def compare(match: Match, on_round: OnRound) -> Comparison:
         seed=match.seed,
         on_round=on_round,
     )
+
+
+def explain(match: Match) -> Difference:
+    """Profile both files, dense first, and say where the second is slower than its work promised.
+
+    Raises:
+        InputError: the files take different inputs, or what the library refuses.
+    """
+    from secateur.explain import difference
+
+    target, columns = _requests(match)
+    return difference.explain(match.first, match.second, target, columns, match.budget_s / 2)
+
+
+def _requests(match: Match) -> tuple[Target, list[np.ndarray]]:
+    """The target, and examples that both files take."""
+    from secateur import requests
+
+    target = _target(match.target)
+    inputs, others = (requests.inputs_of(path, target) for path in (match.first, match.second))
+    if inputs != others:
+        raise InputError(f"model: expected two files with the same inputs, got {inputs} and {others}")
+    columns = (
+        requests.read(match.examples, inputs)
+        if match.examples
+        else requests.made_up(inputs, target.batch, match.length, match.seed)
+    )
+    return target, columns
 
 
 def _target(path: Path | None) -> Target:
@@ -112,3 +135,28 @@ def told(match: Match, seen: Comparison) -> list[RenderableType]:
 
 def _milliseconds(value: float | None) -> str:
     return "too few requests" if value is None else f"{value:.3f} ms"
+
+
+def explained(match: Match, seen: Difference, most: int = 12) -> list[RenderableType]:
+    """The nodes that lost most against their promise, the ratios of the whole, and the reasons."""
+    table = Table(title="nodes, those that lost most against their promise first")
+    for head in ("node", "operator", "dense, ms", "pruned, ms", "work", "time"):
+        table.add_column(head, justify="left" if head in ("node", "operator") else "right", overflow="fold")
+    for pair in [pair for pair in seen.pairs if pair.why][:most]:
+        table.add_row(pair.node.name, pair.node.op, *_numbers(pair))
+    ratios = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in seen.ratios.items())
+    lines = [
+        f"{match.first.name} over {match.second.name}: {ratios}.",
+        f"Arena: {seen.dense.arena_bytes / 1e6:.1f} MB before, {seen.pruned.arena_bytes / 1e6:.1f} MB now.",
+        f"This machine: {seen.peaks}. Times are the least of each node, alone; what they give together, `secateur compare` says.",
+        *(seen.sentences or ["Every node became as much faster as its work became less."]),
+    ]
+    return [*([table] if table.row_count else []), *map(Text, lines)]
+
+
+def _numbers(pair: Pair) -> list[str]:
+    times = ["-" if node is None else f"{node.seconds * 1e3:.3f}" for node in (pair.dense, pair.pruned)]
+    if pair.dense is None or pair.pruned is None:
+        return [*times, "-", "-"]
+    work = (pair.dense.macs / pair.pruned.macs) if pair.pruned.macs else pair.dense.bytes / max(pair.pruned.bytes, 1)
+    return [*times, f"{work:.2f}x less", f"{pair.dense.seconds / max(pair.pruned.seconds, 1e-9):.2f}x less"]
