@@ -8,31 +8,30 @@ import numpy as np
 
 from benchmarks.context import Row
 from benchmarks.engine.report import table
-from benchmarks.recovery.rows import BLOCK, LENGTH
+from benchmarks.recovery.rows import BLOCK, FRESH, LENGTH
+from secateur.compare import interval
 
 NAMES = {"ours": "`recover`", "plain": "plain loop", "lightning": "Lightning"}
 CONFIDENCE = 0.95
-RESAMPLED = 4000
 PLAIN_AT_LEAST, LIGHTNING_AT_LEAST, MEMORY_AT_MOST = 0.98, 1.0, 1.1
 
 EXPLAINED = (
     "The same network, batch, optimiser and precision for all, from the same weights, each contender in a process of its "
-    f"own; blocks of {BLOCK} steps in random order, round after round. The plain loop and Lightning train the eager model "
+    f"own, {FRESH} of them one after the other; blocks of {BLOCK} steps in random order, round after round. The plain loop and Lightning train the eager model "
     f"and copy each batch out of arrays in memory at once; every sentence is {LENGTH} tokens. Speeds: `recover`'s over "
-    "theirs, with the 95 % interval over rounds. Waiting: the share of a step that goes into fetching, augmenting and "
+    "theirs, the median over processes with its 95 % interval. Waiting: the share of a step that goes into fetching, augmenting and "
     "placing its batch (`recover` / plain loop / Lightning; of the last two without placing). Memory: peak of the process "
     f"without the teacher's weights, on a GPU of the device. Asked: at least {PLAIN_AT_LEAST} of the plain loop's speed and {LIGHTNING_AT_LEAST:g} of "
     f"Lightning's, at most {MEMORY_AT_MOST} of the plain loop's memory; `open` where the interval holds both."
 )
 
 
-def ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """How many times faster we are: the geometric mean over rounds of their seconds over ours, and the 95 % interval of a
-    percentile bootstrap that resamples whole rounds (Efron and Tibshirani 1993)."""
-    logs = np.log(np.asarray(theirs) / np.asarray(ours))
-    drawn = logs[np.random.default_rng(seed).integers(0, len(logs), (RESAMPLED, len(logs)))].mean(axis=1)
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(np.exp(logs.mean())), float(np.exp(low)), float(np.exp(high))
+def ratio(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """How many times faster we are: the median over processes of their seconds over ours, of each the geometric mean of its
+    rounds, and the 95 % interval of that median."""
+    logs = np.array([np.log(np.asarray(b) / np.asarray(a)).mean() for a, b in zip(ours, theirs, strict=True)])
+    low, high = interval(logs, CONFIDENCE)
+    return float(np.exp(np.median(logs))), float(np.exp(low)), float(np.exp(high))
 
 
 def compared(row: Row) -> Row:
@@ -41,7 +40,7 @@ def compared(row: Row) -> Row:
     ours = seen["ours"]
     told: Row = {"per_second": {}, "speed": {}, "memory": {}}
     for name, theirs in seen.items():
-        told["per_second"][name] = round(row["batch"] * BLOCK / float(np.median(theirs["seconds"])), 1)
+        told["per_second"][name] = round(row["batch"] * BLOCK / float(np.median(np.concatenate(theirs["seconds"]))), 1)
         if name != "ours":
             told["speed"][name] = [round(x, 4) for x in ratio(ours["seconds"], theirs["seconds"])]
             told["memory"][name] = round(_memory(ours) / _memory(theirs), 4)

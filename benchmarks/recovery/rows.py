@@ -8,6 +8,7 @@ from typing import Any
 
 CONTENDERS = ("ours", "plain", "lightning")
 WARM_UP = 10  # steps of each contender before the first round
+FRESH = 8  # processes of each contender, one after the other
 BLOCK = 10  # steps between which the contenders take turns
 LENGTH = 32  # tokens of every sentence, cut or padded, so that every batch is the same work
 PRECISIONS = ("float32", "bfloat16")  # on a GPU; on a CPU the first alone
