@@ -1,12 +1,15 @@
-"""Latency and memory of an ONNX file on a target, in a fresh process; figures with enough samples behind them, or none."""
+"""Latency, memory and sizes of an ONNX file on a target; figures with enough samples behind them, or none."""
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from secateur.errors import InputError
 from secateur.runtime import Target
@@ -15,6 +18,7 @@ from secateur.worker import working
 SAMPLES_BEYOND = 10  # a percentile is reported when at least this many samples lie beyond it
 WARM_UP = 50  # requests, of slow files as many as fit into a tenth of the budget
 FEWEST, MOST = 30, 5000  # requests that are timed
+CHUNK = 1 << 20  # bytes of a file that are read at a time
 FOR_P99 = 100 * SAMPLES_BEYOND  # requests without which there is none
 
 
@@ -27,6 +31,30 @@ class Latency:
     p99_ms: float | None
     throughput: float
     samples: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of an ONNX file: on disk, compressed as on a wire (gzip), and of its weights once they are loaded."""
+
+    file: int
+    gzip: int
+    weights: int
+
+
+def sizes(path: str | Path) -> Sizes:
+    """What a file takes before it computes anything. Zeros cost memory, but hardly a byte of a compressed file."""
+    compressor, compressed = zlib.compressobj(wbits=zlib.MAX_WBITS | 16), 0
+    with Path(path).open("rb") as file:
+        while chunk := file.read(CHUNK):
+            compressed += len(compressor.compress(chunk))
+    compressed += len(compressor.flush())
+    weights = sum(_bytes_of(tensor) for tensor in onnx.load(path).graph.initializer)
+    return Sizes(Path(path).stat().st_size, compressed, weights)
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> int:
+    return math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def request_of(columns: Sequence[np.ndarray], target: Target) -> list[np.ndarray]:

@@ -43,12 +43,15 @@ def measure(program: ExportedProgram, path: Path, run_id: str, validation: Split
     target, objective = target_of(recipe), objective_of(recipe.objective)
     onnx_export.export(program, path)
     structure = infer(programs.graph_module(program))
+    sizes = measure.sizes(path)
     latency = measure.latency(path, target, validation.columns, fewest=requests_for(recipe))
     return Figures(
         onnx=tracking.put(run_id, path, "onnx"),
         params=structure.count_parameters(),
         macs=structure.count_macs(programs.per_example_symbols(program)),
-        size_bytes=path.stat().st_size,
+        size_bytes=sizes.file,
+        gzip_bytes=sizes.gzip,
+        weight_bytes=sizes.weights,
         accuracy=objective.score(*answers(path, target, validation, objective)),
         latency_p50_ms=latency.p50_ms,
         latency_p90_ms=latency.p90_ms,

@@ -43,6 +43,8 @@ class Figures:
     params: int
     macs: int
     size_bytes: int
+    gzip_bytes: int  # of the file, compressed
+    weight_bytes: int  # once they are loaded
     accuracy: float  # on validation; the objective's metric, as wherever accuracy is said
     latency_p50_ms: float
     latency_p90_ms: float

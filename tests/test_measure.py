@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from secateur.errors import InputError
-from secateur.measure import FEWEST, MOST, latency, peak_memory, request_of, summarise
+from secateur.measure import FEWEST, MOST, latency, peak_memory, request_of, sizes, summarise
 from secateur.runtime import Target
 
 INPUTS = models.vectors(8)
@@ -77,3 +77,14 @@ def test_peak_memory_grows_with_the_weights(small: Path, tmp_path: Path) -> None
 def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model nowhere.onnx: .*(exist|File)"):
         peak_memory(tmp_path / "nowhere.onnx", Target(), [np.zeros((1, 4), np.float32)])
+
+
+def test_sizes_are_of_the_file_of_its_weights_and_of_what_gzip_leaves(tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).normal(size=(200, 300)).astype(np.float32)
+    dense = sizes(models.linear_onnx(tmp_path / "dense.onnx", weight))
+    weight[:, 30:] = 0
+    sparse = sizes(models.linear_onnx(tmp_path / "sparse.onnx", weight))
+    assert dense.weights == sparse.weights == 200 * 300 * 4
+    assert dense.weights < dense.file == sparse.file < dense.weights + 1000
+    assert dense.gzip > 0.8 * dense.file
+    assert sparse.gzip < 0.15 * sparse.file
