@@ -15,6 +15,7 @@ from rich.console import Console
 from secateur.load.rate import Probe, Rate
 from secateur.load.scenario import Cores, Run
 from secateur.noise import Counters
+from secateur.runtime import Target
 from tasks.cli import app, loading
 from tasks.cli.loading import Load, Loaded
 
@@ -100,7 +101,7 @@ def test_a_budget_without_room_for_a_probe_is_inconclusive(
 
 
 def test_two_rates_stand_side_by_side_with_their_gain_and_their_cost() -> None:
-    printed = shown(LOAD, Loaded(rates=(rate_of(100, 104), rate_of(300, 312))))
+    printed = shown(LOAD, Loaded(Target(), rates=(rate_of(100, 104), rate_of(300, 312))))
     for part in (
         "100 to 104",
         "300 to 312",
@@ -114,12 +115,12 @@ def test_two_rates_stand_side_by_side_with_their_gain_and_their_cost() -> None:
 
 
 def test_a_gain_whose_bracket_holds_1_is_none() -> None:
-    printed = shown(LOAD, Loaded(rates=(rate_of(100, 104), rate_of(102, 106))))
+    printed = shown(LOAD, Loaded(Target(), rates=(rate_of(100, 104), rate_of(102, 106))))
     assert "The bracket holds 1: neither is shown to answer more." in printed
 
 
 def test_a_file_without_a_rate_is_said_and_has_no_gain() -> None:
-    seen = Loaded(rates=(rate_of(None, None, too_slow="it is below the latency"), rate_of(300, 312)))
+    seen = Loaded(Target(), rates=(rate_of(None, None, too_slow="it is below the latency"), rate_of(300, 312)))
     printed = shown(LOAD, seen)
     assert "dense.onnx: no rate keeps the limit: it is below the latency" in printed
     assert "times the requests" not in printed

@@ -252,15 +252,13 @@ def load(
         float | None,
         typer.Option(help="For server: of the machine, in any currency; gives the cost of a million requests."),
     ] = None,
+    target: Annotated[
+        Path | None, typer.Option(help="YAML like the target section of a recipe: provider, threads, batch at most.")
+    ] = None,
     inputs: Annotated[
         Path | None, typer.Option(help="An .npz with examples of every input by its name; without, they are made up.")
     ] = None,
-    provider: Annotated[
-        str, typer.Option(help="Of ONNX Runtime, as `secateur targets` lists them.")
-    ] = "CPUExecutionProvider",
-    threads: Annotated[int, typer.Option(help="Of each request.")] = 1,
     parallel: Annotated[int, typer.Option(help="Requests that are computed at once, each on its own cores.")] = 1,
-    batch: Annotated[int, typer.Option(help="Examples that are computed together, at most.")] = 1,
     length: Annotated[int | None, typer.Option(help="Positions of each example, where the file fixes none.")] = None,
     seconds: Annotated[float, typer.Option(help="Of each run of LoadGen, at least.")] = 5.0,
     tolerance: Annotated[float, typer.Option(help="For server: between the ends of the bracket, of the lower.")] = 0.05,
@@ -276,10 +274,8 @@ def load(
         scenario=scenario,
         p99_ms=p99_ms,
         price_per_hour=price_per_hour,
+        target=target,
         examples=inputs,
-        provider=provider,
-        threads=threads,
-        batch=batch,
         length=length,
         parallel=parallel,
         seconds=seconds,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ def compare(match: Match, on_round: OnRound) -> Comparison:
     """
     from secateur import compare
 
-    target, columns = _requests(match)
+    target, columns = requests_of((match.first, match.second), match.target, match.examples, match.length, match.seed)
     return compare.compare(
         match.first,
         match.second,
@@ -68,24 +68,30 @@ def explain(match: Match) -> Difference:
     """
     from secateur.explain import difference
 
-    target, columns = _requests(match)
+    target, columns = requests_of((match.first, match.second), match.target, match.examples, match.length, match.seed)
     return difference.explain(match.first, match.second, target, columns, match.budget_s / 2)
 
 
-def _requests(match: Match) -> tuple[Target, list[np.ndarray]]:
-    """The target, and examples that both files take."""
+def requests_of(
+    paths: Sequence[Path], target: Path | None, examples: Path | None, length: int | None, seed: int
+) -> tuple[Target, list[np.ndarray]]:
+    """The target of a YAML file like a recipe's section, and examples that all the files take, of a file or made up.
+
+    Raises:
+        InputError: the files take different inputs, or one of the files or settings cannot be used.
+    """
     from secateur import requests
 
-    target = _target(match.target)
-    inputs, others = (requests.inputs_of(path, target) for path in (match.first, match.second))
-    if inputs != others:
-        raise InputError(f"model: expected two files with the same inputs, got {inputs} and {others}")
-    columns = (
-        requests.read(match.examples, inputs)
-        if match.examples
-        else requests.made_up(inputs, target.batch, match.length, match.seed)
-    )
-    return target, columns
+    if length is not None and length < 1:
+        raise InputError(f"length: expected at least 1, got {length}")
+    where = _target(target)
+    inputs, *others = (requests.inputs_of(path, where) for path in paths)
+    for other in others:
+        if other != inputs:
+            raise InputError(f"model: expected files with the same inputs, got {inputs} and {other}")
+    if examples:
+        return where, requests.read(examples, inputs)
+    return where, requests.made_up(inputs, where.batch, length or where.length, seed)
 
 
 def _target(path: Path | None) -> Target:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.errors import InputError
+from tasks.cli import files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,10 +35,8 @@ class Load:
     scenario: str = SERVER
     p99_ms: float | None = None
     price_per_hour: float | None = None
+    target: Path | None = None
     examples: Path | None = None
-    provider: str = "CPUExecutionProvider"
-    threads: int = 1
-    batch: int = 1
     length: int | None = None
     parallel: int = 1
     seconds: float = 5.0
@@ -56,6 +55,7 @@ class Load:
 class Loaded:
     """What came of it, for each file of `Load.paths`: its rate for server, else its run."""
 
+    target: Target
     rates: tuple[Rate, ...] = ()
     runs: tuple[Run, ...] = ()
 
@@ -79,20 +79,11 @@ def run(load: Load, console: Console) -> Loaded:
     Raises:
         InputError: the settings contradict each other, or what the library refuses.
     """
-    from secateur import requests
-    from secateur.runtime import Target
-
     _check(load)
-    target = Target(load.provider, load.threads, load.batch, load.length if load.examples else None)
-    inputs, *others = (requests.inputs_of(path, target) for path in load.paths)
-    if any(other != inputs for other in others):
-        raise InputError(f"against: expected two files with the same inputs, got {inputs} and {others[0]}")
-    columns = (
-        requests.read(load.examples, inputs)
-        if load.examples
-        else requests.made_up(inputs, load.batch, load.length, load.seed)
-    )
-    return _rates(load, target, columns, console) if load.scenario == SERVER else _runs(load, target, columns, console)
+    target, columns = files.requests_of(load.paths, load.target, load.examples, load.length, load.seed)
+    if load.scenario == SERVER:
+        return Loaded(target, rates=_rates(load, target, columns, console))
+    return Loaded(target, runs=_runs(load, target, columns, console))
 
 
 def _check(load: Load) -> None:
@@ -105,13 +96,11 @@ def _check(load: Load) -> None:
         raise InputError(f"{options}: expected for the scenario server alone, got {load.scenario}; leave it out")
     if load.price_per_hour is not None and not 0 < load.price_per_hour < float("inf"):
         raise InputError(f"price-per-hour: expected a number above 0, got {load.price_per_hour}")
-    if load.length is not None and load.length < 1:
-        raise InputError(f"length: expected at least 1, got {load.length}")
     if load.out is not None and load.out.exists() and (not load.out.is_dir() or any(load.out.iterdir())):
         raise InputError(f"out: expected a folder that is empty or not there, got {load.out}; name another")
 
 
-def _rates(load: Load, target: Target, columns: Sequence[np.ndarray], console: Console) -> Loaded:
+def _rates(load: Load, target: Target, columns: Sequence[np.ndarray], console: Console) -> tuple[Rate, ...]:
     from secateur.load import rate
 
     names = [escape(path.name) for path in load.paths]
@@ -133,7 +122,7 @@ def _rates(load: Load, target: Target, columns: Sequence[np.ndarray], console: C
                 soft_wrap=True,
             )
 
-        rates = rate.highest_rates(
+        return rate.highest_rates(
             load.paths,
             target,
             columns,
@@ -147,10 +136,9 @@ def _rates(load: Load, target: Target, columns: Sequence[np.ndarray], console: C
             on_start=on_start,
             on_probe=on_probe,
         )
-    return Loaded(rates=rates)
 
 
-def _runs(load: Load, target: Target, columns: Sequence[np.ndarray], console: Console) -> Loaded:
+def _runs(load: Load, target: Target, columns: Sequence[np.ndarray], console: Console) -> tuple[Run, ...]:
     from secateur.load import scenario
 
     runs = []
@@ -169,7 +157,7 @@ def _runs(load: Load, target: Target, columns: Sequence[np.ndarray], console: Co
                     seed=load.seed,
                 )
             )
-    return Loaded(runs=tuple(runs))
+    return tuple(runs)
 
 
 def as_json(load: Load, seen: Loaded) -> dict[str, Any]:
@@ -254,9 +242,9 @@ def _circumstances(load: Load, seen: Loaded) -> str:
         if seen.rates
         else ""
     )
-    threads = f"{load.threads} thread{'s' * (load.threads > 1)}" + " each" * (load.parallel > 1)
+    threads = f"{seen.target.threads} thread{'s' * (seen.target.threads > 1)}" + " each" * (load.parallel > 1)
     return (
-        f"{limit}A request is one example, computed {load.parallel} at a time with {threads} in batches of at most {load.batch} "
+        f"{limit}A request is one example, computed {load.parallel} at a time with {threads} in batches of at most {seen.target.batch} "
         f"({one.cores}). LoadGen {one.loadgen.split()[0]}, seed {load.seed}."
     )
 
