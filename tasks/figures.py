@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from secateur.errors import InputError
 from tasks import tracking
 from tasks.recipe import Recipe
 from tasks.references import Figures
@@ -58,7 +59,24 @@ def measure(program: ExportedProgram, path: Path, run_id: str, validation: Split
         latency_p99_ms=latency.p99_ms,
         throughput=latency.throughput,
         peak_memory_bytes=measure.peak_memory(path, target, validation.columns),
+        requests_per_s=served(path, validation, recipe) if recipe.goal.qps else None,
     )
+
+
+def served(path: Path, split: Split, recipe: Recipe) -> float:
+    """Requests a second within the goal's limit: the highest rate that LoadGen calls VALID.
+
+    Raises:
+        InputError: no rate keeps the limit, or the machine is too noisy to tell.
+    """
+    from secateur.load import rate
+
+    assert recipe.goal.qps
+    found = rate.highest_rate(path, target_of(recipe), split.columns, recipe.goal.qps.p99_ms, seed=recipe.seed)
+    print(found, flush=True)
+    if found.low is None:
+        raise InputError(f"goal.qps: expected a rate that keeps the limit of {recipe.goal.qps.p99_ms:g} ms, {found}")
+    return found.low
 
 
 def requests_for(recipe: Recipe) -> int:

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from secateur.pruning import Choice
 
 COUNTED = ("sparsity", "macs")  # follow from the widths: what is asked is what comes
-TIMES = ("speedup", "p99_ms")
-LIMITS: Mapping[str, Callable[[Figures], float | None]] = {
+TIMES = ("speedup", "p99_ms", "qps")
+COSTS: Mapping[str, Callable[[Figures], float | None]] = {  # what a goal counts, the less the better
+    "sparsity": lambda seen: seen.params,
+    "macs": lambda seen: seen.macs,
     "p99_ms": lambda seen: seen.latency_p99_ms,
+    "qps": lambda seen: 1 / seen.requests_per_s if seen.requests_per_s else None,  # seconds of a request
     "size_mb": lambda seen: seen.size_bytes / 1e6,
     "memory_mb": lambda seen: seen.peak_memory_bytes / 1e6,
 }
@@ -42,14 +45,15 @@ def wanted(goal: Goal, dense: Figures) -> float:
         return 1 / (1 - value)
     if name == "speedup":
         return value
-    now = LIMITS[name](dense)
-    if now is None:  # requests_for asks for enough
-        raise InputError(f"goal.{name}: expected enough requests to tell it of the dense model, got none")
-    if now <= value:
+    now = COSTS[name](dense)
+    assert now, "the baseline measures what the goal counts"
+    ratio = now * value if name == "qps" else now / value
+    if ratio <= 1:
         raise InputError(
-            f"goal.{name}: expected less than the {now:.4g} of the dense model, got {value:g}: there is nothing to do"
+            f"goal.{name}: the dense model measures {1 / now if name == 'qps' else now:.4g}, {value:g} was asked: there is nothing "
+            "to prune for; ask for more"
         )
-    return now / value
+    return ratio
 
 
 def reached(goal: Goal, dense: Figures, cycle: Cycle) -> float:
@@ -57,13 +61,10 @@ def reached(goal: Goal, dense: Figures, cycle: Cycle) -> float:
     name, _ = goal.given
     if name == "speedup":
         return cycle.speedup
-    of: Mapping[str, Callable[[Figures], float | None]] = {
-        "sparsity": lambda seen: seen.params,
-        "macs": lambda seen: seen.macs,
-        **LIMITS,
-    }
-    before, now = of[name](dense), of[name](cycle.figures)
-    return before / now if before and now else 0.0
+    before, now = COSTS[name](dense), COSTS[name](cycle.figures)
+    assert before, "the baseline measures what the goal counts"
+    assert now, "a cycle measures what the baseline does"
+    return before / now
 
 
 def measured(recipe: Recipe, dense_path: Path, path: Path, dense: Figures, split: Split) -> tuple[float, str]:
@@ -78,6 +79,9 @@ def measured(recipe: Recipe, dense_path: Path, path: Path, dense: Figures, split
         p99 = measure.latency(path, target, split.columns, fewest=figures.requests_for(recipe)).p99_ms
         assert p99
         return (dense.latency_p99_ms or 0.0) / p99, f"p99 {p99:.3f} ms"
+    if name == "qps":
+        rate = figures.served(path, split, recipe)
+        return rate / (dense.requests_per_s or rate), f"{rate:,.4g} requests/s"
     if name == "size_mb":
         size = path.stat().st_size
         return dense.size_bytes / size, f"{size / 1e6:.4g} MB"

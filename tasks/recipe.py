@@ -133,13 +133,21 @@ class TargetSection(_Section):
     optimisation: Literal["all", "extended", "basic", "none"] = "all"  # of the graph, by ONNX Runtime
 
 
+class Qps(_Section):
+    """Requests a second that are served with 99 of 100 in time, one example each."""
+
+    rate: PositiveFloat
+    p99_ms: PositiveFloat
+
+
 class Goal(_Section):
     """What to reach; exactly one of them. What is measured, on the target and its requests, is aimed at again and again."""
 
     sparsity: Share | None = None  # share of the parameters removed
     macs: Share | None = None  # share of the multiply-accumulates removed
     speedup: Annotated[float, Field(gt=1)] | None = None  # measured
-    p99_ms: PositiveFloat | None = None  # 99 of 100 requests answered within, measured
+    p99_ms: PositiveFloat | None = None  # 99 of 100 requests answered within, one after the other, measured
+    qps: Qps | None = None  # measured under the load that MLPerf LoadGen makes (Server)
     size_mb: PositiveFloat | None = None  # of the ONNX file, 10^6 bytes
     memory_mb: PositiveFloat | None = None  # peak that loading and running the file adds to a process, measured
 
@@ -154,8 +162,9 @@ class Goal(_Section):
 
     @property
     def given(self) -> tuple[str, float]:
-        """The one that is set, and its value."""
-        return next((name, value) for name, value in self if value is not None)
+        """The one that is set, and its value; of requests a second their rate."""
+        name, value = next((name, value) for name, value in self if value is not None)
+        return name, value.rate if isinstance(value, Qps) else value
 
     def __str__(self) -> str:
         return "{} {:g}".format(*self.given)
