@@ -14,7 +14,7 @@ space := $(empty) $(empty)
 UV_ENV = $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))",)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow up down lint bench-overhead bench-engine bench-recovery bench-accuracy bench-scale bench-ab bench-predict
+.PHONY: help run test test-slow up down lint bench-overhead bench-engine bench-recovery bench-accuracy bench-scale bench-ab bench-predict bench-speed
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -50,6 +50,9 @@ bench-scale: $(STAMP) ## How analysis and surgery grow with a decoder's layers, 
 
 bench-predict: $(STAMP) ## Predicted against measured speedup of whole models, into benchmarks/results; THREADS=<n>, MODELS="ResNet-50 ..."
 	@$(BIN)/python -W ignore -m benchmarks.predict $(if $(THREADS),--threads $(THREADS),) $(if $(MODELS),--models $(MODELS),)
+
+bench-speed: $(STAMP) ## What pruning buys on this machine, into benchmarks/results; ROWS="resnet-half ...", THREADS=<n>
+	@$(BIN)/python -W ignore -m benchmarks.speed $(if $(THREADS),--threads $(THREADS),) $(if $(ROWS),--rows $(ROWS),)
 
 bench-engine: $(BENCH_STAMP) ## The engine beside a peer, into benchmarks/results; DATA=<folder> for trained models, PARTS="resnet20 ..." for some
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -W ignore -m benchmarks.engine \
