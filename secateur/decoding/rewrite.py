@@ -91,8 +91,8 @@ def _way(
     if node.op in ("placeholder", "get_attr") and not (last and whole_too):
         return _source(model, node, last, growing), []
     cached = growing and node in model.computed
-    if last and whole_too and not cached:
-        return _narrowed(model, node, last)
+    if last and whole_too and not cached and _is_narrowable(model, node, last):
+        return "narrowed", [(node, WHOLE)]
     if not last and cached and node in plan.caches:
         return "grown", [(node, frozenset({plan.caches[node]}))]
     if not last and cached and node not in plan.passing:
@@ -100,8 +100,8 @@ def _way(
     try:
         return _ruled(model, plan, node, last) if last or _is_filled(node) else _copied(model, node)
     except Unexplained as reason:
-        if last and node not in model.computed:
-            return _narrowed(model, node, last)
+        if node not in model.computed and _is_narrowable(model, node, last):
+            return "narrowed", [(node, WHOLE)]
         raise _refusal(node, str(reason)) from reason
 
 
@@ -124,12 +124,10 @@ def _is_filled(node: fx.Node) -> bool:
     return rules.rule_of(node) is rules.filled
 
 
-def _narrowed(model: Model, node: fx.Node, last: Last) -> tuple[str, list[tuple[fx.Node, Last]]]:
-    """The last position of what is there as a whole."""
+def _is_narrowable(model: Model, node: fx.Node, last: Last) -> bool:
+    """Whether the last position can be taken from what is there as a whole."""
     sizes = rules.shape_of_first(node)
-    if not isinstance(node.meta["val"], torch.Tensor) or any(sizes[i] != model.length for i in last):
-        raise _refusal(node, f"has {sizes}, of which the last position cannot be told")
-    return "narrowed", [(node, WHOLE)]
+    return bool(last) and isinstance(node.meta["val"], torch.Tensor) and all(sizes[i] == model.length for i in last)
 
 
 def _ruled(model: Model, plan: Plan, node: fx.Node, last: Last) -> tuple[str, list[tuple[fx.Node, Last]]]:
@@ -200,17 +198,16 @@ def _put_in_cache(model: Model, plan: Plan, held: fx.Node) -> None:
     if not fit:
         sizes = node_shape(held)
         raise Unexplained(f"has keys or values of sizes {sizes}, expected batch, one dimension of positions and known ones")
-    # of equals the one of fewest dimensions, whose positions do not lie apart by one number
-    kept = min(
-        fit,
-        key=lambda node: (
-            rules.elements(node_shape(node)),
-            node_shape(node)[-1] == model.length,
-            len(node_shape(node)),
-        ),
-    )
+    kept = min(fit, key=lambda node: (rules.elements(node_shape(node)), *_unlike(model, chain, node)))
     plan.caches.setdefault(kept, node_shape(kept).index(model.length))
     plan.passing.update(chain[: chain.index(kept)])
+
+
+def _unlike(model: Model, chain: list[fx.Node], node: fx.Node) -> tuple[int, int, int]:
+    """What speaks against a tensor among equals: its positions are next to each other in memory one by one, the whole cache
+    would be turned at each step, dimensions of one."""
+    turned = sum(rules.rule_of(one) is rules.permuted for one in chain[: chain.index(node)])
+    return int(node_shape(node)[-1] == model.length), turned, node_shape(node).count(1)
 
 
 def _fits(model: Model, node: fx.Node) -> bool:

@@ -125,7 +125,7 @@ def _not_along(last: Last, *dims: int) -> None:
 
 def pure(target: Any) -> Any:
     """The operator that gives what another writes in place."""
-    if not target._schema.is_mutable:
+    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
         return target
     packet = getattr(_aten, target._overloadpacket.__name__.removesuffix("_"), None)
     if packet is None or target._overloadname not in packet.overloads():
