@@ -65,7 +65,7 @@ def split(program: ExportedProgram) -> Decoder:
     batch, positions = EXAMPLE
     ids = torch.zeros(batch, positions, dtype=model.ids.meta["val"].dtype)
     with torch.no_grad():
-        past = prompt(ids)[1:]
+        past = [one.clone(memory_format=torch.contiguous_format) for one in prompt(ids)[1:]]  # views of nothing
         dynamic = {"ids": {0: Dim.AUTO}} | {
             f"{rewrite.PASSED}{number}": {0: Dim.AUTO, axis: Dim.AUTO} for number, axis in enumerate(plan.caches.values())
         }
