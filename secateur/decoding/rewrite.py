@@ -143,7 +143,11 @@ def _ruled(model: Model, plan: Plan, node: fx.Node, last: Last) -> tuple[str, li
         takes.append((source, WHOLE))
 
     hand = Hand(
-        model.length, lambda *taken: takes.append(taken), hold, lambda size, _: _known(model, size), lambda *_, **__: None
+        model.length,
+        lambda *taken: takes.append(taken),
+        hold,
+        lambda size, _: _known(model, size),
+        lambda *_, **__: None,
     )
     apply(hand, node, rules.bound(node), last)
     for source in held:
@@ -197,7 +201,9 @@ def _put_in_cache(model: Model, plan: Plan, held: fx.Node) -> None:
     fit = [node for node in chain if _fits(model, node)]
     if not fit:
         sizes = node_shape(held)
-        raise Unexplained(f"has keys or values of sizes {sizes}, expected batch, one dimension of positions and known ones")
+        raise Unexplained(
+            f"has keys or values of sizes {sizes}, expected batch, one dimension of positions and known ones"
+        )
     kept = min(fit, key=lambda node: (rules.elements(node_shape(node)), *_unlike(model, chain, node)))
     plan.caches.setdefault(kept, node_shape(kept).index(model.length))
     plan.passing.update(chain[: chain.index(kept)])
@@ -276,4 +282,3 @@ def _written(
     answer = made[model.logits, _along(model, model.logits)]
     graph.output((answer, *(made[node, WHOLE] for node in plan.caches)))
     return fx.GraphModule(model.module, graph)
-

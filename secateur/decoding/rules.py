@@ -353,20 +353,19 @@ def triangle(hand: Hand, node: fx.Node, a: SimpleNamespace, last: Last) -> Any:
 
 @rule("matmul", "bmm", "mm")
 def multiplied(hand: Hand, node: fx.Node, a: SimpleNamespace, last: Last) -> Any:
-    left, right = node.args[:2]
-    return hand.call(node.target, *_operands(hand, node, left, right, last))
+    return hand.call(node.target, *_operands(hand, node, node.args[:2], last))
 
 
 @rule("addmm", "baddbmm")
 def multiplied_and_added(hand: Hand, node: fx.Node, a: SimpleNamespace, last: Last) -> Any:
-    added, left, right = node.args[:3]
-    operands = _operands(hand, node, left, right, last)
+    operands = _operands(hand, node, node.args[1:3], last)
     first = hand.take(a.self, hand.aligned(a.self, len(node_shape(node)), last))
     return hand.call(node.target, first, *operands, beta=a.beta, alpha=a.alpha)
 
 
-def _operands(hand: Hand, node: fx.Node, left: Any, right: Any, last: Last) -> tuple[Any, Any]:
+def _operands(hand: Hand, node: fx.Node, operands: Sequence[Any], last: Last) -> tuple[Any, Any]:
     """Queries or weights of positions on the left; keys, values or a stored matrix on the right."""
+    left, right = operands
     rank = len(node_shape(node))
     if min(len(node_shape(left)), len(node_shape(right))) < 2:
         raise Unexplained("multiplies by a vector")
@@ -391,9 +390,7 @@ def attention(hand: Hand, node: fx.Node, a: SimpleNamespace, last: Last) -> Any:
 
 # what only lays a tensor out anew, or copies its units: behind it lie the same numbers
 COPIES = {
-    name
-    for name, function in RULES.items()
-    if function in (reshaped, expanded, permuted, sliced, interleaved)
+    name for name, function in RULES.items() if function in (reshaped, expanded, permuted, sliced, interleaved)
 } | {"contiguous", "clone", "detach", "alias", "to"}
 
 

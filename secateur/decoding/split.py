@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ CHECKED = ((1, 9, (3, 5)), (2, 8, (2, 7)))  # batch, positions, and after how ma
 TOLERANCE = 2**10  # units in the last place of the largest logit
 EXAMPLE = (2, 5)  # batch and positions that programs are exported with; both stay dynamic
 
-Run = Callable[..., Sequence[Any]]
+Run = Callable[..., Any]  # of tensors: logits, or those and what is cached
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,8 @@ class Decoder:
     def bytes_per_token(self) -> int:
         """What the cache takes for each position of each example."""
         return sum(
-            math.prod(size for size in sizes if size is not None) * dtype.itemsize for sizes, dtype in cache_of(self.step)
+            math.prod(size for size in sizes if size is not None) * dtype.itemsize
+            for sizes, dtype in cache_of(self.step)
         )
 
 
@@ -60,20 +60,30 @@ def split(program: ExportedProgram) -> Decoder:
     model = _read(program)
     plan = rewrite.plan_of_step(model)
     if not plan.caches:
-        raise InputError("program: expected a language model with attention, found none whose keys and values are computed")
+        raise InputError(
+            "program: expected a language model with attention, found none whose keys and values are computed"
+        )
     step, prompt = rewrite.step(model, plan), rewrite.prompt(model, rewrite.plan_of_prompt(model, plan.caches))
     batch, positions = EXAMPLE
     ids = torch.zeros(batch, positions, dtype=model.ids.meta["val"].dtype)
     with torch.no_grad():
         past = [one.clone(memory_format=torch.contiguous_format) for one in prompt(ids)[1:]]  # views of nothing
         dynamic = {"ids": {0: Dim.AUTO}} | {
-            f"{rewrite.PASSED}{number}": {0: Dim.AUTO, axis: Dim.AUTO} for number, axis in enumerate(plan.caches.values())
+            f"{rewrite.PASSED}{number}": {0: Dim.AUTO, axis: Dim.AUTO}
+            for number, axis in enumerate(plan.caches.values())
         }
         decoder = (
             torch.export.export(prompt, (ids,), dynamic_shapes={"ids": {0: Dim.AUTO, 1: Dim.AUTO}}),
             torch.export.export(step, (ids[:, :1], *past), dynamic_shapes=dynamic),
         )
-    return Decoder(*decoder, error=_proven(program, *decoder))
+    whole = program.module(check_guards=False)
+    worst = proven(program, whole, *(one.module(check_guards=False) for one in decoder))
+    if not worst.error <= worst.limit:
+        raise InputError(
+            "program: expected a causal language model, whose answers do not depend on what follows; with a cache its logits "
+            f"are others than the whole program's: {worst}; has it a causal mask?"
+        )
+    return Decoder(*decoder, error=worst.error)
 
 
 def _read(program: ExportedProgram) -> rewrite.Model:
@@ -95,7 +105,7 @@ def _read(program: ExportedProgram) -> rewrite.Model:
             f"program: expected logits [batch, length, words] as the only output, got {len(outputs)} outputs "
             f"{[node_shape(one) for one in outputs]}; export the model so, without a cache"
         )
-    return rewrite.Model(module, ids, outputs[0], batch, length, _computed(module, ids))  # type: ignore[arg-type]
+    return rewrite.Model(module, ids, outputs[0], batch, length, _computed(module, ids))
 
 
 def _computed(module: fx.GraphModule, ids: fx.Node) -> frozenset[fx.Node]:
@@ -107,44 +117,53 @@ def _computed(module: fx.GraphModule, ids: fx.Node) -> frozenset[fx.Node]:
     return frozenset(found)
 
 
-def _proven(program: ExportedProgram, prompt: ExportedProgram, step: ExportedProgram) -> float:
-    """The error against the whole program, over all positions that the cache answers for."""
-    whole, *parts = (one.module(check_guards=False) for one in (program, prompt, step))
-    errors = []
-    with torch.no_grad():
-        for ids, expected in examples(program, whole):
-            scale = max(float(expected.abs().max()), 1e-30)
-            limit = TOLERANCE * torch.finfo(expected.dtype).eps
-            for start in _starts(ids.shape):
-                for position, logits in continued(ids, start, *parts):
-                    errors.append(float((logits[:, 0] - expected[:, position]).abs().max()) / scale)
-                    if not errors[-1] <= limit:
-                        raise InputError(
-                            f"program: expected a causal language model, whose answers do not depend on what follows; after a "
-                            f"prompt of {start} the logits at position {position} differ from the whole program's by "
-                            f"{errors[-1]:.1e} of the largest (limit {limit:.1e}); has it a causal mask?"
-                        )
-    return max(errors)
+@dataclass(frozen=True)
+class Difference:
+    """Of logits with a cache from those of the whole program, relative to the largest, where it is largest."""
+
+    error: float
+    limit: float
+    batch: int
+    start: int  # positions of the prompt
+    position: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.error:.1e} of the largest at position {self.position} after a prompt of {self.start}, batch {self.batch} "
+            f"(limit {self.limit:.1e})"
+        )
 
 
-def _starts(shape: Sequence[int]) -> tuple[int, ...]:
-    return next(starts for batch, positions, starts in CHECKED if tuple(shape) == (batch, positions))
+def proven(program: ExportedProgram, whole: Run, prompt: Run, step: Run) -> Difference:
+    """The largest difference, over every position that prompt and steps answer for, fed with the same ids as the whole."""
+    differences = []
+    for batch, positions, starts in CHECKED:
+        ids = _ids(program, whole, batch, positions)
+        with torch.no_grad():
+            expected = _logits(whole(ids))
+            for start in starts:
+                for position, logits in _continued(ids, start, prompt, step):
+                    error = (logits[:, 0] - expected[:, position]).abs().max() / expected.abs().max().clamp_min(1e-30)
+                    limit = TOLERANCE * torch.finfo(expected.dtype).eps
+                    differences.append(Difference(float(error), limit, batch, start, position))
+    return next((one for one in differences if not one.error <= one.limit), max(differences, key=lambda one: one.error))
 
 
-def examples(program: ExportedProgram, whole: Callable[[torch.Tensor], Any]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Ids that the proof runs on, drawn from the words that the program has logits for, with the logits of the whole."""
+def _ids(program: ExportedProgram, whole: Run, batch: int, positions: int) -> torch.Tensor:
+    """Drawn from the words that the program has logits for."""
     ((_, dtype),) = programs.input_specs(program).values()
-    generator = torch.Generator().manual_seed(0)
-    for batch, positions, _ in CHECKED:
-        probe = torch.zeros(1, 2, dtype=dtype)
-        (logits,) = torch.utils._pytree.tree_leaves(whole(probe))
-        ids = torch.randint(logits.shape[-1], (batch, positions), generator=generator).to(dtype)
-        (expected,) = torch.utils._pytree.tree_leaves(whole(ids))
-        yield ids, expected
+    with torch.no_grad():
+        words = _logits(whole(torch.zeros(1, 2, dtype=dtype))).shape[-1]
+    return torch.randint(words, (batch, positions), generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
-def continued(ids: torch.Tensor, start: int, prompt: Run, step: Run) -> Iterator[tuple[int, torch.Tensor]]:
-    """The logits [B, 1, V] of the last position of a prompt and of each that follows, fed with the ids that there are."""
+def _logits(outputs: Any) -> torch.Tensor:
+    (logits,) = torch.utils._pytree.tree_leaves(outputs)
+    return logits
+
+
+def _continued(ids: torch.Tensor, start: int, prompt: Run, step: Run) -> Iterator[tuple[int, torch.Tensor]]:
+    """The logits [B, 1, V] of the last position of a prompt, and of each position that follows in the ids."""
     logits, *past = prompt(ids[:, :start])
     yield start - 1, logits
     for position in range(start, ids.shape[1]):
