@@ -67,7 +67,7 @@ def plan_of_prompt(model: Model, caches: dict[fx.Node, int]) -> Plan:
 
 
 def _along(model: Model, node: fx.Node) -> Last:
-    return frozenset(i for i, size in enumerate(node_shape(node)) if has(size, model.length))
+    return frozenset(i for i, size in enumerate(rules.shape_of_first(node)) if has(size, model.length))
 
 
 def _planned(model: Model, plan: Plan, wanted: dict[fx.Node, dict[Last, None]], *, growing: bool) -> Plan:
@@ -95,10 +95,11 @@ def _way(
         return "narrowed", [(node, WHOLE)]
     if not last and cached and node in plan.caches:
         return "grown", [(node, frozenset({plan.caches[node]}))]
-    if not last and cached and node not in plan.passing:
+    passes = not cached or node in plan.passing
+    if not last and not passes and _along(model, node):
         raise _refusal(node, "is wanted at all positions, which no cache holds")
     try:
-        return _ruled(model, plan, node, last) if last or _is_filled(node) else _copied(model, node)
+        return _copied(model, node) if not last and passes and not _is_filled(node) else _ruled(model, plan, node, last)
     except Unexplained as reason:
         if node not in model.computed and _is_narrowable(model, node, last):
             return "narrowed", [(node, WHOLE)]
