@@ -379,13 +379,72 @@ def _operands(hand: Hand, node: fx.Node, operands: Sequence[Any], last: Last) ->
 def attention(hand: Hand, node: fx.Node, a: SimpleNamespace, last: Last) -> Any:
     """The last query sees every key that a causal mask lets it see: all of them."""
     rank = len(node_shape(node))
-    rows, keys = node_shape(a.query)[-2], node_shape(a.key)[-2]
-    if a.is_causal and rows != keys:
+    if a.is_causal and node_shape(a.query)[-2] != node_shape(a.key)[-2]:
         raise Unexplained("has a causal mask over queries and keys of different lengths")
+    if rank - 2 in last and rank == 4 and not a.dropout_p:
+        return _single_query(hand, node, a, last)
     mask = None if a.attn_mask is None else hand.take(a.attn_mask, hand.aligned(a.attn_mask, rank, last - {rank - 1}))
     given = (hand.take(a.query, last), hand.hold(a.key), hand.hold(a.value), mask, a.dropout_p)
     causal = a.is_causal and rank - 2 not in last
     return hand.call(node.target, *given, causal, scale=a.scale, enable_gqa=a.enable_gqa)
+
+
+def _single_query(hand: Hand, node: fx.Node, a: SimpleNamespace, last: Last) -> Any:
+    """The queries of a group are rows beside each other, so that its keys and values are read once and never repeated.
+
+    Written out, softmax(q k^T s + mask) v: a runtime then multiplies by the keys as they lie in the cache.
+    """
+    batch, heads, _, width = node_shape(a.query)
+    key, value = _before_repeating(a.key), _before_repeating(a.value)
+    groups = node_shape(key)[1]
+    if groups != node_shape(value)[1]:
+        key, value = a.key, a.value
+        groups = node_shape(key)[1]
+    rows = [hand.size(batch, False), groups, heads // groups]
+    length = hand.size(node_shape(a.key)[-2], False)
+
+    def laid(source: fx.Node) -> Any:
+        held, sizes = hand.hold(source), [hand.size(batch, False), groups, length, node_shape(source)[-1]]
+        return held if len(node_shape(source)) == 4 else hand.call(_aten.reshape.default, held, sizes)
+
+    scale = width**-0.5 if a.scale is None else a.scale
+    query = hand.call(_aten.mul.Tensor, hand.take(a.query, last), scale)
+    query = hand.call(_aten.reshape.default, query, [*rows, width])
+    scores = hand.call(_aten.matmul.default, query, hand.call(_aten.transpose.int, laid(key), -2, -1))
+    if a.attn_mask is not None:
+        scores = _masked(hand, node, a.attn_mask, scores, rows[1:], last)
+    weights = hand.call(_aten.softmax.int, scores, -1)
+    return hand.call(
+        _aten.reshape.default, hand.call(_aten.matmul.default, weights, laid(value)), hand.sizes(node, last)
+    )
+
+
+def _masked(hand: Hand, node: fx.Node, mask: fx.Node, scores: Any, rows: list[Any], last: Last) -> Any:
+    """Scores of one row for each query of each group, behind a mask of heads and one query."""
+    wanted = hand.aligned(mask, 4, last)
+    seen, sizes = hand.take(mask, wanted), hand.sizes(mask, wanted)
+    if len(sizes) > 2 and sizes[-3] != 1:  # a mask of each head
+        seen = hand.call(_aten.reshape.default, seen, [*sizes[:-3], *rows, sizes[-1]])
+    made = mask.meta["val"]
+    if made.dtype != torch.bool:
+        return hand.call(_aten.add.Tensor, scores, seen)
+    nothing = hand.call(_aten.full.default, [], float("-inf"), dtype=node.meta["val"].dtype, device=made.device)
+    return hand.call(_aten.where.self, seen, scores, nothing)
+
+
+def _before_repeating(node: fx.Node) -> fx.Node:
+    """Keys or values [B, groups, 1, L, D] that a graph repeats as [B, groups, times, L, D] and then takes for heads."""
+    source: Any = node
+    while (before := copied_from(source)) is not None and node_shape(before) == node_shape(source):
+        source = before
+    expanded_ = copied_from(source)
+    if expanded_ is None or rule_of(expanded_) is not expanded or len(node_shape(expanded_)) != 5:
+        return node
+    once: Any = expanded_.args[0]
+    batch, groups, times, *rest = node_shape(expanded_)
+    heads: Any = node_shape(node)[1]
+    fits = node_shape(once) == [batch, groups, 1, *rest] and heads == groups * times
+    return once if fits and node_shape(node) == [batch, heads, *rest] else node
 
 
 # what only lays a tensor out anew, or copies its units: behind it lie the same numbers
