@@ -223,18 +223,18 @@ def _round(fresh: Fresh, rng: np.random.Generator, clock: Callable[[], float]) -
         began = clock()
         while len(pairs) < PAIRS[0] or (len(pairs) < PAIRS[1] and clock() - began < ROUND_S):
             pairs.append(pair())
-    logs = [math.log(_undisturbed(a) / _undisturbed(b)) for a, b in pairs]
+    logs = [math.log(undisturbed(a) / undisturbed(b)) for a, b in pairs]
     return _Round(float(np.median(logs)), tuple(pairs), settled)
 
 
 def _requests(side: Side) -> tuple[int, int]:
     """How many requests make a block of a side, and how many lead in."""
     first = float(side(1, 1).seconds[0])
-    seconds = _undisturbed(side(max(1, min(50, round(BLOCK_S / first))), 1))
+    seconds = undisturbed(side(max(1, min(50, round(BLOCK_S / first))), 1))
     return max(1, round(BLOCK_S / seconds)), max(1, math.ceil(LEAD_S / seconds))
 
 
-def _undisturbed(block: Block) -> float:
+def undisturbed(block: Block) -> float:
     return float(np.quantile(block.seconds, QUARTILE))
 
 
@@ -243,7 +243,7 @@ def _warm_up(pair: Callable[[], tuple[Block, Block]], clock: Callable[[], float]
     began = clock()
     seen: list[list[float]] = []
     while len(seen) < SETTLED_PAIRS or clock() - began < WARM_UP_S:
-        seen.append([_undisturbed(block) for block in pair()])
+        seen.append([undisturbed(block) for block in pair()])
         if len(seen) >= SETTLED_PAIRS and not any(map(_has_trend, np.array(seen[-SETTLED_PAIRS:]).T)):
             return True
     return False

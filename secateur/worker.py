@@ -12,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +25,7 @@ import onnxruntime as ort
 from secateur import noise
 from secateur.errors import InputError
 from secateur.noise import Counters
-from secateur.runtime import Target, open_session, run
+from secateur.runtime import Target, open_session, pass_on, run
 
 STARTS_IN_S = 300
 STOPS_IN_S = 10
@@ -52,16 +53,19 @@ class Worker:
 
 
 @contextmanager
-def working(paths: Sequence[str | Path], target: Target, request: Sequence[np.ndarray]) -> Iterator[tuple[Worker, ...]]:
+def working(
+    paths: Sequence[str | Path], target: Target, request: Sequence[np.ndarray], times: int = 0
+) -> Iterator[tuple[Worker, ...]]:
     """A worker for each file, that has loaded it and answered one request; `request` is one batch of every input.
 
-    They run on the first cores that this process may use, as many as the target has threads: all on the same ones.
+    They run on the first cores that this process may use, as many as the target has threads: all on the same ones. With
+    `times` a request is so many runs in a row, each of which goes on from what the one before cached (`pass_on`).
 
     Raises:
         InputError: a file cannot be loaded, its answer is not finite, or its process died, as it does without memory.
     """
     with stored(request) as folder, ExitStack() as stack:
-        order = {"target": asdict(target), "inputs": folder, "cores": cores_of(target)}
+        order = {"target": asdict(target), "inputs": folder, "cores": cores_of(target), "times": times}
         # all before the first answers: they load side by side
         processes = [stack.enter_context(started("secateur.worker")) for _ in paths]
         for path, process in zip(paths, processes, strict=True):
@@ -142,16 +146,16 @@ def _stop(process: subprocess.Popen[str]) -> None:
     process.stdout.close()
 
 
-def answering(path: str, target: Target, request: Sequence[np.ndarray]) -> ort.InferenceSession:
-    """A session of the file that has answered one request.
+def answering(path: str, target: Target, ask: Callable[[ort.InferenceSession], np.ndarray]) -> ort.InferenceSession:
+    """A session of the file that has answered when it was asked once.
 
     Raises:
-        InputError: the file cannot be loaded, or not run on this request, or its answer is not finite.
+        InputError: the file cannot be loaded, or not asked like this, or its answer is not finite.
     """
     name = Path(path).name
     try:
         session = open_session(path, target)
-        answer = run(session, *request)
+        answer = ask(session)
     except InputError:
         raise
     except Exception as error:  # whatever the runtime has to say, as one sentence
@@ -177,25 +181,35 @@ def _work(orders: IO[str], answers: IO[str]) -> None:
         os.sched_setaffinity(0, order["cores"])
     inputs = inputs_in(order["inputs"])
     before = noise.peak_resident()
+
     try:
-        session = answering(order["path"], Target(**order["target"]), inputs)
+        session = answering(
+            order["path"], Target(**order["target"]), lambda opened: _request(opened, inputs, order["times"])()
+        )
     except InputError as error:
         say(error=str(error))
         return
+    request = _request(session, inputs, order["times"])
     say(ready=True)
     gc.disable()  # a collection would fall into somebody's block
     for line in orders:
         wanted = json.loads(line)
         for _ in range(wanted["lead"]):
-            run(session, *inputs)
+            request()
         stamps = np.empty(wanted["requests"] + 1)
         started = noise.snapshot(order["cores"])
         stamps[0] = time.perf_counter()
         for i in range(1, len(stamps)):
-            run(session, *inputs)
+            request()
             stamps[i] = time.perf_counter()
         seen = noise.snapshot(order["cores"]).since(started)
         say(seconds=np.diff(stamps).tolist(), counters=asdict(seen), peak_bytes=noise.peak_resident() - before)
+
+
+def _request(session: ort.InferenceSession, inputs: list[np.ndarray], times: int) -> Callable[[], np.ndarray]:
+    if not times:
+        return partial(run, session, *inputs)
+    return partial(pass_on, session, [ort.OrtValue.ortvalue_from_numpy(one) for one in inputs], times)
 
 
 if __name__ == "__main__":

@@ -190,3 +190,25 @@ def linear_onnx(path: Path, weight: np.ndarray) -> Path:
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     return path
+
+
+def growing_onnx(path: Path) -> Path:
+    """Write an ONNX file with a cache: numbers [N, 1] are put behind those so far [N, P]; gives the sums [N, 1] and all."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Concat", ["past", "x"], ["present"], axis=1),
+            helper.make_node("ReduceSum", ["present", "axes"], ["sum"]),
+        ],
+        "growing",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1]),
+            helper.make_tensor_value_info("past", TensorProto.FLOAT, ["batch", "positions"]),
+        ],
+        [
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["batch", 1]),
+            helper.make_tensor_value_info("present", TensorProto.FLOAT, ["batch", "longer"]),
+        ],
+        [numpy_helper.from_array(np.array([1]), "axes")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from secateur import InputError, onnx_export, runtime
-from secateur.runtime import CPU, Target, open_session, predict, run
+from secateur.runtime import CPU, Target, open_session, pass_on, predict, run
 
 AZURE = "AzureExecutionProvider"  # in the packages for Linux; it calls a service, and leaves every node to the CPU
 needs_azure = pytest.mark.skipif(AZURE not in ort.get_available_providers(), reason=f"needs {AZURE}")
@@ -37,6 +37,14 @@ def test_outputs_come_in_the_order_of_the_inputs_however_they_are_batched(path: 
     seen = list(predict(open_session(path, Target()), [inputs], batch))
     assert max(map(len, seen)) == min(batch, 20)
     assert np.allclose(np.concatenate(seen), inputs @ WEIGHT, atol=1e-6)
+
+
+def test_what_a_run_caches_is_passed_on_to_the_next(tmp_path: Path) -> None:
+    path = models.growing_onnx(tmp_path / "growing.onnx")
+    inputs = [ort.OrtValue.ortvalue_from_numpy(np.array(values, np.float32)) for values in ([[1]], [[5, 2]])]
+    session = open_session(path, Target())
+    assert pass_on(session, inputs, 1) == [5 + 2 + 1]
+    assert pass_on(session, inputs, 3) == [5 + 2 + 3]  # what was given is as it was
 
 
 def test_several_inputs_are_given_in_the_programs_order(tmp_path: Path) -> None:

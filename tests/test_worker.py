@@ -30,6 +30,16 @@ def test_a_block_has_the_seconds_of_its_requests_and_what_went_on_beside_them(sm
     assert block.peak_bytes > 0
 
 
+def test_a_request_may_be_many_runs_that_pass_on_what_they_cached(tmp_path: Path) -> None:
+    path = models.growing_onnx(tmp_path / "growing.onnx")
+    once, often = np.ones((1, 1), np.float32), np.ones((1, 400_000), np.float32)
+    seconds = {}
+    for times in (1, 8):
+        with working([path], Target(), [once, often], times) as (worker,):
+            seconds[times] = np.median(worker.block(9).seconds)
+    assert seconds[8] > 3 * seconds[1]
+
+
 def test_the_process_is_pinned_to_one_core_for_each_thread(small: Path) -> None:
     target = Target(threads=1)
     with working([small], target, INPUTS) as (worker,):

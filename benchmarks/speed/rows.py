@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +149,7 @@ def resnet_goal(bench: Bench) -> list[Row]:
     rows: list[Row] = []
     removed: dict[str, float] = {}
     for allocation in ("uniform", "knapsack"):
-        shots = aiming.aim(lambda times, allocation=allocation: shoot(allocation, times), GOAL)
+        shots = aiming.aim(functools.partial(shoot, allocation), GOAL)
         shot = aiming.best(shots, GOAL)
         report, seen = shot.made
         removed[allocation] = report.sparsity
@@ -209,7 +209,9 @@ def llama(bench: Bench) -> list[Row]:
     rows: list[Row] = []
     for one in report.rows:
         first, token = one.first_token_speedup, one.token_speedup
-        assert one.dense and first and token
+        assert one.dense
+        assert first
+        assert token
         rows.append(
             {
                 "what": f"Llama-shaped, 110 M, half the KV groups, batch {one.batch}: time a token with {PROMPT} cached",
@@ -263,7 +265,7 @@ def unstructured(bench: Bench) -> list[Row]:
         onnx_of(sparsify(program, pattern=Unstructured(0.9))[0], path)
     seen = compared(dense, path, bench, "ResNet-50")
     gain = gains.gain("unstructured", bench.target.provider, machine.here())
-    before, after = (len(gzip.compress(file.read_bytes(), mtime=0)) for file in (dense, path))
+    before, after = (measure.sizes(file).gzip for file in (dense, path))
     return [
         {
             "what": "ResNet-50, 90 % of the weights zero",

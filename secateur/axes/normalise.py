@@ -180,7 +180,7 @@ def remove_dead_code(module: fx.GraphModule) -> None:
     order = {node: position for position, node in enumerate(module.graph.nodes)}
 
     def kept(node: fx.Node) -> bool:
-        return node.op in ("placeholder", "output") or (_writes(node) and _is_read_after(node, order))
+        return node.op in ("placeholder", "output") or (_writes(node) and is_read_after(node, order))
 
     module.graph.eliminate_dead_code(kept)
 
@@ -203,7 +203,7 @@ def _is_view(node: fx.Node) -> bool:
     return bool(returned) and returned[0].alias_info is not None and isinstance(node.args[0], fx.Node)
 
 
-def _is_read_after(node: fx.Node, order: dict[fx.Node, int]) -> bool:
+def is_read_after(node: fx.Node, order: dict[fx.Node, int]) -> bool:
     """Whether what a node writes to is stored in the module, or read later by another name."""
     root = _root(node.args[0])
     stack = [root]

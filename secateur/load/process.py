@@ -163,7 +163,7 @@ def drive(order: dict[str, Any]) -> dict[str, Any]:
     seconds = 0.0
     for share in order["cores"]:  # a session's threads inherit the cores of the thread that makes them
         _pin(share)
-        session = answering(order["path"], target, request_of(columns, target))
+        session = answering(order["path"], target, lambda opened: run(opened, *request_of(columns, target)))
         try:
             seconds = [warm_up(session, columns, some, target.batch) for some in sorted({1, size})][-1]
         except InputError as error:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from secateur.errors import InputError
-from tasks.cli import airflow_api, bar, files, follow, loading, programs, sample, show, stack
+from tasks.cli import airflow_api, bar, decoders, files, follow, loading, programs, sample, show, stack
 from tasks.cli.airflow_api import AirflowError
 from tasks.cli.mlflow_api import MlflowError
 from tasks.cli.sample import SampleError
@@ -291,6 +291,29 @@ def load(
         for part in loading.told(order, seen):
             Console().print(part, soft_wrap=isinstance(part, Text))
     raise typer.Exit(_INCONCLUSIVE if any(seen.doubts) else 0)
+
+
+@app.command()
+def decode(
+    program: Program,
+    against: Annotated[Path | None, typer.Option(help="The dense program, timed in turns with the other.")] = None,
+    prompt: Annotated[int, typer.Option(help="Tokens before the first that is asked for.")] = 128,
+    tokens: Annotated[int, typer.Option(help="Tokens after the first, with a cache that grows.")] = 32,
+    batches: Annotated[str, typer.Option(help="Batch sizes, by comma.")] = "1,4,8",
+    threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime, on as many cores.")] = 1,
+    budget: Annotated[float, typer.Option(help="Seconds for each figure, once it has an interval at all.")] = 30.0,
+    seed: Annotated[int, typer.Option(help="Of the order of the blocks, and of the cache that is made up.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Time a language model token by token with a cache of keys and values: first token, each after it, bytes of the cache."""
+    race = decoders.Race(program, against, prompt, tokens, batches, threads, budget, seed)
+    console = Console(stderr=True)
+    seen = decoders.decode(race, lambda line: console.print(line, style="dim", markup=False))
+    if as_json:
+        typer.echo(json.dumps(asdict(seen), indent=2))
+    else:
+        for part in decoders.told(race, seen):
+            Console().print(part, soft_wrap=isinstance(part, Text))
 
 
 @app.command()
