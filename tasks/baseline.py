@@ -1,11 +1,11 @@
-"""Measures the dense model: what every later figure is compared with."""
+"""Measures the dense model: what every later figure is compared with. Its INT8 form is made here too: before any training."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
-from tasks import figures, tracking
+from tasks import figures, int8, tracking
 from tasks.recipe import Recipe
 from tasks.references import Baseline, Pinned
 
@@ -18,10 +18,11 @@ def run(pinned: Pinned) -> Baseline:
 
     recipe = Recipe.model_validate(pinned.recipe)
     with tracking.fetched(pinned.program) as path, tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-        program = programs.load(path)
+        program, onnx_path = programs.load(path), Path(folder) / "dense.onnx"
         validation = datasets.load(recipe, pinned.inputs).validation
-        dense = figures.measure(program, Path(folder) / "dense.onnx", pinned.run_id, validation, recipe)
+        dense = figures.measure(program, onnx_path, pinned.run_id, validation, recipe)
+        quantised = int8.made(pinned, onnx_path, "dense_int8")
     speedups = dict.fromkeys(("speedup", "speedup_low", "speedup_high", "theoretical_speedup"), 1.0)
     start = {"sparsity": 0.0, f"{pinned.metric}_delta": 0.0, **speedups}
     tracking.log(pinned.run_id, {**figures.metrics(dense, pinned.metric), **start}, step=0)
-    return Baseline(dense)
+    return Baseline(dense, quantised)

@@ -42,6 +42,10 @@ def run(pinned: Pinned, baseline: Baseline) -> Plan:
             f"speedup {goal.speedup:g}x: starts from {final:.0%} fewer multiply-accumulates in all; each cycle aims again by what "
             f"the one before measured against {baseline.figures.latency_p50_ms:.3f} ms dense"
         )
+    if recipe.quantize.int8:
+        reasons.append(
+            f"INT8 of the dense and of the pruned model beside them: on {provider} it may buy {_said(gains.gain('INT8', provider, here))}"
+        )
     plan = Plan(measure, shares, epochs, tuple(reasons))
     tracking.put_json(pinned.run_id, "plan.json", plan)
     return plan

@@ -56,6 +56,7 @@ class Baseline:
     """The dense model, measured."""
 
     figures: Figures
+    int8: File | None = None  # of the same weights, where the recipe asks for it
 
 
 @dataclass(frozen=True)
@@ -117,24 +118,33 @@ class Selected:
 
 @dataclass(frozen=True)
 class Exported:
-    """The file that would be deployed, beside the dense one."""
+    """The files that could be deployed, and the dense one; `program` is the pruned one's."""
 
     cycle: int
     dense: File
     pruned: File
     program: File
+    dense_int8: File | None = None
+    pruned_int8: File | None = None
+
+    @property
+    def candidates(self) -> dict[str, File]:
+        """By name, in floating point first, those that there are and that do not serve already."""
+        named = {"pruned": self.pruned, "dense_int8": self.dense_int8, "pruned_int8": self.pruned_int8}
+        return {name: file for name, file in named.items() if file is not None}
 
 
 @dataclass(frozen=True)
 class Validated:
-    """What the serving runtime says of both files."""
+    """What the serving runtime says of the file that ships, against the dense one."""
 
+    ships: str  # a name of Exported.candidates
     speedup: float
     speedup_low: float
     speedup_high: float
     confidence: float
     theoretical_speedup: float
-    parity: float
+    parity: float  # of the floating-point file that it is or was quantised from
     noise: str  # what disturbed the measurement, or why the interval stayed wider than wished
 
 
@@ -149,8 +159,9 @@ class RuleResult:
 
 @dataclass(frozen=True)
 class GateResult:
-    """The verdict; `evidence` is the SHA-256 of the JSON artifact that holds all of it."""
+    """The verdict on a file; `evidence` is the SHA-256 of the JSON artifact that holds all of it."""
 
+    ships: str  # the file, a name of Exported.candidates
     outcome: str
     reason: str
     rules: tuple[RuleResult, ...]

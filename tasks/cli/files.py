@@ -1,4 +1,4 @@
-"""`secateur compare`: two ONNX files against each other, without any server."""
+"""`secateur compare` and `secateur quantize`: what is done with ONNX files alone, without any server."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from secateur.errors import InputError
 
 if TYPE_CHECKING:
     from secateur.compare import Comparison, OnRound
+    from secateur.quantization import Quantised
     from secateur.runtime import Target
 
 
@@ -63,6 +64,26 @@ def compare(match: Match, on_round: OnRound) -> Comparison:
         seed=match.seed,
         on_round=on_round,
     )
+
+
+def quantise(
+    model: Path, output: Path, examples: Path, target_file: Path | None, calibration: int, method: str, seed: int
+) -> Quantised:
+    """Write the INT8 form of a file, calibrated on so many of the examples, drawn by the seed.
+
+    Raises:
+        InputError: no example is asked for, or what the library refuses.
+    """
+    import numpy as np
+
+    from secateur import quantization, requests
+
+    if calibration < 1:
+        raise InputError(f"calibration: expected at least 1 example, got {calibration}")
+    target = _target(target_file)
+    columns = requests.read(examples, requests.inputs_of(model, target))
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(columns[0]))[:calibration])
+    return quantization.quantise(model, output, [column[drawn] for column in columns], target, method=method)
 
 
 def _target(path: Path | None) -> Target:
