@@ -23,10 +23,13 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from secateur import machine, requests, runtime
+from secateur.data import chunks
 from secateur.errors import InputError
 from secateur.gains import VNNI
 from secateur.machine import Machine
 from secateur.runtime import Target
+
+Batch = dict[str, np.ndarray]  # examples of every input, by its name
 
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -115,6 +118,7 @@ def quantise(
         raise InputError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     inputs = requests.inputs_of(model, target)
     batches = _batches(columns, inputs)
+    _check_answers(Path(model), target, batches[0], Path(model).name)
     scheme = scheme or scheme_of(machine.here())
     with tempfile.TemporaryDirectory(prefix="secateur-") as name:
         folder = Path(name)
@@ -127,36 +131,19 @@ def quantise(
                 f"{found}; there is nothing to quantise, leave INT8 out"
             )
         made = folder / "int8.onnx"
-        with contextlib.redirect_stdout(io.StringIO()):  # the histograms' progress
-            quantize_static(
-                folder / "prepared.onnx",
-                made,
-                _Reader(batches),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=sorted(set(chosen.values())),
-                nodes_to_quantize=sorted(chosen),
-                per_channel=True,
-                reduce_range=scheme.reduced,
-                activation_type=QuantType.QInt8 if scheme.signed else QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                calibrate_method=METHODS[method],
-                extra_options={
-                    "CalibStridedMinMax": 1,  # whatever the method: a batch's activations go before the next one's come
-                    "OpTypesToExcludeOutputQuantization": list(FLOAT_OUTPUT),
-                },
-            )
+        _round(folder / "prepared.onnx", made, batches, chosen, method, scheme)
         quantised = onnx.load(made)
         _leave_floats(quantised.graph, prepared.graph, chosen)
         onnx.save(quantised, made)
         nodes = _between_integers(quantised.graph, chosen)
         if not any(op in MULTIPLY for op in nodes):
             raise RuntimeError(f"{Path(model).name}: {len(chosen)} nodes were chosen, none of them was quantised")
-        _check_answers(made, target, batches)
+        _check_answers(made, target, batches[0], "its INT8 form")
         shutil.copyfile(made, output)
     return Quantised(Path(output), nodes, scheme, method, sum(len(batch[inputs[0].name]) for batch in batches))
 
 
-def _batches(columns: Sequence[np.ndarray], inputs: Sequence[requests.Input]) -> list[dict[str, np.ndarray]]:
+def _batches(columns: Sequence[np.ndarray], inputs: Sequence[requests.Input]) -> list[Batch]:
     """The examples as requests; of a file with a fixed batch only as many as fill one."""
     counts = {len(column) for column in columns}
     if len(columns) != len(inputs) or len(counts) != 1:
@@ -164,6 +151,11 @@ def _batches(columns: Sequence[np.ndarray], inputs: Sequence[requests.Input]) ->
             f"inputs: expected examples of {', '.join(one.name for one in inputs)}, as many of each, got "
             f"{', '.join(str(len(column)) for column in columns) or 'none'}"
         )
+    for one, column in zip(inputs, columns, strict=True):
+        if any(not np.isfinite(rows).all() for rows in chunks(column)):
+            raise InputError(
+                f"inputs: expected finite examples, got NaN or infinity in {one.name}; ranges follow from them"
+            )
     fixed = {one.shape[0] for one in inputs if one.shape and one.shape[0] is not None}
     size, count = (max(fixed), counts.pop()) if fixed else (BATCH, counts.pop())
     starts = range(0, count - size + 1 if fixed else count, size)
@@ -180,7 +172,7 @@ def _batches(columns: Sequence[np.ndarray], inputs: Sequence[requests.Input]) ->
 class _Reader:
     """Batches as ONNX Runtime's calibration asks for them."""
 
-    def __init__(self, batches: Sequence[dict[str, np.ndarray]]) -> None:
+    def __init__(self, batches: Sequence[Batch]) -> None:
         self.batches = batches
         self.set_range(0, len(batches))
 
@@ -190,7 +182,7 @@ class _Reader:
     def set_range(self, start_index: int, end_index: int) -> None:
         self.rest = iter(self.batches[start_index:end_index])
 
-    def get_next(self) -> dict[str, np.ndarray] | None:
+    def get_next(self) -> Batch | None:
         return next(self.rest, None)
 
 
@@ -228,6 +220,35 @@ def _chosen(model: onnx.ModelProto) -> dict[str, str]:
     return chosen
 
 
+def _round(
+    model: Path, output: Path, batches: Sequence[Batch], chosen: Mapping[str, str], method: str, scheme: Scheme
+) -> None:
+    """Let ONNX Runtime find the ranges and write the chosen nodes between integers."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # the histograms' progress
+            quantize_static(
+                model,
+                output,
+                _Reader(batches),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=sorted(set(chosen.values())),
+                nodes_to_quantize=sorted(chosen),
+                per_channel=True,
+                reduce_range=scheme.reduced,
+                activation_type=QuantType.QInt8 if scheme.signed else QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=METHODS[method],
+                extra_options={
+                    "CalibStridedMinMax": 1,  # whatever the method: a batch's activations go before the next one's come
+                    "OpTypesToExcludeOutputQuantization": list(FLOAT_OUTPUT),
+                },
+            )
+    except Exception as error:  # whatever it has to say: of a model that runs, and of examples that it runs with
+        raise InputError(
+            f"model: expected a model that ONNX Runtime can quantise, {type(error).__name__}: {error}; leave INT8 out"
+        ) from error
+
+
 def _leave_floats(graph: onnx.GraphProto, before: onnx.GraphProto, chosen: Mapping[str, str]) -> None:
     """Let nodes that compute in floating point read floats, as before, where there are any.
 
@@ -255,17 +276,15 @@ def _between_integers(graph: onnx.GraphProto, chosen: Mapping[str, str]) -> dict
     return dict(sorted(found.items()))
 
 
-def _check_answers(made: Path, target: Target, batches: Sequence[dict[str, np.ndarray]]) -> None:
-    """Raise InputError unless the target loads the file and answers the first batch with finite numbers."""
+def _check_answers(path: Path, target: Target, batch: Batch, which: str) -> None:
+    """Raise InputError unless the target loads the file and answers a batch with finite numbers."""
     try:
-        answer = runtime.run(runtime.open_session(made, target), *batches[0].values())
+        answer = runtime.run(runtime.open_session(path, target), *batch.values())
     except InputError:
         raise
     except Exception as error:  # the runtime's own, without a common class
         raise InputError(
-            f"target.provider: expected {target.provider} to run the INT8 file, it does not: {error}; leave INT8 out"
+            f"model: expected {target.provider} to run {which} on the examples, it does not: {error}"
         ) from error
     if np.issubdtype(answer.dtype, np.floating) and not np.isfinite(answer).all():
-        raise InputError(
-            "inputs: expected finite outputs of the INT8 file, got NaN or infinity; are the calibration examples finite?"
-        )
+        raise InputError(f"model: expected finite outputs of {which}, got NaN or infinity; is the file damaged?")
