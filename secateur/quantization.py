@@ -57,6 +57,11 @@ class Scheme:
     signed: bool  # activations as int8; else as uint8
     reduced: bool  # weights in 7 of the 8 bits
 
+    @property
+    def largest(self) -> int:
+        """Integer of a weight."""
+        return 64 if self.reduced else 127
+
     def __str__(self) -> str:
         return f"{'int8' if self.signed else 'uint8'} activations, {'7-bit' if self.reduced else 'int8'} weights"
 

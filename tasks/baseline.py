@@ -21,7 +21,7 @@ def run(pinned: Pinned) -> Baseline:
         program, onnx_path = programs.load(path), Path(folder) / "dense.onnx"
         validation = datasets.load(recipe, pinned.inputs).validation
         dense = figures.measure(program, onnx_path, pinned.run_id, validation, recipe)
-        quantised = int8.made(pinned, onnx_path, "dense_int8")
+        quantised = int8.made(pinned, onnx_path, dense.onnx, pinned.program, "dense_int8")
     speedups = dict.fromkeys(("speedup", "speedup_low", "speedup_high", "theoretical_speedup"), 1.0)
     start = {"sparsity": 0.0, f"{pinned.metric}_delta": 0.0, **speedups}
     tracking.log(pinned.run_id, {**figures.metrics(dense, pinned.metric), **start}, step=0)

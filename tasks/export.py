@@ -15,13 +15,14 @@ def run(pinned: Pinned, baseline: Baseline, selected: Selected) -> Exported:
     from secateur import onnx_export
     from secateur import program as programs
 
-    with tracking.fetched(selected.cycle.program) as path, tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+    source = selected.cycle.program
+    with tracking.fetched(source) as path, tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         program = programs.load(path)
         onnx_path = Path(folder) / "model.onnx"
         onnx_export.export(program, onnx_path)
         pruned = tracking.put(pinned.run_id, onnx_path, "export")
-        quantised = int8.made(pinned, onnx_path, "pruned_int8")
+        quantised = int8.made(pinned, onnx_path, pruned, source, "pruned_int8")
+    if quantised:
+        quantised = int8.made_up_for(pinned, baseline, quantised)
     tracking.log(pinned.run_id, {}, exporter=onnx_export.EXPORTER)
-    return Exported(
-        selected.cycle.cycle, baseline.figures.onnx, pruned, selected.cycle.program, baseline.int8, quantised
-    )
+    return Exported(selected.cycle.cycle, baseline.figures.onnx, pruned, source, baseline.int8, quantised)

@@ -273,6 +273,9 @@ class Quantize(_Section):
     int8: Literal[False, True, "auto"] = False  # auto: where the target is known to gain time and can run it
     calibration: int = Field(256, ge=1)  # examples of the training split, for the ranges of activations
     method: Literal["minmax", "entropy", "percentile"] = "minmax"  # how the ranges follow from them
+    # of training with rounded weights, where INT8 breaks the accuracy budget; in one process, otherwise as `recovery` says
+    # but for compile, recompute and hidden_states; 0: none
+    aware_epochs: int = Field(0, ge=0)
 
 
 class GateSection(_Section):

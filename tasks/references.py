@@ -52,11 +52,20 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Int8:
+    """An INT8 file, and what it was quantised from: a file in floating point, and the program which that was exported from."""
+
+    file: File
+    onnx: File
+    program: File
+
+
+@dataclass(frozen=True)
 class Baseline:
     """The dense model, measured."""
 
     figures: Figures
-    int8: File | None = None  # of the same weights, where the recipe asks for it
+    int8: Int8 | None = None  # of the same weights, where the recipe asks for it
 
 
 @dataclass(frozen=True)
@@ -124,14 +133,19 @@ class Exported:
     dense: File
     pruned: File
     program: File
-    dense_int8: File | None = None
-    pruned_int8: File | None = None
+    dense_int8: Int8 | None = None
+    pruned_int8: Int8 | None = None
+
+    @property
+    def quantised(self) -> dict[str, Int8]:
+        """Those in INT8 that there are, by name."""
+        named = {"dense_int8": self.dense_int8, "pruned_int8": self.pruned_int8}
+        return {name: one for name, one in named.items() if one is not None}
 
     @property
     def candidates(self) -> dict[str, File]:
-        """By name, in floating point first, those that there are and that do not serve already."""
-        named = {"pruned": self.pruned, "dense_int8": self.dense_int8, "pruned_int8": self.pruned_int8}
-        return {name: file for name, file in named.items() if file is not None}
+        """The files that could ship, by name: all but the dense one."""
+        return {"pruned": self.pruned, **{name: one.file for name, one in self.quantised.items()}}
 
 
 @dataclass(frozen=True)

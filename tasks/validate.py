@@ -42,12 +42,12 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
     with tracking.fetched(exported.dense) as dense:
         for name, file in exported.candidates.items():
             with tracking.fetched(file) as path:
-                found[name] = _measured(recipe, dense, path, validation, *counts[source_of(name)])
+                found[name] = _measured(recipe, dense, path, validation, *counts[name.removesuffix("_int8")])
             print(f"{name}: {found[name].compared.inconclusive or found[name].compared}", flush=True)
         size = dense.stat().st_size
     ships, reason = choose(found, baseline.figures.accuracy, recipe.budget.accuracy_drop, pinned.metric)
     print(reason, flush=True)
-    shipped, source = found[ships], source_of(ships)
+    shipped = found[ships]
     compared = shipped.compared
     result = Validated(
         ships=ships,
@@ -56,9 +56,7 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
         speedup_high=compared.high,
         confidence=compared.confidence,
         theoretical_speedup=baseline.figures.macs / shipped.macs,
-        parity=_parity(
-            exported.program if source == "pruned" else pinned.program, getattr(exported, source), validation
-        ),
+        parity=_parity(exported, ships, validation),
         noise=compared.inconclusive or str(compared.noise),
     )
     measured = {
@@ -77,11 +75,6 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
     }
     tracking.log(pinned.run_id, {**measured, **dense_figures, **candidates}, step=exported.cycle, ships=reason)
     return result
-
-
-def source_of(name: str) -> str:
-    """The floating-point file that a candidate is or was quantised from: dense or pruned."""
-    return name.removesuffix("_int8")
 
 
 def choose(found: dict[str, Candidate], dense_accuracy: float, drop: float, metric: str) -> tuple[str, str]:
@@ -146,10 +139,12 @@ def _counts(program: File) -> tuple[int, int]:
     return structure.count_parameters(), structure.count_macs(programs.per_example_symbols(loaded))
 
 
-def _parity(program: File, file: File, validation: Split) -> float:
-    """Of a floating-point file with the program that it was exported from."""
+def _parity(exported: Exported, ships: str, validation: Split) -> float:
+    """Of the floating-point file that ships, or that what ships was quantised from, with its program."""
     from secateur import onnx_export
     from secateur import program as programs
 
+    quantised = exported.quantised.get(ships)
+    program, file = (quantised.program, quantised.onnx) if quantised else (exported.program, exported.pruned)
     with tracking.fetched(program) as program_path, tracking.fetched(file) as path:
         return onnx_export.parity(programs.load(program_path), path, validation.columns).worst

@@ -14,15 +14,18 @@ from secateur.errors import InputError
 from secateur.machine import Machine
 from secateur.measure import Latency
 from secateur.noise import summed
-from tasks import baseline, export, gate, int8, promote, recipe, registry, tracking, validate
-from tasks.references import Exported, Pinned
+from tasks import baseline, datasets, export, gate, int8, promote, recipe, registry, tracking, validate
+from tasks.references import Exported, File, Pinned
 
 DENSE, DROP = 0.9, 0.02
+SOURCE = File("runs:/0/none.onnx", ""), File("runs:/0/none.pt2", "")
 
 
-def asking(job: Job, name: str, wanted: Any, model: str | None = None) -> Pinned:
+def asking(job: Job, name: str, wanted: Any, model: str | None = None, **more: Any) -> Pinned:
     """The shared job's inputs as a job of its own that asks for INT8."""
-    filled = recipe.Recipe.model_validate({**job.pinned.recipe, "quantize": {"int8": wanted, "calibration": 40}})
+    filled = recipe.Recipe.model_validate(
+        {**job.pinned.recipe, "quantize": {"int8": wanted, "calibration": 40, **more}}
+    )
     return replace(another_job(job.pinned, name, model), recipe=filled.model_dump(mode="json"))
 
 
@@ -75,7 +78,7 @@ class TestSteps:
     ) -> None:
         monkeypatch.setattr(machine, "here", lambda: Machine("", 1, ("SSE4.2",), None))
         pinned = asking(job, "auto without AVX2", "auto")
-        assert int8.made(pinned, tmp_path / "never read.onnx", "dense_int8") is None
+        assert int8.made(pinned, tmp_path / "never read.onnx", *SOURCE, "dense_int8") is None
         assert said(pinned, "dense_int8").startswith("left out, on CPUExecutionProvider it buys memory (")
 
     def test_a_file_without_anything_to_quantise_is_left_out_by_auto_and_refused_by_true(
@@ -84,15 +87,16 @@ class TestSteps:
         monkeypatch.setattr(machine, "here", lambda: Machine("", 1, ("AVX2", "AVX-VNNI"), None))
         adds = write_onnx(tmp_path / "adds.onnx", 1.0)
         pinned = asking(job, "auto of nothing", "auto")
-        assert int8.made(pinned, adds, "dense_int8") is None
+        assert int8.made(pinned, adds, *SOURCE, "dense_int8") is None
         assert said(pinned, "dense_int8").startswith("left out, model: expected ")
         with pytest.raises(InputError, match=r"^quantize\.int8: dense_int8 cannot be made: model: expected "):
-            int8.made(asking(job, "true of nothing", True), adds, "dense_int8")
+            int8.made(asking(job, "true of nothing", True), adds, *SOURCE, "dense_int8")
 
     def test_an_int8_file_is_judged_by_its_own_answers_and_promoted_with_its_precision(self, job: Job) -> None:
         pinned = asking(job, "ships int8", True, "tiny-in-int8")
         with tracking.fetched(job.exported.pruned) as path:
-            made, again = (int8.made(pinned, path, "pruned_int8") for _ in range(2))
+            source = job.exported.pruned, job.exported.program
+            made, again = (int8.made(pinned, path, *source, "pruned_int8") for _ in range(2))
         assert made is not None
         assert made == again
         assert "2 Conv" in said(pinned, "pruned_int8")
@@ -104,14 +108,38 @@ class TestSteps:
         assert sentences["parity"].endswith("INT8 itself is proven by its metric alone")
         evidence = tracking.get_json(pinned.run_id, "gate/verdict.json")
         assert evidence is not None
-        assert evidence["files"]["pruned_int8"]["sha256"] == made.sha256
+        assert evidence["files"]["pruned_int8"]["sha256"] == made.file.sha256
         assert "pruned_int8.accuracy" in tracking.client().get_run(pinned.run_id).data.metrics
         promotion = promote.run(pinned, exported, verdict)
         assert versions_of(pinned.model) == ["1", "2"]
         assert serving(pinned.model) == ("2", "2", "2")
-        assert registry.onnx_file(pinned.model, promotion.version) == made
+        assert registry.onnx_file(pinned.model, promotion.version) == made.file
         kinds = [self.tags(pinned.model, version) for version in ("1", "2")]
         assert kinds == [("dense", "float32"), ("pruned", "int8")]
+
+    def test_training_for_int8_is_tried_where_the_budget_is_broken_and_kept_where_it_is_better(
+        self, job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pinned = asking(job, "aware", True, aware_epochs=2)
+        with tracking.fetched(job.exported.pruned) as path:
+            plain = int8.made(pinned, path, job.exported.pruned, job.exported.program, "pruned_int8")
+        assert plain is not None
+        assert int8.made_up_for(pinned, job.baseline, plain) == plain, "the budget is kept"
+        unreachable = replace(job.baseline, figures=replace(job.baseline.figures, accuracy=2.0))
+        scores = {plain.file: 0.5}
+        monkeypatch.setattr(int8, "_accuracy", lambda pinned, recipe, file: scores.get(file, 0.4))
+        assert int8.made_up_for(pinned, unreachable, plain) == plain
+        assert said(pinned, int8.AWARE).endswith("after 2 epochs of training for it 0.4000: left out")
+        scores[plain.file] = 0.3
+        aware = int8.made_up_for(pinned, unreachable, plain)
+        assert said(pinned, int8.AWARE).endswith("after 2 epochs of training for it 0.4000: kept")
+        assert len({plain.file, plain.onnx, plain.program, aware.file, aware.onnx, aware.program}) == 6
+        history = tracking.client().get_metric_history(pinned.run_id, "aware_accuracy")
+        assert {metric.step for metric in history} == {0, 1, 2}
+        exported = replace(job.exported, pruned_int8=aware)
+        split = datasets.load(recipe.Recipe.model_validate(pinned.recipe), pinned.inputs).validation
+        assert validate._parity(exported, "pruned_int8", split) < 1e-4
+        assert validate._parity(replace(exported, pruned=aware.onnx), "pruned", split) > 1e-4
 
     @staticmethod
     def tags(model: str, version: str) -> tuple[str, str]:
