@@ -71,13 +71,14 @@ def made_up_for(pinned: Pinned, baseline: Baseline, plain: Int8) -> Int8:
         pinned,
         AWARE,
         f"{pinned.metric} of INT8 on validation is {accuracy:.4f}, the budget allows {least:.4f}; after {epochs} epochs of "
-        f"training for it {'none' if better is None else format(better, '.4f')}: {'kept' if kept is aware else 'left out'}",
+        f"training for it {'not better' if better is None else format(better, '.4f')}: "
+        f"{'kept' if kept is aware else 'left out'}",
     )
     return kept
 
 
 def _trained(pinned: Pinned, recipe: Recipe, program: File) -> Int8 | None:
-    """Train a program for INT8 with the dense one as teacher, in one process, and quantise it."""
+    """Train a program for INT8 with the dense one as teacher, in one process, and quantise it; None if that only harmed it."""
     from secateur import machine, onnx_export, quantization, recovery
     from secateur import program as programs
     from secateur.training import Settings
@@ -107,6 +108,9 @@ def _trained(pinned: Pinned, recipe: Recipe, program: File) -> Int8 | None:
             on_epoch=lambda epoch: training.log_epoch(pinned.run_id, "aware", pinned.metric, epoch, epochs),
             on_step=training.reporter(pinned.run_id, "aware", settings.batch),
         )
+    print(recovered, flush=True)
+    if recovered.kept == "cut":
+        return None
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         onnx_path, program_path = Path(folder) / "aware.onnx", Path(folder) / "aware.pt2"
         programs.save(recovered.program, program_path, lineage | {"quantization_aware_epochs": recovered.best.epoch})

@@ -277,6 +277,12 @@ class Quantize(_Section):
     # but for compile, recompute and hidden_states; 0: none
     aware_epochs: int = Field(0, ge=0)
 
+    @model_validator(mode="after")
+    def _asked(self) -> Quantize:
+        if self.aware_epochs and not self.int8:
+            raise ValueError(f"aware_epochs needs int8 true or auto; int8 is false, aware_epochs {self.aware_epochs}")
+        return self
+
 
 class GateSection(_Section):
     """What must be proven before a promotion."""

@@ -209,6 +209,7 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> Non
         ({"target": {"threads": 0}}, ["target.threads", "greater than or equal to 1", "0"]),
         ({"quantize": {"int8": "always"}}, ["quantize.int8", "true or 'auto'", "got 'always'"]),
         ({"quantize": {"method": "mean"}}, ["quantize.method", "'minmax', 'entropy' or 'percentile'", "got 'mean'"]),
+        ({"quantize": {"aware_epochs": 2}}, ["quantize: aware_epochs needs int8 true or auto; int8 is false"]),
         ({"quantize": {"calibration": 0}}, ["quantize.calibration", "greater than or equal to 1", "got 0"]),
         ({"gate": {"confidence": 95}}, ["gate.confidence", "less than 1", "95"]),
         ({"seed": -1}, ["seed", "greater than or equal to 0", "-1"]),
