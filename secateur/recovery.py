@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from secateur import distributed, training
+from secateur import distributed, quantization_aware, training
 from secateur import program as programs
 from secateur.checkpoints import Checkpoint
 from secateur.data import Dataset
@@ -54,6 +54,7 @@ def recover(
     *,
     objective: str = "classification",
     masks: Mapping[str, torch.Tensor] | None = None,
+    rounding: int | None = None,
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
     on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
@@ -71,6 +72,8 @@ def recover(
     Args:
         masks: what `sparsify` gave, by parameter name, True where a weight stays; the others are exactly zero before
             the first step and after every one, whatever momentum and weight decay do.
+        rounding: the largest integer of a weight (`quantization.Scheme.largest`) to train for INT8: the student is trained
+            and judged with its weights and activations rounded, and given back unrounded, to be quantised.
         on_step: called with the step, the number of steps and the loss.
 
     Raises:
@@ -82,17 +85,29 @@ def recover(
     training.check_settings(settings)
     training.check_data(data, settings)
     module = programs.move(programs.graph_module(student), distributed.device())
+    if rounding:
+        _check_roundable(settings)
+        quantization_aware.insert(module, rounding)
     masks = masks or {}
     _check_masks(module, masks)
     apply_masks(module, masks)
     run = training.Run(
         module, goal, settings, masks, data, teacher if settings.distillation or settings.hidden_states else None
     )
-    key = _key(student, teacher, data, settings, objective, masks) if checkpoint else ""
+    key = _key(student, teacher, data, settings, objective, masks, rounding) if checkpoint else ""
     training.train(run, key, checkpoint, on_epoch, on_step)
     state = run.state
     module.load_state_dict(state.weights)
+    quantization_aware.remove(module)
     return Recovered(run.exported(student), state.kept, state.best, tuple(state.history), state.adapted, goal.metric)
+
+
+def _check_roundable(settings: Settings) -> None:
+    for name in ("hidden_states", "compile", "recompute"):
+        if value := getattr(settings, name):
+            raise InputError(
+                f"{name}: expected none while training for INT8, got {value}; leave it out of that training"
+            )
 
 
 def _check_masks(module: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> None:
@@ -114,6 +129,7 @@ def _key(
     settings: Settings,
     objective: str,
     masks: Mapping[str, torch.Tensor],
+    rounding: int | None,
 ) -> str:
     """What a checkpoint belongs to."""
     zeros = {name: hashlib.sha256(mask.numpy().tobytes()).hexdigest() for name, mask in masks.items()}
@@ -124,5 +140,6 @@ def _key(
         asdict(settings),
         identity_of(objective),
         zeros,
+        rounding,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

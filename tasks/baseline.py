@@ -1,4 +1,4 @@
-"""Measures the dense model: what every later figure is compared with."""
+"""Measures the dense model: what every later figure is compared with. Its INT8 form is made here too: before any training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks import figures, tracking
+from tasks import figures, int8, tracking
 from tasks.goals import TIMES
 from tasks.recipe import Recipe
 from tasks.references import Baseline, Figures, File, Pinned
@@ -25,14 +25,15 @@ def run(pinned: Pinned) -> Baseline:
 
     recipe = Recipe.model_validate(pinned.recipe)
     with tracking.fetched(pinned.program) as path, tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-        program = programs.load(path)
+        program, onnx_path = programs.load(path), Path(folder) / "dense.onnx"
         validation = datasets.load(recipe, pinned.inputs).validation
-        dense = figures.measure(program, Path(folder) / "dense.onnx", pinned.run_id, validation, recipe)
+        dense = figures.measure(program, onnx_path, pinned.run_id, validation, recipe)
+        quantised = int8.made(pinned, onnx_path, dense.onnx, pinned.program, "dense_int8")
         latencies = _latencies(program, recipe, dense, Path(folder), pinned.run_id)
     speedups = dict.fromkeys(("speedup", "speedup_low", "speedup_high", "theoretical_speedup"), 1.0)
     start = {"sparsity": 0.0, f"{pinned.metric}_delta": 0.0, **speedups}
     tracking.log(pinned.run_id, {**figures.metrics(dense, pinned.metric), **start}, step=0)
-    return Baseline(dense, latencies)
+    return Baseline(dense, quantised, latencies)
 
 
 def _latencies(program: ExportedProgram, recipe: Recipe, dense: Figures, folder: Path, run_id: str) -> File | None:

@@ -1,4 +1,4 @@
-"""Asks the reliability gate, with the untouched test split, whether the exported file may serve."""
+"""Asks the reliability gate, with the untouched test split, whether the file that ships may serve."""
 
 from __future__ import annotations
 
@@ -22,38 +22,37 @@ def run(pinned: Pinned, exported: Exported, validated: Validated) -> GateResult:
     from secateur.objectives import objective_of
     from tasks import datasets
 
-    recipe = Recipe.model_validate(pinned.recipe)
+    recipe, ships = Recipe.model_validate(pinned.recipe), validated.ships
+    shipped = exported.candidates[ships]
     test, objective = datasets.load(recipe, pinned.inputs).test, objective_of(recipe.objective)
-    with tracking.fetched(exported.dense) as dense_path, tracking.fetched(exported.pruned) as pruned_path:
-        dense, pruned = (
-            figures.answers(path, figures.target_of(recipe), test, objective) for path in (dense_path, pruned_path)
-        )
+    with tracking.fetched(exported.dense) as dense_path, tracking.fetched(shipped) as path:
+        dense, seen = (figures.answers(one, figures.target_of(recipe), test, objective) for one in (dense_path, path))
     asked = recipe.gate
     verdict = gate.judge(
         [
-            _metric_rule(recipe, objective, dense, pruned),
+            _metric_rule(recipe, objective, dense, seen),
             gate.speedup_rule(
                 validated.speedup, validated.speedup_low, validated.speedup_high, asked.speedup, validated.confidence
             ),
-            gate.parity_rule(validated.parity, asked.parity),
+            gate.parity_rule(validated.parity, asked.parity, int8=ships.endswith("_int8")),
         ]
     )
     evidence = {
         "verdict": verdict,
         "test_examples": len(test),
         "data_digest": pinned.data_digest,
-        **(_lost_and_gained(dense, pruned) if objective.right_or_wrong else {}),
-        "files": {"dense": exported.dense, "pruned": exported.pruned},
+        **(_lost_and_gained(dense, seen) if objective.right_or_wrong else {}),
+        "files": {"dense": exported.dense, ships: shipped},
         "validated": validated,
     }
     digest = tracking.put_json(pinned.run_id, "gate/verdict.json", evidence)
-    scores = {"dense": objective.score(*dense), "pruned": objective.score(*pruned)}
+    scores = {"dense": objective.score(*dense), ships: objective.score(*seen)}
     logged = {f"{which}.{pinned.metric}": score for which, score in scores.items()}
     tracking.log(pinned.run_id, logged, step=exported.cycle, verdict=verdict.outcome)
     tracking.describe(pinned.run_id, f"**{verdict.outcome}** · {verdict.reason}")
     tracking.finish(pinned.run_id)
     rules = tuple(RuleResult(rule.name, rule.outcome, rule.sentence) for rule in verdict.rules)
-    return GateResult(verdict.outcome, verdict.reason, rules, digest)
+    return GateResult(ships, verdict.outcome, verdict.reason, rules, digest)
 
 
 def _metric_rule(recipe: Recipe, objective: Objective, dense: Answers, pruned: Answers) -> Rule:

@@ -43,6 +43,10 @@ def run(pinned: Pinned, baseline: Baseline) -> Plan:
     name, _ = goal.given
     if name not in goals.COUNTED:
         reasons += _of_measured(pinned, baseline, recipe)
+    if recipe.quantize.int8:
+        reasons.append(
+            f"INT8 of the dense and of the pruned model beside them: on {provider} it may buy {_said(gains.gain('INT8', provider, here))}"
+        )
     plan = Plan(name, shares, epochs, tuple(reasons))
     tracking.put_json(pinned.run_id, "plan.json", plan)
     return plan

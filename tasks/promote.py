@@ -8,7 +8,7 @@ from tasks.references import Exported, GateResult, Pinned, Promotion
 
 
 def run(pinned: Pinned, exported: Exported, verdict: GateResult) -> Promotion:
-    """Register the dense file (the first time) and the pruned one, and let the pruned one serve.
+    """Register the dense file (the first time) and the one that the verdict is on, and let that one serve.
 
     Not remembered like other steps: what serves may have changed since, and every part of it is repeatable.
 
@@ -26,13 +26,20 @@ def run(pinned: Pinned, exported: Exported, verdict: GateResult) -> Promotion:
         pinned.run_id,
         exported.dense,
         f"Dense: ONNX of {model} version {pinned.version}.",
-        {**tags, "secateur.kind": "dense"},
+        {**tags, "secateur.kind": "dense", "secateur.precision": "float32"},
     )
     with tracking.fetched(exported.dense) as path:
         bucket.publish(registry.onnx_name(model), dense, path)
-    kind = {"secateur.kind": "pruned", "secateur.recipe": pinned.recipe_name, "secateur.evidence": verdict.evidence}
+    kind, _, int8 = verdict.ships.partition("_")
+    about = {
+        "secateur.kind": kind,
+        "secateur.precision": int8 or "float32",
+        "secateur.recipe": pinned.recipe_name,
+        "secateur.evidence": verdict.evidence,
+    }
+    title = kind.capitalize() + (f", {int8.upper()}" if int8 else "")
     version = registry.register_onnx(
-        model, pinned.run_id, exported.pruned, f"Pruned. {verdict.reason}", {**tags, **kind}
+        model, pinned.run_id, exported.candidates[verdict.ships], f"{title}. {verdict.reason}", {**tags, **about}
     )
     who = f"prune_model {pinned.dag_run_id}"
     promoted = champion.move(

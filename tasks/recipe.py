@@ -289,12 +289,29 @@ class Recovery(_Section):
         return self.model_dump(exclude={"processes"})
 
 
+class Quantize(_Section):
+    """INT8 beside floating point; of all the files the fastest within the accuracy budget on validation goes to the gate."""
+
+    int8: Literal[False, True, "auto"] = False  # auto: where the target is known to gain time and can run it
+    calibration: int = Field(256, ge=1)  # examples of the training split, for the ranges of activations
+    method: Literal["minmax", "entropy", "percentile"] = "minmax"  # how the ranges follow from them
+    # of training with rounded weights, where INT8 breaks the accuracy budget; in one process, otherwise as `recovery` says
+    # but for compile, recompute and hidden_states; 0: none
+    aware_epochs: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _asked(self) -> Quantize:
+        if self.aware_epochs and not self.int8:
+            raise ValueError(f"aware_epochs needs int8 true or auto; int8 is false, aware_epochs {self.aware_epochs}")
+        return self
+
+
 class GateSection(_Section):
     """What must be proven before a promotion."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1)
     speedup: float = Field(1.0, gt=0)  # the interval's low end must reach it
-    parity: float = Field(1e-4, gt=0)  # ONNX against torch, relative to the largest output
+    parity: float = Field(1e-4, gt=0)  # ONNX in floating point against torch, relative to the largest output
 
 
 class Recipe(_Section):
@@ -308,6 +325,7 @@ class Recipe(_Section):
     budget: Budget = Budget()
     prune: Prune = Prune()
     recovery: Recovery = Recovery()
+    quantize: Quantize = Quantize()
     gate: GateSection = GateSection()
     seed: int = Field(0, ge=0)
 

@@ -55,10 +55,20 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Int8:
+    """An INT8 file, and what it was quantised from: a file in floating point, and the program which that was exported from."""
+
+    file: File
+    onnx: File
+    program: File
+
+
+@dataclass(frozen=True)
 class Baseline:
     """The dense model, measured; for a goal of time also what its operations take at other widths, where that can be told."""
 
     figures: Figures
+    int8: Int8 | None = None  # of the same weights, where the recipe asks for it
     latencies: File | None = None
 
 
@@ -121,24 +131,38 @@ class Selected:
 
 @dataclass(frozen=True)
 class Exported:
-    """The file that would be deployed, beside the dense one."""
+    """The files that could be deployed, and the dense one; `program` is the pruned one's."""
 
     cycle: int
     dense: File
     pruned: File
     program: File
+    dense_int8: Int8 | None = None
+    pruned_int8: Int8 | None = None
+
+    @property
+    def quantised(self) -> dict[str, Int8]:
+        """Those in INT8 that there are, by name."""
+        named = {"dense_int8": self.dense_int8, "pruned_int8": self.pruned_int8}
+        return {name: one for name, one in named.items() if one is not None}
+
+    @property
+    def candidates(self) -> dict[str, File]:
+        """The files that could ship, by name: all but the dense one."""
+        return {"pruned": self.pruned, **{name: one.file for name, one in self.quantised.items()}}
 
 
 @dataclass(frozen=True)
 class Validated:
-    """What the serving runtime says of both files."""
+    """What the serving runtime says of the file that ships, against the dense one."""
 
+    ships: str  # a name of Exported.candidates
     speedup: float
     speedup_low: float
     speedup_high: float
     confidence: float
     theoretical_speedup: float
-    parity: float
+    parity: float  # of the floating-point file that it is or was quantised from
     noise: str  # what disturbed the measurement, or why the interval stayed wider than wished
 
 
@@ -153,8 +177,9 @@ class RuleResult:
 
 @dataclass(frozen=True)
 class GateResult:
-    """The verdict; `evidence` is the SHA-256 of the JSON artifact that holds all of it."""
+    """The verdict on a file; `evidence` is the SHA-256 of the JSON artifact that holds all of it."""
 
+    ships: str  # the file, a name of Exported.candidates
     outcome: str
     reason: str
     rules: tuple[RuleResult, ...]

@@ -1,65 +1,167 @@
-"""Holds the exported file against the dense one on the runtime that will serve it."""
+"""Holds every file that could be deployed against the dense one on the runtime that will serve it, and says which ships."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from tasks import figures, tracking
 from tasks.recipe import Recipe
-from tasks.references import Baseline, Exported, Pinned, Validated
+from tasks.references import Baseline, Exported, File, Pinned, Validated
+
+if TYPE_CHECKING:
+    from secateur.compare import Comparison
+    from secateur.data import Split
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file that could ship, held against the dense one."""
+
+    compared: Comparison
+    accuracy: float  # on validation
+    size_bytes: int
+    params: int
+    macs: int
 
 
 @tracking.remembered
 def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
-    """Speedup of alternating measurements with its interval, realised beside theoretical, and ONNX against torch."""
-    from secateur import compare, onnx_export
-    from secateur import program as programs
-    from secateur.axes.infer import infer
+    """Speedup of alternating measurements with its interval, realised beside theoretical, and ONNX against torch.
+
+    What ships is chosen on validation alone: `choose`.
+    """
     from tasks import datasets
 
     recipe = Recipe.model_validate(pinned.recipe)
-    columns = datasets.load(recipe, pinned.inputs).validation.columns
-    with (
-        tracking.fetched(exported.dense) as dense,
-        tracking.fetched(exported.pruned) as pruned,
-        tracking.fetched(exported.program) as program_path,
-    ):
-        program = programs.load(program_path)
-        confidence = recipe.gate.confidence
-        compared = compare.compare(
-            dense,
-            pruned,
-            figures.target_of(recipe),
-            columns,
-            confidence=confidence,
-            until=0.01,
-            budget_s=60,
-            seed=recipe.seed,
-        )
-        print(compared.inconclusive or compared, flush=True)
-        parity = onnx_export.parity(program, pruned, columns)
-        sizes = {"dense.size_bytes": dense.stat().st_size, "pruned.size_bytes": pruned.stat().st_size}
-    structure = infer(programs.graph_module(program))
-    macs = structure.count_macs(programs.per_example_symbols(program))
+    validation = datasets.load(recipe, pinned.inputs).validation
+    params, macs = _counts(exported.program)
+    counts = {"dense": (baseline.figures.params, baseline.figures.macs), "pruned": (params, macs)}
+    found: dict[str, Candidate] = {}
+    with tracking.fetched(exported.dense) as dense:
+        for name, file in exported.candidates.items():
+            with tracking.fetched(file) as path:
+                found[name] = _measured(recipe, dense, path, validation, *counts[name.removesuffix("_int8")])
+            print(f"{name}: {found[name].compared.inconclusive or found[name].compared}", flush=True)
+        size = dense.stat().st_size
+        _explain(pinned, exported, dense, validation)
+    ships, reason = choose(found, baseline.figures.accuracy, recipe.budget.accuracy_drop, pinned.metric)
+    print(reason, flush=True)
+    shipped = found[ships]
+    compared = shipped.compared
     result = Validated(
+        ships=ships,
         speedup=compared.speedup,
         speedup_low=compared.low,
         speedup_high=compared.high,
-        confidence=confidence,
-        theoretical_speedup=baseline.figures.macs / macs,
-        parity=parity.worst,
+        confidence=compared.confidence,
+        theoretical_speedup=baseline.figures.macs / shipped.macs,
+        parity=_parity(exported, ships, validation),
         noise=compared.inconclusive or str(compared.noise),
     )
-    latencies = {
-        f"{name}.latency_{p}_ms": getattr(latency, f"{p}_ms")
-        for name, latency in (("dense", compared.first), ("pruned", compared.second))
-        for p in ("p50", "p90", "p99")
+    measured = {
+        name: value for name, value in vars(result).items() if isinstance(value, float) and name != "confidence"
     }
-    counts = {
+    dense_figures = {
+        **{f"dense.latency_{p}_ms": getattr(compared.first, f"{p}_ms") for p in ("p50", "p90", "p99")},
+        "dense.size_bytes": size,
         "dense.params": baseline.figures.params,
-        "pruned.params": structure.count_parameters(),
         "dense.macs": baseline.figures.macs,
-        "pruned.macs": macs,
-        "sparsity": 1 - structure.count_parameters() / baseline.figures.params,
+        f"dense.validation_{pinned.metric}": baseline.figures.accuracy,
+        "sparsity": 1 - shipped.params / baseline.figures.params,
     }
-    measured = {name: value for name, value in vars(result).items() if name not in ("confidence", "noise")}
-    tracking.log(pinned.run_id, {**measured, **latencies, **sizes, **counts}, step=exported.cycle)
+    candidates = {
+        f"{name}.{what}": value for name, one in found.items() for what, value in _figures(one, pinned.metric).items()
+    }
+    tracking.log(pinned.run_id, {**measured, **dense_figures, **candidates}, step=exported.cycle, ships=reason)
     return result
+
+
+def choose(found: dict[str, Candidate], dense_accuracy: float, drop: float, metric: str) -> tuple[str, str]:
+    """The name of the candidate that ships and why.
+
+    The fastest, by the low end of its interval, within the accuracy budget on validation; of equals the first. If none is
+    within it, the most accurate one, which the gate will judge.
+    """
+    within = [name for name, one in found.items() if one.accuracy - dense_accuracy >= -drop]
+    if not within:
+        nearest = max(found, key=lambda name: found[name].accuracy)
+        return (
+            nearest,
+            f"{nearest}: none of {', '.join(found)} is within {drop:g} of the dense {metric}, this is the nearest",
+        )
+    fastest = max(within, key=lambda name: found[name].compared.low)
+    others = "" if len(found) == 1 else f", of {', '.join(found)}"
+    return fastest, f"{fastest}: the fastest within {drop:g} of the dense {metric}{others}"
+
+
+def _measured(recipe: Recipe, dense: Path, path: Path, validation: Split, params: int, macs: int) -> Candidate:
+    from secateur import compare
+    from secateur.objectives import objective_of
+
+    target, objective = figures.target_of(recipe), objective_of(recipe.objective)
+    compared = compare.compare(
+        dense,
+        path,
+        target,
+        validation.columns,
+        confidence=recipe.gate.confidence,
+        until=0.01,
+        budget_s=60,
+        seed=recipe.seed,
+    )
+    accuracy = objective.score(*figures.answers(path, target, validation, objective))
+    return Candidate(compared, accuracy, path.stat().st_size, params, macs)
+
+
+def _figures(one: Candidate, metric: str) -> dict[str, float | None]:
+    """What is logged of a candidate, its name before each."""
+    return {
+        "speedup": one.compared.speedup,
+        "speedup_low": one.compared.low,
+        "speedup_high": one.compared.high,
+        **{f"latency_{p}_ms": getattr(one.compared.second, f"{p}_ms") for p in ("p50", "p90", "p99")},
+        "size_bytes": one.size_bytes,
+        "params": one.params,
+        "macs": one.macs,
+        f"validation_{metric}": one.accuracy,
+    }
+
+
+def _explain(pinned: Pinned, exported: Exported, dense: Path, validation: Split) -> None:
+    """Say node by node where the pruned file is slower than its work promised, where the runtime tells the time of a node."""
+    from secateur.explain import difference
+    from secateur.runtime import CPU
+
+    target = figures.target_of(Recipe.model_validate(pinned.recipe))
+    if target.provider != CPU:
+        return
+    with tracking.fetched(exported.pruned) as path:
+        seen = difference.explain(dense, path, target, validation.columns, budget_s=1.0)
+    print(seen, flush=True)
+    tracking.put_text(pinned.run_id, str(seen), "validate/explained.txt")
+    ratios = {"bytes_ratio": seen.ratios["bytes"], "roofline_speedup": seen.ratios["roofline"]}
+    tracking.log(pinned.run_id, {**ratios, "kernels_speedup": seen.ratios["measured"]}, step=exported.cycle)
+
+
+def _counts(program: File) -> tuple[int, int]:
+    """Parameters and multiply-accumulates of a program."""
+    from secateur import program as programs
+    from secateur.axes.infer import infer
+
+    with tracking.fetched(program) as path:
+        loaded = programs.load(path)
+    structure = infer(programs.graph_module(loaded))
+    return structure.count_parameters(), structure.count_macs(programs.per_example_symbols(loaded))
+
+
+def _parity(exported: Exported, ships: str, validation: Split) -> float:
+    """Of the floating-point file that ships, or that what ships was quantised from, with its program."""
+    from secateur import onnx_export
+    from secateur import program as programs
+
+    quantised = exported.quantised.get(ships)
+    program, file = (quantised.program, quantised.onnx) if quantised else (exported.program, exported.pruned)
+    with tracking.fetched(program) as program_path, tracking.fetched(file) as path:
+        return onnx_export.parity(programs.load(program_path), path, validation.columns).worst

@@ -290,6 +290,17 @@ def test_a_metric_that_is_missing_shows_as_a_dash() -> None:
     assert row.count(" - ") == 2
 
 
+def test_the_table_is_of_the_file_that_ships() -> None:
+    console = Console(width=120)
+    metrics = {"dense.accuracy": 0.98, "pruned.accuracy": 0.9, "pruned_int8.accuracy": 0.97}
+    with console.capture() as captured:
+        console.print(show.comparison(metrics, ships="pruned_int8"))
+    assert "pruned, INT8" in captured.get()
+    row = next(line for line in captured.get().splitlines() if "accuracy" in line)
+    assert "97.00%" in row
+    assert "-1.00 points" in row
+
+
 def test_the_history_says_who_moved_what_when_and_why() -> None:
     entry = {
         "number": 1,

@@ -279,6 +279,13 @@ def test_parity_passes_up_to_its_tolerance(error: float, outcome: str) -> None:
     assert parity_rule(error, 1e-4).outcome == outcome
 
 
+def test_parity_of_an_int8_file_says_that_it_is_that_of_the_file_it_was_made_from() -> None:
+    judged = parity_rule(1e-6, 1e-4, int8=True)
+    assert judged.outcome == PASS
+    assert "said of the float file that INT8 was made from" in judged.sentence
+    assert "INT8" not in parity_rule(1e-6, 1e-4).sentence
+
+
 def rule(name: str, outcome: str, estimate: float = 1.0) -> Rule:
     return Rule(name, outcome, 0.0, estimate, 1.0, 1.0, f"{name} was measured")
 

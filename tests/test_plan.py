@@ -110,3 +110,11 @@ def test_the_plan_with_its_reasons_is_an_artifact_of_the_run(job: Job) -> None:
     stored = tracking.client().download_artifacts(job.pinned.run_id, "plan.json")
     assert tuple(json.loads(Path(stored).read_text())["reasons"]) == job.plan.reasons
     assert any("two cycles" in reason for reason in job.plan.reasons)
+
+
+def test_the_plan_says_what_int8_may_buy_where_it_is_asked_for(job: Job) -> None:
+    reasons = planned(job, quantize={"int8": "auto"}).reasons
+    assert reasons[-1].startswith(
+        "INT8 of the dense and of the pruned model beside them: on CPUExecutionProvider it may buy "
+    )
+    assert not any("INT8" in reason for reason in job.plan.reasons)

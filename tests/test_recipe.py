@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from secateur.allocate import ALLOCATIONS
 from secateur.errors import InputError
 from secateur.objectives import OBJECTIVES
+from secateur.quantization import METHODS
 from secateur.runtime import OPTIMISATIONS
 from tasks import recipe
 
@@ -38,6 +39,7 @@ def test_every_default_is_filled_in() -> None:
         "accuracy_drop": 0.01,
         "recovery_epochs": 12,
     }
+    assert filled["quantize"] == {"int8": False, "calibration": 256, "method": "minmax", "aware_epochs": 0}
     assert filled["gate"] == {"confidence": 0.95, "speedup": 1.0, "parity": 1e-4}
     assert filled["target"] == {
         "name": None,
@@ -103,6 +105,10 @@ def test_the_section_of_the_source_is_filled_in_and_reads_back(
 
 def test_recipes_know_every_allocation_of_the_library() -> None:
     assert set(get_args(recipe.Prune.model_fields["allocation"].annotation)) == set(ALLOCATIONS)
+
+
+def test_recipes_know_every_calibration_method_of_the_library() -> None:
+    assert set(get_args(recipe.Quantize.model_fields["method"].annotation)) == set(METHODS)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -201,6 +207,10 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> Non
             ["target.optimisation", "'all', 'extended', 'basic' or 'none'", "'most'"],
         ),
         ({"target": {"threads": 0}}, ["target.threads", "greater than or equal to 1", "0"]),
+        ({"quantize": {"int8": "always"}}, ["quantize.int8", "true or 'auto'", "got 'always'"]),
+        ({"quantize": {"method": "mean"}}, ["quantize.method", "'minmax', 'entropy' or 'percentile'", "got 'mean'"]),
+        ({"quantize": {"aware_epochs": 2}}, ["quantize: aware_epochs needs int8 true or auto; int8 is false"]),
+        ({"quantize": {"calibration": 0}}, ["quantize.calibration", "greater than or equal to 1", "got 0"]),
         ({"gate": {"confidence": 95}}, ["gate.confidence", "less than 1", "95"]),
         ({"seed": -1}, ["seed", "greater than or equal to 0", "-1"]),
     ],

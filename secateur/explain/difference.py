@@ -77,6 +77,16 @@ class Difference:
         enough = TOLD * self.pruned.seconds
         return [_told(why, pairs) for why, pairs in groups if sum(pair.lost for pair in pairs) >= enough]
 
+    def __str__(self) -> str:
+        ratios = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in self.ratios.items())
+        lines = [
+            f"Dense over pruned: {ratios}.",
+            f"Arena: {self.dense.arena_bytes / 1e6:.1f} MB before, {self.pruned.arena_bytes / 1e6:.1f} MB now.",
+            f"This machine: {self.peaks}. Times are the least of each node, alone; what they give together, a comparison says.",
+            *(self.sentences or ["Every node became as much faster as its work became less."]),
+        ]
+        return "\n".join(lines)
+
 
 def explain(
     dense: str | Path, pruned: str | Path, target: Target, columns: Sequence[np.ndarray], budget_s: float = 3.0

@@ -317,6 +317,24 @@ def decode(
 
 
 @app.command()
+def quantize(
+    model: Annotated[Path, typer.Argument(help="An ONNX file, such as pruned.onnx.")],
+    output: Annotated[Path, typer.Argument(help="Where its INT8 form goes.")],
+    inputs: Annotated[Path, typer.Option(help="An .npz with examples of every input by its name, to calibrate with.")],
+    target: Annotated[
+        Path | None, typer.Option(help="YAML like the target section of a recipe: provider, threads, batch.")
+    ] = None,
+    calibration: Annotated[int, typer.Option(help="How many of the examples, drawn by the seed.")] = 256,
+    method: Annotated[str, typer.Option(help="How ranges follow from them: minmax, entropy or percentile.")] = "minmax",
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write the INT8 form of an ONNX file for this machine, calibrated on examples. What it buys, `compare` measures."""
+    made = files.quantise(model, output, inputs, target, calibration, method, seed)
+    typer.echo(json.dumps(asdict(made), indent=2, default=str) if as_json else f"{made}\nWritten: {output}")
+
+
+@app.command()
 def up() -> None:
     """Start the local stack (Airflow, MLflow, S3), or what is missing of it; its state lives in .stack."""
     stack.up(typer.echo)

@@ -1,4 +1,4 @@
-"""`secateur compare` and `explain`: two ONNX files against each other, without any server."""
+"""`secateur compare`, `explain` and `quantize`: what is done with ONNX files alone, without any server."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from secateur.compare import Comparison, OnRound
     from secateur.explain.difference import Difference, Pair
+    from secateur.quantization import Quantised
     from secateur.runtime import Target
 
 
@@ -94,6 +95,26 @@ def requests_of(
     return where, requests.made_up(inputs, where.batch, length or where.length, seed)
 
 
+def quantise(
+    model: Path, output: Path, examples: Path, target_file: Path | None, calibration: int, method: str, seed: int
+) -> Quantised:
+    """Write the INT8 form of a file, calibrated on so many of the examples, drawn by the seed.
+
+    Raises:
+        InputError: no example is asked for, or what the library refuses.
+    """
+    import numpy as np
+
+    from secateur import quantization, requests
+
+    if calibration < 1:
+        raise InputError(f"calibration: expected at least 1 example, got {calibration}")
+    target = _target(target_file)
+    columns = requests.read(examples, requests.inputs_of(model, target))
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(columns[0]))[:calibration])
+    return quantization.quantise(model, output, [column[drawn] for column in columns], target, method=method)
+
+
 def _target(path: Path | None) -> Target:
     from secateur.runtime import Target
     from tasks import recipe
@@ -150,14 +171,7 @@ def explained(match: Match, seen: Difference, most: int = 12) -> list[Renderable
         table.add_column(head, justify="left" if head in ("node", "operator") else "right", overflow="fold")
     for pair in [pair for pair in seen.pairs if pair.why][:most]:
         table.add_row(pair.node.name, pair.node.op, *_numbers(pair))
-    ratios = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in seen.ratios.items())
-    lines = [
-        f"{match.first.name} over {match.second.name}: {ratios}.",
-        f"Arena: {seen.dense.arena_bytes / 1e6:.1f} MB before, {seen.pruned.arena_bytes / 1e6:.1f} MB now.",
-        f"This machine: {seen.peaks}. Times are the least of each node, alone; what they give together, `secateur compare` says.",
-        *(seen.sentences or ["Every node became as much faster as its work became less."]),
-    ]
-    return [*([table] if table.row_count else []), *map(Text, lines)]
+    return [*([table] if table.row_count else []), Text(str(seen))]
 
 
 def _numbers(pair: Pair) -> list[str]:

@@ -69,7 +69,8 @@ def result(outcome: Outcome) -> list[RenderableType]:
         reason = (outcome.verdict or {}).get("reason", "the gate gave no verdict")
         parts.append(Text.assemble(("Not promoted: ", "bold red"), reason))
     if outcome.metrics and not outcome.error:
-        parts.append(comparison(outcome.metrics, outcome.metric))
+        ships = (outcome.verdict or {}).get("ships", "pruned")
+        parts.append(comparison(outcome.metrics, outcome.metric, ships))
         parts.append(Text(speedup_sentence(outcome.metrics)))
     if outcome.verdict:
         parts += _verdict(outcome.verdict)
@@ -80,15 +81,15 @@ def result(outcome: Outcome) -> list[RenderableType]:
     return parts
 
 
-def comparison(metrics: Mapping[str, float], metric: str = "accuracy") -> Table:
-    """Dense against pruned, the objective's metric first; what is missing shows as a dash."""
+def comparison(metrics: Mapping[str, float], metric: str = "accuracy", ships: str = "pruned") -> Table:
+    """Dense against what ships, the objective's metric first; what is missing shows as a dash."""
     table = Table()
     table.add_column("")
-    for title in ("dense", "pruned", "change"):
+    for title in ("dense", ships.replace("_int8", ", INT8"), "change"):
         table.add_column(title, justify="right")
     for row in (_metric_row(metric), *ROWS):
-        dense, pruned = metrics.get(f"dense.{row.metric}"), metrics.get(f"pruned.{row.metric}")
-        table.add_row(row.title, _value(row, dense), _value(row, pruned), _change(row, dense, pruned))
+        dense, shipped = metrics.get(f"dense.{row.metric}"), metrics.get(f"{ships}.{row.metric}")
+        table.add_row(row.title, _value(row, dense), _value(row, shipped), _change(row, dense, shipped))
     return table
 
 
