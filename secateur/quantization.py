@@ -250,7 +250,7 @@ def _round(
             )
     except Exception as error:  # whatever it has to say: of a model that runs, and of examples that it runs with
         raise InputError(
-            f"model: expected a model that ONNX Runtime can quantise, {type(error).__name__}: {error}; leave INT8 out"
+            f"model: expected a model that ONNX Runtime can quantise, {type(error).__name__}: {' '.join(str(error).split())}; leave INT8 out"
         ) from error
 
 
@@ -289,7 +289,7 @@ def _check_answers(path: Path, target: Target, batch: Batch, which: str) -> None
         raise
     except Exception as error:  # the runtime's own, without a common class
         raise InputError(
-            f"model: expected {target.provider} to run {which} on the examples, it does not: {error}"
+            f"model: expected {target.provider} to run {which} on the examples, it does not: {' '.join(str(error).split())}"
         ) from error
     if np.issubdtype(answer.dtype, np.floating) and not np.isfinite(answer).all():
         raise InputError(f"model: expected finite outputs of {which}, got NaN or infinity; is the file damaged?")
