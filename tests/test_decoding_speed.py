@@ -67,6 +67,25 @@ def test_two_models_are_timed_in_turns(files: Files) -> None:
     assert (seen.bytes_per_token, seen.dense_bytes_per_token) == (4, 4)
 
 
+def test_more_positions_than_the_model_has_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "three.onnx"
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Shape", ["ids"], ["end"], start=1),
+            onnx.helper.make_node("Gather", ["places", "end"], ["y"]),
+        ],
+        "three positions",
+        [onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["batch", "positions"])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])],
+        [numpy_helper.from_array(np.zeros(4, np.float32), "places")],
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), path)
+    with pytest.raises(
+        InputError, match=r"^prompt: expected with the tokens after it at most the positions .* 4 and 1;"
+    ):
+        measure(Files(path, path, 4), None, prompt=4, tokens=1, batches=(1,))
+
+
 def test_numbers_below_one_are_refused_before_anything_is_timed(files: Files) -> None:
     for name, setting in {"prompt": 0, "tokens": 0, "threads": 0, "batches": (1, 0)}.items():
         with pytest.raises(InputError, match=rf"^{name}: expected at least 1, got 0"):

@@ -21,6 +21,8 @@ from secateur.worker import Block, working
 ROUND_S = 1.0  # of requests in a round of one model alone, at least
 FEWEST = 3  # requests of it
 CONFIDENCE = 0.95  # of every interval
+LONG_S = 0.1  # a request that takes this long refills the caches in its own first hundredth
+_OUT_OF_POSITIONS = "out of data bounds"  # in the message of ONNX Runtime
 
 Say = Callable[[str], None]
 
@@ -138,10 +140,18 @@ def measure(
     rows = []
     for batch in batches:
         target = Target(threads=threads, batch=batch)
-        say(f"batch {batch}: the first token after {prompt}")
-        first = _timed([one.prompt for one in pair], target, prompt, 1, budget_s, seed)
-        say(f"batch {batch}: {tokens} tokens after it")
-        following = _timed([one.step for one in pair], target, prompt, tokens, budget_s, seed)
+        try:
+            say(f"batch {batch}: the first token after {prompt}")
+            first = _timed([one.prompt for one in pair], target, prompt, 1, budget_s, seed)
+            say(f"batch {batch}: {tokens} tokens after it")
+            following = _timed([one.step for one in pair], target, prompt, tokens, budget_s, seed)
+        except InputError as error:
+            if _OUT_OF_POSITIONS not in str(error):
+                raise
+            raise InputError(
+                f"prompt: expected with the tokens after it at most the positions that the model has, got {prompt} and "
+                f"{tokens}; ask for fewer ({error})"
+            ) from error
         paces = [_pace(a, b, batch) for a, b in zip(first[0], following[0], strict=True)]
         rows.append(Row(batch, paces[-1], paces[0] if dense else None, first[1], following[1]))
     return Report(prompt, tokens, model.bytes_per_token, dense.bytes_per_token if dense else None, tuple(rows))
@@ -168,7 +178,7 @@ def _timed(
                 stack.enter_context(working([path], target, request, times))[0]
                 for path, request in zip(paths, inputs, strict=True)
             ]
-            yield tuple(_remembered(worker.block, kept, times) for worker, kept in zip(workers, seen, strict=True))
+            yield tuple(_remembered(worker.block, kept) for worker, kept in zip(workers, seen, strict=True))
         rounds.append(seen)
 
     speedup = None
@@ -181,12 +191,11 @@ def _timed(
     return [Figure(float(np.median(one)), *compare.interval(one, CONFIDENCE)) for one in medians.T], speedup
 
 
-def _remembered(side: compare.Side, kept: list[float], times: int) -> compare.Side:
-    """A side whose times are kept. Runs in a row that pass on their cache need no lead: the first refills what the other
-    side's left."""
+def _remembered(side: compare.Side, kept: list[float]) -> compare.Side:
+    """A side whose times are kept; nothing leads in where a request is long."""
 
     def block(requests: int, lead: int) -> Block:
-        seen = side(requests, lead if times == 1 else 0)
+        seen = side(requests, 0 if kept and kept[-1] >= LONG_S else lead)
         kept.append(compare.undisturbed(seen))
         return seen
 
