@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secateur.allocate import Macs, Parameters, Ratio, Speedup
+    from secateur.allocate import KvCache, Macs, Parameters, Ratio, Speedup
     from secateur.curves import sensitivity
     from secateur.depth import drop_branches
     from secateur.errors import InputError
@@ -26,6 +26,7 @@ _HOME = {
     "InputError": "secateur.errors",
     "inspect": "secateur.inspection",
     "learn_sparsity": "secateur.sparse_learning",
+    "KvCache": "secateur.allocate",
     "Macs": "secateur.allocate",
     "Parameters": "secateur.allocate",
     "Ratio": "secateur.allocate",
@@ -40,6 +41,7 @@ __all__ = [
     "NM",
     "Blocks",
     "InputError",
+    "KvCache",
     "Macs",
     "Parameters",
     "Ratio",

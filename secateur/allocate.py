@@ -42,6 +42,13 @@ class Macs:
 
 
 @dataclass(frozen=True)
+class KvCache:
+    """Remove this share of the keys and values that a decoder keeps for each position."""
+
+    share: float
+
+
+@dataclass(frozen=True)
 class Speedup:
     """Make the program this many times as fast, by what a latency table predicts.
 
@@ -57,7 +64,7 @@ class Speedup:
         return 1 - 1 / self.times
 
 
-Goal = Ratio | Parameters | Macs
+Goal = Ratio | Parameters | Macs | KvCache
 
 
 class Step(NamedTuple):
@@ -208,6 +215,8 @@ def measure_of(
     """What the goal counts, as a function of the widths that are left."""
     if isinstance(goal, Macs):
         return lambda widths: structure.count_macs(symbols, widths)
+    if isinstance(goal, KvCache):
+        return structure.count_cache
     if isinstance(goal, Ratio):
         return lambda widths: sum(widths.get(info.axis, info.size) for info in axes)
     if isinstance(goal, Speedup):

@@ -17,7 +17,7 @@ from torch.utils import _pytree
 
 from secateur import allocate, calibration, surgery
 from secateur import program as programs
-from secateur.allocate import Curves, Goal, Macs, Ratio, Speedup
+from secateur.allocate import Curves, Goal, KvCache, Macs, Ratio, Speedup
 from secateur.axes.infer import KINDS, AxisInfo, Structure, infer
 from secateur.axes.terms import Kept, Widths
 from secateur.calibration import Batch, Loss, Statistics, classification_loss
@@ -130,7 +130,7 @@ def prune(
     programs.check_supported(program)
     module = programs.graph_module(program, shared=True)
     structure = infer(module)
-    chosen = choose_axes(structure, choice)
+    chosen = _carriers(goal, structure, choose_axes(structure, choice))
     symbols = programs.per_example_symbols(program)
     scores = score_units(program, module, structure, chosen, choice, calibration, loss)
     widths = _allocate(structure, chosen, choice, goal, symbols, scores, curves)
@@ -189,10 +189,28 @@ def reachable(program: ExportedProgram, choice: Choice, goal: Goal | Speedup) ->
         InputError: no axis can be cut.
     """
     structure = infer(programs.graph_module(program, shared=True))
-    chosen = choose_axes(structure, choice)
+    chosen = _carriers(goal, structure, choose_axes(structure, choice))
     count = allocate.measure_of(goal, structure, chosen, programs.per_example_symbols(program))
     narrowest = {info.axis: allocate.ladder(info, choice.align, choice.floor)[-1] for info in chosen}
     return 1 - count(narrowest) / count({})
+
+
+def _carriers(goal: Goal | Speedup, structure: Structure, chosen: list[AxisInfo]) -> list[AxisInfo]:
+    """The axes that carry what the goal counts, where not every axis does.
+
+    Raises:
+        InputError: none of them does.
+    """
+    if not isinstance(goal, KvCache):
+        return chosen
+    whole = structure.count_cache()
+    carriers = [info for info in chosen if structure.count_cache({info.axis: info.minimum}) < whole]
+    if not carriers:
+        raise InputError(
+            f"goal: {goal} counts the keys and values of attention, and none of the {len(chosen)} axes that may be cut carries them; "
+            f"allow kinds such as kv_group, head or v_width{'' if whole else ', in a program with attention'}"
+        )
+    return carriers
 
 
 def needs_data(choice: Choice) -> bool:

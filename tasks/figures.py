@@ -59,6 +59,7 @@ def measure(program: ExportedProgram, path: Path, run_id: str, validation: Split
         latency_p99_ms=latency.p99_ms,
         throughput=latency.throughput,
         peak_memory_bytes=measure.peak_memory(path, target, validation.columns),
+        kv_cache_bytes=structure.count_cache() or None,
         requests_per_s=served(path, validation, recipe) if recipe.goal.qps else None,
     )
 

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from secateur.data import Split
     from secateur.pruning import Choice
 
-COUNTED = ("sparsity", "macs")  # follow from the widths: what is asked is what comes
+COUNTED = ("sparsity", "macs", "kv_cache")  # follow from the widths: what is asked is what comes
 TIMES = ("speedup", "p99_ms", "qps")
 COSTS: Mapping[str, Callable[[Figures], float | None]] = {  # what a goal counts, the less the better
     "sparsity": lambda seen: seen.params,
     "macs": lambda seen: seen.macs,
+    "kv_cache": lambda seen: seen.kv_cache_bytes,
     "p99_ms": lambda seen: seen.latency_p99_ms,
     "qps": lambda seen: 1 / seen.requests_per_s if seen.requests_per_s else None,  # seconds of a request
     "size_mb": lambda seen: seen.size_bytes / 1e6,
@@ -41,6 +42,8 @@ def wanted(goal: Goal, dense: Figures) -> float:
         InputError: the dense model is within the goal as it is.
     """
     name, value = goal.given
+    if name == "kv_cache" and not dense.kv_cache_bytes:
+        raise InputError("goal.kv_cache: expected a model with attention, this one has none; choose another goal")
     if name in COUNTED:
         return 1 / (1 - value)
     if name == "speedup":
@@ -98,12 +101,14 @@ def asking(
     Times are those of the latency table of the dense program; without one they are taken to follow the multiply-accumulates, as
     size and memory follow the parameters.
     """
-    from secateur import Macs, Parameters, Speedup
+    from secateur import KvCache, Macs, Parameters, Speedup
 
     name, _ = goal.given
     if name in TIMES and latencies:
         latency = _latency(latencies, program)
         return lambda times: Speedup(times, latency)
+    if name == "kv_cache":
+        return lambda times: KvCache(1 - 1 / times)
     count = Macs if name in ("macs", *TIMES) else Parameters
     return lambda times: count(1 - 1 / times)
 

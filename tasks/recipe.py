@@ -145,6 +145,7 @@ class Goal(_Section):
 
     sparsity: Share | None = None  # share of the parameters removed
     macs: Share | None = None  # share of the multiply-accumulates removed
+    kv_cache: Share | None = None  # share of the keys and values removed that a decoder keeps for each position
     speedup: Annotated[float, Field(gt=1)] | None = None  # measured
     p99_ms: PositiveFloat | None = None  # 99 of 100 requests answered within, one after the other, measured
     qps: Qps | None = None  # measured under the load that MLPerf LoadGen makes (Server)

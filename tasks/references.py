@@ -51,6 +51,7 @@ class Figures:
     latency_p99_ms: float | None
     throughput: float
     peak_memory_bytes: int
+    kv_cache_bytes: int | None = None  # a decoder's, for each position; none without attention
     requests_per_s: float | None = None  # within the limit of a goal that sets one
 
 

@@ -100,7 +100,8 @@ def test_selection_goes_on_when_cycles_were_skipped(loaded: dict[str, Any]) -> N
 def test_steps_that_measure_take_the_bench(loaded: dict[str, Any]) -> None:
     tasks = loaded["dags"]["prune_model"]["tasks"]
     on_bench = {name for name, task in tasks.items() if task["pool"] == "bench"}
-    assert on_bench == {"baseline", "validate", *(f"cycle_{cycle}.evaluate" for cycle in range(1, CYCLES + 1))}
+    cycles = {f"cycle_{cycle}.{step}" for cycle in range(1, CYCLES + 1) for step in ("cut", "evaluate")}
+    assert on_bench == {"baseline", "validate", *cycles}
 
 
 def test_dag_files_load_nothing_heavy_and_load_in_under_a_second(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import models
 import pytest
 
-from secateur import Macs, Parameters, Ratio, Speedup, prune
+from secateur import KvCache, Macs, Parameters, Ratio, Speedup, prune
 from secateur import program as programs
 from secateur.axes.infer import infer
 from secateur.errors import InputError
@@ -34,6 +34,7 @@ DENSE = Figures(
     latency_p99_ms=20.0,
     throughput=100.0,
     peak_memory_bytes=50_000_000,
+    kv_cache_bytes=512,
     requests_per_s=40.0,
 )
 HALF = Figures(
@@ -44,6 +45,7 @@ HALF = Figures(
         "size_bytes": 2_000_000,
         "latency_p99_ms": 10.0,
         "peak_memory_bytes": 25_000_000,
+        "kv_cache_bytes": 256,
         "requests_per_s": 80.0,
     }
 )
@@ -51,6 +53,7 @@ CYCLE = Cycle(1, "", NOWHERE, HALF, 0.5, 0.0, 2.0, 1.9, 2.1)
 TWICE: list[dict[str, Any]] = [
     {"sparsity": 0.5},
     {"macs": 0.5},
+    {"kv_cache": 0.5},
     {"speedup": 2.0},
     {"p99_ms": 10.0},
     {"qps": {"rate": 80.0, "p99_ms": 50.0}},
@@ -86,10 +89,16 @@ def test_every_goal_of_a_recipe_is_tested_here() -> None:
 
 @pytest.mark.parametrize("goal", TWICE, ids=named)
 def test_without_a_latency_table_time_is_asked_for_in_multiply_accumulates_and_size_in_parameters(goal: dict) -> None:
-    wish = Goal.model_validate(goal)
-    ask = goals.asking(wish, None, models.exported("residual"))
-    assert ask(4.0) == (Macs(0.75) if named(goal) in ("macs", *goals.TIMES) else Parameters(0.75))
-    assert goals.most(ask, models.exported("residual"), Choice()) > 1
+    program = models.exported("encoder")
+    ask = goals.asking(Goal.model_validate(goal), None, program)
+    counted = {"macs": Macs, "kv_cache": KvCache, **dict.fromkeys(goals.TIMES, Macs)}.get(named(goal), Parameters)
+    assert ask(4.0) == counted(0.75)
+    assert goals.most(ask, program, Choice()) > 1
+
+
+def test_a_cache_without_attention_is_no_goal() -> None:
+    with pytest.raises(InputError, match=r"^goal\.kv_cache: expected a model with attention"):
+        goals.wanted(Goal(kv_cache=0.5), replace(DENSE, kv_cache_bytes=None))
 
 
 @pytest.mark.usefixtures("services")

@@ -39,6 +39,19 @@ KINDS = (
 )  # by precedence
 
 
+_ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+_aten = torch.ops.aten
+_COPIES = {  # what lays a tensor out anew, or repeats it
+    *(
+        _aten.view.default,
+        _aten.reshape.default,
+        _aten._unsafe_view.default,
+        _aten.unflatten.int,
+        _aten.flatten.using_ints,
+    ),
+    *(_aten.transpose.int, _aten.permute.default, _aten.unsqueeze.default, _aten.squeeze.dim, _aten.expand.default),
+    *(_aten.repeat.default, _aten.repeat_interleave.self_int, _aten.clone.default, _aten.contiguous.default),
+}
 _LOOKUPS = (torch.ops.aten.index.Tensor, torch.ops.aten.index_select.default)
 
 
@@ -79,6 +92,28 @@ class Structure:
         """Multiply-accumulates of contractions, with dynamic sizes replaced by `symbols`."""
         total = sum(_volume(contraction.terms, widths) for contraction in self.trace.contractions)
         return int(total.subs(symbols)) if isinstance(total, sympy.Expr) else int(total)
+
+    def count_cache(self, widths: Widths | None = None) -> int:
+        """Bytes of keys and values that a decoder keeps for each position of an example: where a graph repeats them for the queries
+        that share them, as they are before."""
+        total = 0
+        for node in self.trace.layouts:
+            if node.target is _ATTENTION:
+                total += sum(
+                    self._kept_bytes(tensor, widths) for tensor in node.args[1:3] if isinstance(tensor, fx.Node)
+                )
+        return total
+
+    def _kept_bytes(self, tensor: fx.Node, widths: Widths | None) -> int:
+        """Of keys or values [..., length, width]."""
+        dims = self.trace.dims(tensor)
+        positions = size_of(dims[-2]) * (size_of(dims[0]) if len(dims) > 2 else 1)
+        at: fx.Node = tensor
+        volume = _volume(dims, widths)
+        while at.target in _COPIES and isinstance(source := at.args[0], fx.Node):
+            at = source
+            volume = min(volume, _volume(self.trace.dims(at), widths), key=lambda v: float(v / positions))
+        return int(tensor.meta["val"].dtype.itemsize * volume / positions)
 
     def carried_by(self, axis: Axis, symbols: dict[sympy.Symbol, int]) -> tuple[int, int]:
         """The parameters and the multiply-accumulates that go when every unit of an axis goes."""
