@@ -32,7 +32,8 @@ test: $(STAMP) ## Run the tests, but for the slow ones
 	@$(BIN)/python -m pytest -q -m "not slow"
 
 test-slow: $(STAMP) ## Run the slow tests
-	@$(BIN)/python -m pytest -q -m slow
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadgroup tests/test_zoo.py
+	@$(BIN)/python -m pytest -q -m slow --ignore tests/test_zoo.py
 
 lint: $(STAMP) ## Check format, lint and types
 	@$(BIN)/ruff format --check .

@@ -33,7 +33,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 def cases(quick: Sequence[str], parts: Callable[[zoo.Architecture], Sequence[str]] | None = None) -> list[Any]:
     """A test case per architecture, or per part of one; all but the quick ones are slow."""
     return [
-        pytest.param(name, *part, marks=[] if name in quick else pytest.mark.slow)
+        pytest.param(
+            name,
+            *part,
+            # of the processes that share the slow ones, one exports each architecture
+            marks=[pytest.mark.xdist_group(name), *([] if name in quick else [pytest.mark.slow])],
+        )
         for name, entry in zoo.ARCHITECTURES.items()
         for part in ([()] if parts is None else [(part,) for part in parts(entry)])
     ]
