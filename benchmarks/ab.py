@@ -1,18 +1,20 @@
 """Whether comparisons hold what they claim: A against A, quiet and beside a busy process, and a planted slowdown of 3 %.
 
-`make bench-ab` runs it and writes `benchmarks/results/ab.json` and `ab.md`; RUNS=<n> for fewer.
+`make bench-ab` runs it and writes `benchmarks/results/ab.json` and `ab.md`; RUNS=<n> for fewer, JOBS=<n> for several at a time.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import datetime
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ from rich.progress import track
 from benchmarks import machine
 from secateur.compare import Comparison, compare
 from secateur.runtime import Target
-from secateur.worker import cores_of
+from secateur.worker import allowed_cores, cores_of
+
+Run = dict[str, float]
 
 SIDE = 256
 MATRICES = 100  # and three more: 3 % more work
@@ -41,24 +45,39 @@ SCENARIOS = {  # matrices of the second file more than of the first, whether a p
 
 
 def main() -> None:
-    """Run the scenarios and write what they gave after each."""
+    """Run what is missing of the scenarios and write what they gave after each run: what is stopped goes on."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on a core of its own")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     asked = parser.parse_args()
+    cores = allowed_cores()
+    if not 1 <= asked.jobs <= max(len(cores), 1):
+        parser.error(f"--jobs: expected 1 to {len(cores)}, the cores that there are, got {asked.jobs}")
     asked.out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    results = stored(asked.out)
+    spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        files = {more: chain(Path(folder) / f"{more}.onnx", MATRICES + more) for more in (0, SLOWER)}
-        for name, (more, busy, share) in SCENARIOS.items():
-            with busy_process() if busy else nullcontext():
-                seen = [
-                    once(files[0], files[more], seed)
-                    for seed in track(range(asked.runs), name, console=Console(stderr=True))
-                ]
-            rows.append(row(name, seen, share, slower=more > 0))
-            store(asked.out, rows)
+        for more in (0, SLOWER):
+            chain(Path(folder) / f"{more}.onnx", MATRICES + more)
+        free = spawn.Queue()
+        for core in cores[: asked.jobs]:
+            free.put(core)
+        with concurrent.futures.ProcessPoolExecutor(asked.jobs, spawn, initializer=pin, initargs=(free,)) as pool:
+            for name in SCENARIOS:
+                done = results.setdefault(name, {})
+                missing = [seed for seed in range(asked.runs) if seed not in done]
+                running = {pool.submit(once, Path(folder), name, seed): seed for seed in missing}
+                finished = concurrent.futures.as_completed(running)
+                for future in track(finished, name, total=len(missing), console=Console(stderr=True)):
+                    done[running[future]] = future.result()
+                    store(asked.out, results, asked.jobs)
     print((asked.out / "ab.md").read_text(encoding="utf-8"))
+
+
+def pin(free: Any) -> None:
+    """Keep a process, and the workers that it starts, to the next free core."""
+    os.sched_setaffinity(0, {free.get()})
 
 
 def chain(path: Path, matrices: int) -> Path:
@@ -77,10 +96,21 @@ def chain(path: Path, matrices: int) -> Path:
     return path
 
 
-def once(first: Path, second: Path, seed: int) -> Comparison:
+def once(folder: Path, scenario: str, seed: int) -> Run:
     """One short comparison."""
+    more, busy, _ = SCENARIOS[scenario]
     request = np.random.default_rng(seed).normal(size=(1, SIDE)).astype(np.float32)
-    return compare(first, second, TARGET, [request], until=UNTIL, budget_s=BUDGET_S, seed=seed)
+    with busy_process() if busy else nullcontext():
+        seen = compare(
+            folder / "0.onnx", folder / f"{more}.onnx", TARGET, [request], until=UNTIL, budget_s=BUDGET_S, seed=seed
+        )
+    return as_run(seen)
+
+
+def as_run(seen: Comparison) -> Run:
+    """What is kept of a comparison."""
+    said = {name: round(float(getattr(seen, name)), 5) for name in ("speedup", "low", "high", "half_width", "seconds")}
+    return said | {"others": round(seen.noise.others, 4), "inconclusive": float(bool(seen.inconclusive))}
 
 
 @contextmanager
@@ -94,35 +124,48 @@ def busy_process() -> Iterator[None]:
             process.kill()
 
 
-def row(name: str, seen: list[Comparison], asked: float, *, slower: bool) -> dict[str, Any]:
+def row(name: str, runs: Sequence[Run]) -> dict[str, Any]:
     """How often the interval held 1, or lay below it where the second file does more."""
-    right = [one.high < 1 if slower else one.low <= 1 <= one.high for one in seen]
+    more, _, asked = SCENARIOS[name]
+    right = [run["high"] < 1 if more else run["low"] <= 1 <= run["high"] for run in runs]
+    medians = {
+        key: float(np.median([run[key] for run in runs])) for key in ("speedup", "half_width", "seconds", "others")
+    }
     return {
         "name": name,
-        "what": "interval below 1.0" if slower else "interval holds 1.0",
-        "runs": len(seen),
+        "what": "interval below 1.0" if more else "interval holds 1.0",
+        "runs": len(runs),
         "share": sum(right) / len(right),
         "asked": asked,
-        "speedup": float(np.median([one.speedup for one in seen])),
-        "half_width": float(np.median([one.half_width for one in seen])),
-        "seconds": float(np.median([one.seconds for one in seen])),
-        "others": float(np.median([one.noise.others for one in seen])),
-        "inconclusive": sum(bool(one.inconclusive) for one in seen),
-        "results": [[round(x, 5) for x in (one.speedup, one.low, one.high)] for one in seen],
-        "date": datetime.date.today().isoformat(),
-        "code": machine.commit(),
-        "machine": machine.in_words(),
-        "load": os.getloadavg()[0],
+        "inconclusive": int(sum(run["inconclusive"] for run in runs)),
+        **medians,
     }
 
 
-def store(folder: Path, rows: list[dict[str, Any]]) -> None:
+def stored(folder: Path) -> dict[str, dict[int, Run]]:
+    """The runs of this code that are there, by scenario and seed; those of other code prove nothing of it."""
+    path = folder / "ab.json"
+    said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if said.get("code") != machine.commit():
+        return {}
+    return {name: {int(seed): run for seed, run in runs.items()} for name, runs in said["results"].items()}
+
+
+def store(folder: Path, results: Mapping[str, Mapping[int, Run]], jobs: int = 1) -> None:
     """Write the numbers and the page."""
-    (folder / "ab.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    (folder / "ab.md").write_text(markdown(rows), encoding="utf-8")
+    said: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "code": machine.commit(),
+        "machine": machine.in_words(),
+        "jobs": jobs,
+        "results": results,
+    }
+    (folder / "ab.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    rows = [row(name, list(runs.values())) for name, runs in results.items() if runs]
+    (folder / "ab.md").write_text(markdown(rows, said), encoding="utf-8")
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def markdown(rows: Sequence[dict[str, Any]], said: Mapping[str, Any]) -> str:
     """The page."""
     head = "| | runs | | share | asked | speedup | half-width | seconds | others on the core | wider than asked |"
     lines = [
@@ -134,7 +177,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         f"Two files of {MATRICES} (and {MATRICES + SLOWER}) matrix products, compared by 95 % intervals until they are "
         f"±{UNTIL:.0%} wide, {BUDGET_S:.0f} s at most. Medians over runs."
     )
-    made = f"{rows[-1]['date']}, code {rows[-1]['code']}. {rows[-1]['machine']}; load of the machine {rows[-1]['load']:.1f}."
+    at_a_time = f"; {said['jobs']} runs at a time, each on a core of its own" if said["jobs"] > 1 else ""
+    made = f"{said['date']}, code {said['code']}. {said['machine']}{at_a_time}."
     top = ["# Comparisons", "", "Written by `make bench-ab`; the numbers are in `ab.json`.", "", about, "", head]
     return "\n".join([*top, "| --- " * 10 + "|", *lines, "", made, ""])
 

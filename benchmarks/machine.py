@@ -32,6 +32,11 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the code, with a plus where files differ from it."""
-    told = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False)  # noqa: S607
-    return told.stdout.strip() or "unknown"
+    """The commit of the code, with a plus where files differ from it; results that a run writes are no code."""
+    at = _git("describe", "--always")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")
+    return f"{at or 'unknown'}{'+' if changed else ''}"
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()  # noqa: S607

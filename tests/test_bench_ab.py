@@ -6,7 +6,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from benchmarks.ab import SIDE, SLOWER, chain, row, store
+from benchmarks import machine
+from benchmarks.ab import SCENARIOS, SIDE, SLOWER, as_run, chain, row, store, stored
 from secateur.compare import Comparison
 from secateur.measure import summarise
 from secateur.noise import Noise
@@ -19,18 +20,25 @@ def seen(low: float, high: float) -> Comparison:
     )
 
 
-@pytest.mark.parametrize(("slower", "share"), [(False, 0.5), (True, 0.25)])
-def test_right_is_an_interval_that_holds_one_or_lies_below_it(slower: bool, share: float) -> None:
+@pytest.mark.parametrize(("name", "share"), [("A against A", 0.5), ("3% slower", 0.25)])
+def test_right_is_an_interval_that_holds_one_or_lies_below_it(name: str, share: float) -> None:
     results = [seen(0.99, 1.01), seen(0.9, 1.1), seen(0.96, 0.98), seen(1.01, 1.02)]
-    assert row("name", results, 0.9, slower=slower)["share"] == share
+    assert row(name, [as_run(one) for one in results])["share"] == share
 
 
-def test_the_page_has_a_line_for_every_scenario(tmp_path: Path) -> None:
-    rows = [row(name, [seen(1 / 1.01, 1.01)], 0.93, slower=False) for name in ("A against A", "busy")]
-    store(tmp_path, rows)
+def test_the_page_has_a_line_for_every_scenario_and_what_was_run_is_not_run_again(tmp_path: Path) -> None:
+    results = {name: {seed: as_run(seen(1 / 1.01, 1.01)) for seed in range(3)} for name in list(SCENARIOS)[:2]}
+    store(tmp_path, results)
     text = (tmp_path / "ab.md").read_text()
-    assert "| A against A | 1 | interval holds 1.0 | 100.0% | 93% | 1.0000 | ±1.00%" in text
-    assert "| busy |" in text
+    for name in results:
+        assert f"| {name} | 3 | interval holds 1.0 | 100.0% | 93% | 1.0000 | ±1.00%" in text
+    assert stored(tmp_path) == results
+
+
+def test_runs_of_other_code_prove_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(tmp_path, {"A against A": {0: as_run(seen(0.99, 1.01))}})
+    monkeypatch.setattr(machine, "commit", lambda: "another")
+    assert stored(tmp_path) == {}
 
 
 def test_the_slower_file_does_that_much_more(tmp_path: Path) -> None:
