@@ -7,6 +7,8 @@ from typing import Any
 
 import models
 import pytest
+import torch
+from torch import nn
 
 from secateur import KvCache, Macs, Parameters, Ratio, Speedup, prune
 from secateur import program as programs
@@ -94,6 +96,24 @@ def test_without_a_latency_table_time_is_asked_for_in_multiply_accumulates_and_s
     counted = {"macs": Macs, "kv_cache": KvCache, **dict.fromkeys(goals.TIMES, Macs)}.get(named(goal), Parameters)
     assert ask(4.0) == counted(0.75)
     assert goals.most(ask, program, Choice()) > 1
+
+
+class SharedKeys(nn.Module):
+    """Attention to a table that all examples share: nothing of it is kept for an example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.query = nn.Parameter(torch.randn(1, 4, 6, 8)), nn.Linear(8, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        queries = self.query(x).view(x.shape[0], -1, 4, 8).transpose(1, 2)
+        keys = self.table.expand(x.shape[0], 4, 6, 8)
+        return nn.functional.scaled_dot_product_attention(queries, keys, keys)
+
+
+def test_keys_that_all_examples_share_are_counted_without_a_fault() -> None:
+    program = models.export(SharedKeys(), torch.randn(2, 5, 8))
+    assert infer(programs.graph_module(program, shared=True)).count_cache() >= 0
 
 
 def test_a_cache_without_attention_is_no_goal() -> None:

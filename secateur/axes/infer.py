@@ -108,12 +108,13 @@ class Structure:
         """Of keys or values [..., length, width]."""
         dims = self.trace.dims(tensor)
         positions = size_of(dims[-2]) * (size_of(dims[0]) if len(dims) > 2 else 1)
-        at: fx.Node = tensor
-        volume = _volume(dims, widths)
+        volumes, at = [_volume(dims, widths)], tensor
         while at.target in _COPIES and isinstance(source := at.args[0], fx.Node):
             at = source
-            volume = min(volume, _volume(self.trace.dims(at), widths), key=lambda v: float(v / positions))
-        return int(tensor.meta["val"].dtype.itemsize * volume / positions)
+            volumes.append(_volume(self.trace.dims(at), widths))
+        # what has no number a position is shared by examples, or comes with a size that is not known: no cache
+        known = [each for each in (sympy.sympify(volume) / positions for volume in volumes) if each.is_number]
+        return tensor.meta["val"].dtype.itemsize * int(min(known, default=0))
 
     def carried_by(self, axis: Axis, symbols: dict[sympy.Symbol, int]) -> tuple[int, int]:
         """The parameters and the multiply-accumulates that go when every unit of an axis goes."""
