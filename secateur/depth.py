@@ -107,7 +107,7 @@ def usual_kind(program: ExportedProgram) -> str:
 
 
 def reachable(program: ExportedProgram, kind: str, goal: Goal) -> float:
-    """The share that a goal of this sort can ask for at most: all branches of this kind dropped, the last ones where one stays.
+    """The share that a goal of this sort can ask for at most: all branches of this kind dropped, the largest one where one stays.
 
     Raises:
         InputError: no branch of this kind.
@@ -115,9 +115,9 @@ def reachable(program: ExportedProgram, kind: str, goal: Goal) -> float:
     module = programs.graph_module(program, shared=True)
     structure = infer(module)
     candidates = _candidates(module, structure, kind)
-    last = list(reversed(range(len(candidates))))[: _droppable(candidates)]
+    smallest = sorted(range(len(candidates)), key=lambda i: candidates[i].parameters)[: _droppable(candidates)]
     whole = _counted(program, structure, goal)
-    return 1 - _without(program, kind, last, goal) / whole if whole else 0.0
+    return 1 - _without(program, kind, smallest, goal) / whole if whole else 0.0
 
 
 def _fewest(program: ExportedProgram, structure: Structure, goal: Goal, kind: str, ranked: Sequence[int]) -> int:

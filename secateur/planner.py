@@ -54,7 +54,7 @@ class Option:
     method: str  # one of PREFERRED
     buys: str  # on the target: time, memory, disk, nothing or unknown
     why: str  # it buys that
-    reach: float = 1.0  # the dense model over what is left, of what the goal counts, at the most
+    reach: float | None = None  # the dense model over what is left, of what the goal counts, at the most; if looked at
     misfit: str = ""  # why it cannot serve the goal at all
     costs: tuple[Cost, ...] = ()  # of one-shot cuts, the share that is wanted last
 
@@ -132,7 +132,7 @@ def decide(seen: Evidence, overrules: Overrules = Overrules()) -> Decision:
         InputError: a method that is asked for cannot serve the goal.
     """
     method = _method(seen, overrules)
-    others = _others(seen, method.chosen)
+    others = _others(seen, method.chosen, overruled=overrules.method is not None)
     if method.chosen in (NONE, QUANTIZE):
         return Decision(method.chosen, 0, 0, (method, *others))
     option = _option(seen, method.chosen)
@@ -162,12 +162,13 @@ def _method(seen: Evidence, overrules: Overrules) -> Row:
     if seen.int8 and not seen.counted and _within(seen, seen.int8.drop) and seen.int8.reached >= seen.wanted:
         because = "INT8 of the dense model reaches the goal within the accuracy budget: nothing has to leave"
         return Row("method", QUANTIZE, because, f"{seen.wanted:.2f}x wanted; {seen.int8}")
-    serving = [option for name in PREFERRED for option in seen.options if option.method == name and serves(option)]
-    reaching = [option for option in serving if option.reach >= seen.wanted]
+    by_name = {option.method: option for option in seen.options if serves(option) and _reached(option) > 1}
+    serving = [by_name[name] for name in PREFERRED if name in by_name]
+    reaching = [option for option in serving if _reached(option) >= seen.wanted]
     if not reaching and (seen.counted or not serving):
         return Row("method", NONE, "no method that this target gains by reaches the goal", _reaches(seen, seen.options))
     if not reaching:
-        furthest = max(serving, key=lambda option: option.reach)
+        furthest = max(serving, key=_reached)
         because = "the goal is out of reach, and this goes furthest: the cycles go as far as they can"
         return Row("method", furthest.method, because, _reaches(seen, serving))
     harmless = [option for option in reaching if _harmless(seen, option)]
@@ -177,7 +178,7 @@ def _method(seen: Evidence, overrules: Overrules) -> Row:
         because = f"its cut alone keeps the accuracy budget, that of {first.method} does not"
         return Row("method", chosen.method, because, _costs(seen, (chosen, first)))
     because = f"on this target it buys {chosen.buys} ({chosen.why})"
-    return Row("method", chosen.method, because, "; ".join((_reaches(seen, [chosen]), _costs(seen, [chosen]))))
+    return Row("method", chosen.method, because, _joined(_reaches(seen, [chosen]), _costs(seen, [chosen])))
 
 
 def _asked(seen: Evidence, overrules: Overrules) -> Row:
@@ -195,31 +196,45 @@ def _asked(seen: Evidence, overrules: Overrules) -> Row:
     option = _option(seen, asked)
     if option.misfit:
         raise InputError(f"{overrules.by}: {asked} cannot serve the goal {seen.goal}: {option.misfit}")
-    return Row("method", asked, by, "; ".join(filter(None, (_reaches(seen, [option]), _costs(seen, [option])))))
+    return Row("method", asked, by, _joined(_reaches(seen, [option]), _costs(seen, [option])))
 
 
-def _others(seen: Evidence, chosen: str) -> list[Row]:
+def _others(seen: Evidence, chosen: str, *, overruled: bool) -> list[Row]:
     """Why not the other methods."""
     rows = []
     for option in seen.options:
         if option.method == chosen:
             continue
-        numbers = "; ".join(
-            filter(None, (_reaches(seen, [option]) if not option.misfit else "", _costs(seen, [option])))
-        )
-        rows.append(Row("not", option.method, option.misfit or f"it would buy {option.buys} ({option.why})", numbers))
+        first = f"{chosen} is asked for" if overruled else f"{chosen} comes first where both serve"
+        numbers = _joined(_reaches(seen, [option]), _costs(seen, [option]))
+        rows.append(Row("not", option.method, _why_not(seen, option, first), numbers))
     if seen.int8 and chosen != QUANTIZE:
         because = "INT8 removes nothing that the goal counts" if seen.counted else "INT8 alone is not enough"
         rows.append(Row("not", f"{QUANTIZE} alone", because, str(seen.int8)))
     return rows
 
 
+def _why_not(seen: Evidence, option: Option, otherwise: str) -> str:
+    if option.misfit:
+        return option.misfit
+    if not serves(option):
+        return f"it would buy {option.buys} ({option.why})"
+    return otherwise if option.reach is None or option.reach >= seen.wanted else "it does not reach as far"
+
+
+def _reached(option: Option) -> float:
+    """How far an option goes that may be chosen."""
+    assert option.reach is not None, f"{option.method} serves, so how far it goes was looked at"
+    return option.reach
+
+
 def _cycles(seen: Evidence, overrules: Overrules, option: Option, epochs: int) -> tuple[int, Row]:
     """The number of cycles of cut and recovery."""
-    share, cost = seen.share, _costs(seen, [option])
+    share, cost = seen.share, "".join(map(str, option.costs[-1:]))
 
     def row(count: int, because: str) -> tuple[int, Row]:
-        return count, Row("cycles", str(count), because, f"{share:.0%} goes; {epochs} epochs{cost and '; ' + cost}")
+        lost = cost and f"one-shot loses {cost}, allowed is {seen.allowed_drop:g}"
+        return count, Row("cycles", str(count), because, _joined(f"{share:.0%} goes, {epochs} epochs", lost))
 
     if option.method == "n_m":
         return row(1, "a pattern is cut at once")
@@ -274,8 +289,8 @@ def _within(seen: Evidence, drop: float) -> bool:
 
 
 def _reaches(seen: Evidence, options: Sequence[Option]) -> str:
-    able = [f"{option.method} at most {option.reach:.2f}x" for option in options if not option.misfit]
-    return f"{seen.wanted:.2f}x wanted, {', '.join(able) or 'none reached'}"
+    able = [f"{option.method} at most {option.reach:.2f}x" for option in options if option.reach is not None]
+    return f"{seen.wanted:.2f}x wanted, {', '.join(able)}" if able else ""
 
 
 def _costs(seen: Evidence, options: Sequence[Option]) -> str:
@@ -285,3 +300,7 @@ def _costs(seen: Evidence, options: Sequence[Option]) -> str:
     return "one-shot cuts lose " + ", ".join(
         costs if len(told) == 1 else f"{method} {costs}" for method, costs in told.items()
     )
+
+
+def _joined(*numbers: str) -> str:
+    return "; ".join(filter(None, numbers))

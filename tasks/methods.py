@@ -169,7 +169,7 @@ def check(recipe: Recipe, program: ExportedProgram, lineage: Mapping[str, Any], 
         pruning.check_prunable(program, pruning.Choice(**prune.choice))
     if prune.weights != type(prune.weights)() and method == "auto":
         _weights(work, pattern_of(recipe))
-    if method not in ("unstructured", "n_m", "depth"):
+    if method not in CUTS:
         return
     if why := misfit(recipe, method, gain_of(recipe, method)):
         raise InputError(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from secateur import planner
 from secateur.errors import InputError, NothingRemovedError
-from secateur.planner import Decision, Evidence, Option, Overrules, Row
+from secateur.planner import Cost, Decision, Evidence, Option, Overrules, Row
 from secateur.schedules import SCHEDULES
 from tasks import goals, methods, tracking
 from tasks.methods import Work
@@ -77,30 +77,24 @@ def _evidence(pinned: Pinned, baseline: Baseline, recipe: Recipe) -> Evidence:
         pinned.run_id,
         "plan",
     )
-    options = [_option(work, method) for method in planner.PREFERRED]
-    tried = [_tried(work, option, wanted) if _counts(option, asked) else option for option in options]
-    return replace(seen, options=tuple(tried))
+    return replace(seen, options=tuple(_option(work, method, asked, wanted) for method in planner.PREFERRED))
 
 
-def _counts(option: Option, asked: str | None) -> bool:
-    """Whether it matters what an option costs: it is asked for, or may be chosen."""
-    return not option.misfit and (option.method == asked if asked else planner.serves(option))
-
-
-def _option(work: Work, method: str) -> Option:
-    """A method on this target, and how far it can go."""
+def _option(work: Work, method: str, asked: str | None, wanted: float) -> Option:
+    """A method on this target; if it is asked for or may be chosen, how far it can go and what that costs."""
     gain = methods.gain_of(work.recipe, method)
-    option = Option(method, gain.buys, gain.why)
-    if misfit := methods.misfit(work.recipe, method, gain):
-        return replace(option, misfit=misfit)
+    option = Option(method, gain.buys, gain.why, misfit=methods.misfit(work.recipe, method, gain))
+    if option.misfit or (method != asked if asked else not planner.serves(option)):
+        return option
     try:
-        return replace(option, reach=methods.most(work, method))
+        reach = methods.most(work, method)
     except InputError as error:
         return replace(option, misfit=str(error))
+    return replace(option, reach=reach, costs=_costs(work, method, min(wanted, reach)) if reach > 1 else ())
 
 
-def _tried(work: Work, option: Option, wanted: float) -> Option:
-    """The option with what cuts of all that is wanted, and of half of it, cost before any recovery."""
+def _costs(work: Work, method: str, times: float) -> tuple[Cost, ...]:
+    """What one-shot cuts of so many times less, and of half that share, cost before any recovery."""
     import numpy as np
 
     from secateur import curves
@@ -112,16 +106,16 @@ def _tried(work: Work, option: Option, wanted: float) -> Option:
     split = split.take(np.sort(np.random.default_rng(recipe.seed).permutation(len(split))[:EXAMPLES]))
     dense = curves.answers_of(work.program, split, objective)
     costs = []
-    for part in (1.0,) if option.method == "n_m" else SHARES:
-        share = part * (1 - 1 / min(wanted, option.reach))
+    for part in (1.0,) if method == "n_m" else SHARES:
+        share = part * (1 - 1 / times)
         try:
-            made = methods.CUTS[option.method](work, 1 / (1 - share))
+            made = methods.CUTS[method](work, 1 / (1 - share))
         except NothingRemovedError:
             continue
         cut = curves.answers_of(made.program, split, objective)
         costs.append(curves.lost(share, dense, cut, objective, recipe.gate.confidence, recipe.seed))
-        print(f"{option.method}, one-shot, loses of {objective.metric}: {costs[-1]}", flush=True)
-    return replace(option, costs=tuple(costs))
+        print(f"{method}, one-shot, loses of {objective.metric}: {costs[-1]}", flush=True)
+    return tuple(costs)
 
 
 def _asked(recipe: Recipe) -> tuple[str | None, str]:

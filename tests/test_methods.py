@@ -56,14 +56,13 @@ def test_a_pattern_gives_what_it_gives() -> None:
     assert made.report.sparsity == pytest.approx(0.75)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("goal", [{"sparsity": 0.4}, {"speedup": 1.5}], ids=str)
-def test_branches_leave_until_what_stands_for_the_goal_is_so_many_times_less(goal: dict[str, Any]) -> None:
-    made = methods.depth(work(LAYERED, goal, method="depth", layers={"criterion": "last"}), 1 / 0.6)
+def test_branches_leave_until_what_stands_for_a_time_is_so_many_times_less() -> None:
+    made = methods.depth(work(LAYERED, {"speedup": 1.5}, method="depth", layers={"criterion": "last"}), 1 / 0.6)
     assert len(made.record["dropped"]) == 2
     assert left(made) <= 0.6 * parameters(LAYERED)
 
 
-@pytest.mark.parametrize("method", ["unstructured", "depth", "structured"])
+@pytest.mark.parametrize("method", ["unstructured", "depth"])
 def test_no_more_is_said_to_be_within_reach_than_can_be_cut(method: str) -> None:
     wanted = work(LAYERED, method=method, layers={"criterion": "last"} if method == "depth" else {})
     most = methods.most(wanted, method)
@@ -120,7 +119,7 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(
 
 @pytest.mark.parametrize("method", ["auto", "structured", "unstructured", "n_m", "depth", "none"])
 def test_what_can_be_is_let_through(method: str) -> None:
-    methods.check(recipe_of({"sparsity": 0.5}, method=method), LAYERED, {}, ("x",))
+    methods.check(recipe_of({"sparsity": 0.3}, method=method), LAYERED, {}, ("x",))
 
 
 def test_two_of_four_is_the_pattern_whose_gain_is_documented(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,3 +225,9 @@ def test_the_reasons_are_a_short_table_with_their_numbers() -> None:
         assert word in text
     assert max(map(len, text.splitlines())) <= 120
     assert len(rows) <= 8
+
+
+def test_a_method_that_can_take_nothing_away_is_no_method() -> None:
+    made = decide(evidence(option("structured", reach=1.0, lost=None), counted=False), EPOCHS)
+    assert made.method == NONE
+    assert because(made, "method") == "no method that this target gains by reaches the goal"
