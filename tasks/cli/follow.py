@@ -15,12 +15,13 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `promoted`, `refused` (the gate said no), `done` (no gate in it) or `failed`."""
+    """How a run ended: `promoted`, `refused` (the gate said no, or the plan), `done` (no gate in it) or `failed`."""
 
     ending: str
     dag_run_id: str
     airflow_url: str
     error: str | None = None
+    plan: Mapping[str, Any] | None = None
     verdict: Mapping[str, Any] | None = None
     promotion: Mapping[str, Any] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -30,7 +31,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0 when it did what was asked, 3 when the gate said no, 1 on an error."""
+        """0 when it did what was asked, 3 when the gate or the plan said no, 1 on an error."""
         return {"promoted": 0, "done": 0, "refused": 3}.get(self.ending, 1)
 
 
@@ -57,6 +58,7 @@ def pruning_outcome(client: httpx.Client, dag: str, run: str, state: str) -> Out
         dag_run_id=run,
         airflow_url=url,
         error=failure(client, dag, run) if failed else None,
+        plan=airflow_api.xcom(client, dag, run, "plan"),
         verdict=airflow_api.xcom(client, dag, run, "gate"),
         promotion=promotion,
         metrics=remembered.metrics if remembered else {},
