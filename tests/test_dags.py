@@ -24,7 +24,7 @@ dags = {{
     dag.dag_id: {{
         "params": {{name: dag.params.get_param(name).description for name in dag.params}},
         "doc": dag.doc_md or "",
-        "assets": [asset.name for asset in getattr(dag.schedule, "__iter__", list)()] if dag.schedule else [],
+        "assets": [asset.name for asset in dag.schedule or []],
         "max_active_runs": dag.max_active_runs,
         "tasks": {{
             task.task_id: {{
