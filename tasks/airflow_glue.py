@@ -1,7 +1,8 @@
 """What is Airflow's but must be importable everywhere: the one module outside `dags/` that knows Airflow.
 
-It turns a plain step function into a task, asks a person, watches the registry and starts runs. A step takes and returns small dataclasses. Between tasks they travel as plain JSON, so that a reader of the UI, of the
-REST API or of another version of this code can read them without importing ours.
+It turns a plain step function into a task, asks a person, watches the registry and starts runs. A step takes and returns
+small dataclasses. Between tasks they travel as plain JSON, so that a reader of the UI, of the REST API or of another
+version of this code can read them without importing ours.
 """
 
 import asyncio
@@ -103,6 +104,7 @@ def approval(questions: Any) -> Any:
 
 
 def _for_a_person(question: Mapping[str, Any]) -> dict[str, Any]:
+    """A question, from XCom, in the operator's words."""
     return {
         "subject": question["subject"],
         "body": question["body"],

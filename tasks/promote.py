@@ -60,7 +60,7 @@ def _reason(pinned: Pinned, verdict: GateResult, answers: tuple[Answer, ...]) ->
     # An Airflow where everybody is an administrator lets everybody answer.
     named = [one for one in answers if one.responded_by_user is None or one.responded_by_user.id in approval.users]
     said = " ".join(one.sentence for one in named) or f"None of {', '.join(approval.users)} has answered."
-    reason = f"{verdict.reason} {said}"
+    reason = f"{verdict.reason.rstrip('.')}. {said}"
     if not named or not all(one.yes for one in named):
         tracking.describe(pinned.run_id, f"**{verdict.outcome}, not promoted** · {reason}")
         raise NothingToDo(f"{verdict.outcome}, not approved: {reason}")

@@ -324,7 +324,7 @@ def test_what_a_person_approves_is_promoted_and_the_journal_keeps_who_and_their_
     verdict = replace(job.verdict, outcome="inconclusive", reason="speedup: too close to call")
     assert promote.run(pinned, job.exported, verdict, (APPROVED,)).version == "2"
     (entry,) = journal.entries("approved")
-    assert entry.reason == "speedup: too close to call Approved by Ann: the edge boxes wait for it"
+    assert entry.reason == "speedup: too close to call. Approved by Ann: the edge boxes wait for it"
     described = tracking.client().get_run(pinned.run_id).data.tags["mlflow.note.content"]
     assert described == f"**inconclusive, approved** · {entry.reason}"
 

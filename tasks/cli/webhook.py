@@ -7,6 +7,7 @@ make Airflow look once more.
 import base64
 import hashlib
 import hmac
+import os
 import time
 from collections.abc import Callable, Mapping
 from email.message import Message
@@ -16,7 +17,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from secateur.errors import InputError
 from tasks.cli import airflow_api
 from tasks.cli.airflow_api import AirflowError
-from tasks.cli.settings import setting
 
 ASSET = "secateur_registry"  # of dags/watch_registry.py
 SECRET = "SECATEUR_WEBHOOK_SECRET"  # noqa: S105 (the name of the variable that holds it)
@@ -27,12 +27,12 @@ _LEAST_SECRET = 16
 
 
 def serve(host: str, port: int, say: Callable[[str], None]) -> None:
-    """Listen for ever; Airflow and the secret are those of the environment, else of the local stack.
+    """Listen for ever, with the secret of the environment; Airflow is that of the environment too, else the local stack's.
 
     Raises:
         InputError: no secret, or one that can be guessed, or an address that cannot be listened on.
     """
-    with listener(host, port, setting(SECRET), ring, say) as server:
+    with listener(host, port, os.environ.get(SECRET, ""), ring, say) as server:
         say(f"Listening on http://{host}:{server.server_port}")
         server.serve_forever()
 
