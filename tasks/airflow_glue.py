@@ -133,22 +133,22 @@ class NewVersions(BaseEventTrigger):
         from tasks import watch
 
         told: set[Arrival] = set()
-        told_at, pause = 0.0, self.seconds
+        told_at, delay = 0.0, 0.0
         while True:
             try:
                 waiting = await asyncio.to_thread(watch.pending)  # MLflow's client would block all other triggers
             except Exception as error:  # whatever it is, the watch goes on
-                pause = min(2 * pause, LONGEST_DELAY.total_seconds())
+                delay = min(2 * delay or self.seconds, LONGEST_DELAY.total_seconds())
                 log.warning(
-                    "The registry cannot be read, next try in %.0f s: %s: %s", pause, type(error).__name__, error
+                    "The registry cannot be read, next try in %.0f s: %s: %s", delay, type(error).__name__, error
                 )
                 waiting = []
             else:
-                pause = self.seconds
+                delay = 0.0
             if set(waiting) - told or (waiting and time.monotonic() - told_at > RING_AGAIN):
                 told, told_at = set(waiting), time.monotonic()
                 yield TriggerEvent([f"models:/{arrival.model}/{arrival.version}" for arrival in waiting])
-            await asyncio.sleep(pause)
+            await asyncio.sleep(delay or self.seconds)
 
 
 def start_run(dag: str, run_id: str, conf: Mapping[str, Any]) -> bool:
