@@ -73,10 +73,11 @@ def served(path: Path, split: Split, recipe: Recipe) -> float:
     from secateur.load import rate
 
     assert recipe.goal.qps
-    found = rate.highest_rate(path, target_of(recipe), split.columns, recipe.goal.qps.p99_ms, seed=recipe.seed)
+    limit = recipe.goal.qps.p99_ms
+    (found,) = rate.highest_rates([path], target_of(recipe), split.columns, limit, seed=recipe.seed)
     print(found, flush=True)
     if found.low is None:
-        raise InputError(f"goal.qps: expected a rate that keeps the limit of {recipe.goal.qps.p99_ms:g} ms, {found}")
+        raise InputError(f"goal.qps: expected a rate that keeps the limit of {limit:g} ms, {found}")
     return found.low
 
 
