@@ -52,11 +52,11 @@ class Arrival:
     @property
     def problem(self) -> str | None:
         """Why no run can be started for it, or None."""
-        if not registry.MODEL_NAME.match(self.model):
+        if not registry.MODEL_NAME.fullmatch(self.model):
             return (
                 f"{self.model!r}: expected a name of letters, digits, dot, dash and underscore; register it under one"
             )
-        if not recipes.NAME.match(self.recipe):
+        if not recipes.NAME.fullmatch(self.recipe):
             return (
                 f"{self.model} version {self.version}: expected the name of a recipe in the model's tag {RECIPE}, got "
                 f"{self.recipe[:100]!r}; correct the tag, then run `secateur run` for this version"
@@ -120,7 +120,7 @@ def _waiting(client: MlflowClient, model: RegisteredModel) -> list[Arrival]:
         client.set_registered_model_tag(model.name, SEEN, str(seen))
     if newest <= seen:
         return []
-    if registry.MODEL_NAME.match(model.name):
+    if registry.MODEL_NAME.fullmatch(model.name):
         above = f"name = '{model.name}' AND version_number > {seen}"
         versions = list(client.search_model_versions(above, order_by=["version_number ASC"]))
     else:  # it has no run: its newest is enough to say so
