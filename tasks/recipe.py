@@ -375,6 +375,14 @@ class GateSection(_Section):
     parity: float = Field(1e-4, gt=0)  # ONNX in floating point against torch, relative to the largest output
 
 
+class Approval(_Section):
+    """Which verdicts are put before a person; a fail is never one of them."""
+
+    verdicts: tuple[Literal["inconclusive", "pass"], ...] = Field(("inconclusive",), min_length=1)
+    users: tuple[str, ...] = Field(min_length=1)  # who may answer: their ids in Airflow
+    hours: float = Field(24.0, gt=0, le=24 * 365)  # without an answer it is a no
+
+
 class Recipe(_Section):
     """A whole recipe."""
 
@@ -388,6 +396,7 @@ class Recipe(_Section):
     recovery: Recovery = Recovery()
     quantize: Quantize = Quantize()
     gate: GateSection = GateSection()
+    approval: Approval | None = None  # nobody is asked unless it is there
     seed: int = Field(0, ge=0)
 
     @field_validator("objective")

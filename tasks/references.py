@@ -199,6 +199,47 @@ class GateResult:
 
 
 @dataclass(frozen=True)
+class Question:
+    """What a person is asked; `body` is Markdown."""
+
+    subject: str
+    body: str
+    users: tuple[str, ...]
+    hours: float
+
+
+@dataclass(frozen=True)
+class Person:
+    """A user of Airflow."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a question, as Airflow words it. Without a user, time ran out."""
+
+    chosen_options: tuple[str, ...]
+    responded_by_user: Person | None
+    params_input: dict
+
+    @property
+    def yes(self) -> bool:
+        """Whether a person approved."""
+        return self.responded_by_user is not None and self.chosen_options == ("Approve",)
+
+    @property
+    def sentence(self) -> str:
+        """Who said what."""
+        if self.responded_by_user is None:
+            return "Nobody answered in time."
+        words = str(self.params_input.get("words") or "").strip()
+        said = f"{'Approved' if self.yes else 'Rejected'} by {self.responded_by_user.name}"
+        return f"{said}: {words}" if words else f"{said}."
+
+
+@dataclass(frozen=True)
 class Promotion:
     """What serves now, and what served before."""
 

@@ -54,7 +54,7 @@ from tasks import (
     rollback,
     tracking,
 )
-from tasks.references import Cut, File, Pinned, Plan, Promotion
+from tasks.references import Answer, Cut, File, Person, Pinned, Plan, Promotion
 
 pytestmark = pytest.mark.usefixtures("services")
 
@@ -308,6 +308,49 @@ def test_only_a_pass_is_promoted(job: Job, outcome: str) -> None:
         promote.run(pinned, job.exported, replace(job.verdict, outcome=outcome))
     assert versions_of(pinned.model) == []
     assert bucket.pointer(registry.onnx_name(pinned.model)) is None
+
+
+APPROVED = Answer(("Approve",), Person("ann", "Ann"), {"words": "the edge boxes wait for it"})
+REJECTED = Answer(("Reject",), Person("ann", "Ann"), {"words": "not before Christmas"})
+STRANGER = Answer(("Approve",), Person("Anonymous", "Anonymous"), {})
+TIMED_OUT = Answer(("Reject",), None, {})
+
+
+def asking(job: Job, name: str, *verdicts: str) -> Pinned:
+    """A job of its own for a model of its own, whose recipe leaves these verdicts to Ann."""
+    pinned = another_job(job.pinned, name, name)
+    return replace(pinned, recipe=pinned.recipe | {"approval": {"users": ["ann"], "verdicts": verdicts}})
+
+
+def test_what_a_person_approves_is_promoted_and_the_journal_keeps_who_and_their_words(job: Job) -> None:
+    pinned = asking(job, "approved", "inconclusive")
+    verdict = replace(job.verdict, outcome="inconclusive", reason="speedup: too close to call")
+    assert promote.run(pinned, job.exported, verdict, (APPROVED,)).version == "2"
+    (entry,) = journal.entries("approved")
+    assert entry.reason == "speedup: too close to call. Approved by Ann: the edge boxes wait for it"
+    described = tracking.client().get_run(pinned.run_id).data.tags["mlflow.note.content"]
+    assert described == f"**inconclusive, approved** · {entry.reason}"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "answers", "reason"),
+    [
+        ("inconclusive", (REJECTED,), "inconclusive, not approved: .* Rejected by Ann: not before Christmas"),
+        ("inconclusive", (TIMED_OUT,), "inconclusive, not approved: .* Nobody answered in time"),
+        ("inconclusive", (STRANGER,), "inconclusive, not approved: .* None of ann has answered"),
+        ("pass", (), "pass, not approved: .* None of ann has answered"),
+        ("pass", (APPROVED, REJECTED), "pass, not approved: .* Rejected by Ann"),
+        ("fail", (APPROVED,), "^fail: "),
+    ],
+    ids=["rejected", "timed out", "not named", "not asked", "two minds", "fail"],
+)
+def test_what_no_named_person_approves_is_not_promoted(
+    job: Job, outcome: str, answers: tuple[Answer, ...], reason: str
+) -> None:
+    pinned = asking(job, "unapproved", "inconclusive", "pass")
+    with pytest.raises(NothingToDo, match=reason):
+        promote.run(pinned, job.exported, replace(job.verdict, outcome=outcome), answers)
+    assert versions_of("unapproved") == []
 
 
 # --- killed

@@ -41,6 +41,12 @@ def test_every_default_is_filled_in() -> None:
     }
     assert filled["quantize"] == {"int8": False, "calibration": 256, "method": "minmax", "aware_epochs": 0}
     assert filled["gate"] == {"confidence": 0.95, "speedup": 1.0, "parity": 1e-4}
+    assert filled["approval"] is None
+    assert parse(approval={"users": ["ann"]}).model_dump()["approval"] == {
+        "verdicts": ("inconclusive",),
+        "users": ("ann",),
+        "hours": 24.0,
+    }
     assert filled["target"] == {
         "name": None,
         "provider": "CPUExecutionProvider",
@@ -199,6 +205,13 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> Non
         (
             {"prune": {"sparse_learning": {"method": "growing", "epoch": 3}}},
             ["prune.sparse_learning.epoch: unknown setting", "method, strength, epochs"],
+        ),
+        ({"approval": {"users": ["ann"], "hour": 1}}, ["approval.hour: unknown setting", "verdicts, users, hours"]),
+        ({"approval": {}}, ["approval.users: field required"]),
+        ({"approval": {"users": []}}, ["approval.users: tuple should have at least 1 item"]),
+        (
+            {"approval": {"users": ["ann"], "verdicts": ["fail"]}},
+            ["approval.verdicts.0: input should be 'inconclusive' or 'pass', got 'fail'"],
         ),
         ({"target": {"lenght": 8}}, ["target.lenght: unknown setting", "name, provider, threads, batch, length"]),
         ({"target": {"length": 0}}, ["target.length", "greater than or equal to 1", "0"]),

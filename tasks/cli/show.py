@@ -19,7 +19,20 @@ from tasks.cli.follow import Outcome
 Report = Callable[[str, list[Task]], None]
 
 _SETTLED = frozenset({"success", "failed", "skipped", "upstream_failed"})
-_STYLE = {"success": "green", "failed": "bold red", "skipped": "dim", "upstream_failed": "dim", "running": "cyan"}
+_STYLE = {
+    "success": "green",
+    "failed": "bold red",
+    "skipped": "dim",
+    "upstream_failed": "dim",
+    "running": "cyan",
+    "awaiting_input": "yellow",
+}
+_WORDS = {
+    None: "-",
+    "success": "done",
+    "upstream_failed": "not reached",
+    "awaiting_input": "waits for a person to answer in Airflow",
+}
 _STYLE_OF_VERDICT = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 
@@ -72,7 +85,7 @@ def result(outcome: Outcome) -> list[RenderableType]:
         rows = [planner.Row(**row) for row in outcome.plan["reasons"]]
         parts += [Text.assemble(("Not pruned: ", "bold yellow"), rows[0].because), Text(planner.table(rows).rstrip())]
     elif outcome.ending == "refused":
-        reason = (outcome.verdict or {}).get("reason", "the gate gave no verdict")
+        reason = outcome.approval or (outcome.verdict or {}).get("reason", "the gate gave no verdict")
         parts.append(Text.assemble(("Not promoted: ", "bold red"), reason))
     if outcome.metrics and not outcome.error and not not_pruned:
         ships = (outcome.verdict or {}).get("ships", "pruned")
@@ -83,6 +96,7 @@ def result(outcome: Outcome) -> list[RenderableType]:
     if outcome.verdict:
         parts += _verdict(outcome.verdict)
     if outcome.promotion:
+        parts += [Text(outcome.approval)] if outcome.approval else []
         parts.append(Text(promotion_sentence(outcome.promotion)))
     addresses = {"MLflow": outcome.mlflow_url, "Airflow": outcome.airflow_url}
     parts += [Text(f"{name:8} {url}") for name, url in addresses.items() if url]
@@ -145,7 +159,7 @@ def _rows(tasks: list[Task]) -> dict[str, list[Task]]:
     return rows
 
 
-_ORDER = ("resolve", "baseline", "plan", "cycle", "select", "export", "validate", "gate", "promote")
+_ORDER = ("resolve", "baseline", "plan", "cycle", "select", "export", "validate", "gate", "ask", "approve", "promote")
 _ORDER_IN_CYCLE = ("cut", "recover", "evaluate")
 
 
@@ -161,7 +175,7 @@ def _place(task: Task) -> tuple[int, str, int]:
 
 def _cell(task: Task, *, with_name: bool) -> Text:
     words = [task.name.rpartition(".")[2]] if with_name else []
-    words.append({None: "-", "success": "done", "upstream_failed": "not reached"}.get(task.state, task.state or "-"))
+    words.append(_WORDS.get(task.state, task.state or "-"))
     if task.state in ("success", "failed", "running"):
         words.append(_duration(task))
     if task.tries > 1:
@@ -184,7 +198,7 @@ def _line_reporter(console: Console) -> Report:
             console.print("waiting: one run of a DAG at a time", style="dim")
         for task in tasks:
             key = (task.name, task.state, task.tries)
-            if key in seen or task.state not in _SETTLED | {"up_for_retry"}:
+            if key in seen or task.state not in _SETTLED | {"up_for_retry", "awaiting_input"}:
                 continue
             seen.add(key)
             if task.state not in ("skipped", "upstream_failed"):
