@@ -259,4 +259,5 @@ def test_what_a_cut_costs_of_the_metric_has_an_interval_and_nothing_lost_is_noug
     same = lost(0.5, right, right, objective, 0.95, 0)
     assert str(same).startswith("0.0000 (-0.0")
     cost = lost(0.5, right, worse, objective, 0.95, 0)
-    assert cost.low < cost.drop == pytest.approx(0.25) < cost.high
+    assert cost.drop == pytest.approx(0.25)
+    assert cost.low < cost.drop < cost.high
