@@ -8,15 +8,19 @@ from tasks.recipe import Recipe
 from tasks.references import Answer, Exported, GateResult, Pinned, Promotion
 
 
-def run(pinned: Pinned, exported: Exported, verdict: GateResult, answers: tuple[Answer, ...] = ()) -> Promotion:
+def run(
+    pinned: Pinned, exported: Exported | None, verdict: GateResult | None, answers: tuple[Answer, ...] = ()
+) -> Promotion:
     """Register the dense file (the first time) and the one that the verdict is on, and let that one serve.
 
-    `answers` are a person's, to the question of `tasks.ask`. Not remembered like other steps: what serves may have
+    `answers` are a person's, to the question of `tasks.ask`. Without a file there is no verdict: the plan ended the run. Not remembered like other steps: what serves may have
     changed since, and every part of it is repeatable.
 
     Raises:
-        NothingToDo: the verdict is neither a pass nor approved, or the recipe wants it approved and it is not.
+        NothingToDo: the verdict is neither a pass nor approved, or the recipe wants it approved and it is not; or there is none.
     """
+    if exported is None or verdict is None:
+        raise NothingToDo("nothing was judged: the plan was not to prune")
     reason = _reason(pinned, verdict, answers)
     from tasks import bucket, champion, registry
 

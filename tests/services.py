@@ -182,7 +182,7 @@ def walk(model: str, recipe: str, *, fresh: bool = False, dag_run_id: str = "tes
             cuts.append(cut.run(pinned, base, schedule, number, cycles[-1] if cycles else None))
             recovered.append(recover.run(pinned, schedule, cuts[-1]))
             cycles.append(evaluate.run(pinned, base, recovered[-1]))
-    selected = select.run(pinned, base, [*cycles, *[None] * (5 - len(cycles))])
+    selected = select.run(pinned, base, schedule, [*cycles, *[None] * (5 - len(cycles))])
     exported = export.run(pinned, base, selected)
     validated = validate.run(pinned, base, exported)
     verdict = gate.run(pinned, exported, validated)

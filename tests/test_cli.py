@@ -163,6 +163,28 @@ def test_a_refused_run_opens_with_the_reason_and_ends_with_status_3(
     assert capsys.readouterr().out.startswith("Not promoted: The speedup's lower bound 1.9 is below 3.")
 
 
+def test_a_run_that_the_plan_ends_opens_with_the_reason_and_its_numbers_and_ends_with_status_3(
+    servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    reasons = [{"choice": "method", "chosen": "none", "because": "It is fast enough.", "numbers": "size_mb 3: 0.80x"}]
+    servers.xcoms = {"resolve": {"run_id": "r1"}, "plan": {"method": "none", "reasons": reasons}}
+    assert secateur(*RUN_DIGITS) == 3
+    shown = capsys.readouterr().out
+    assert shown.startswith("Not pruned: It is fast enough.")
+    assert "size_mb 3: 0.80x" in shown
+    assert "Speedup" not in shown, "there is nothing to compare"
+
+
+def test_zeros_and_the_method_that_makes_them_are_shown_where_there_are_any() -> None:
+    metrics = {f"pruned.{name}": value for name, value in PRUNED.items()} | {"pruned.zeros": 1234.0}
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(show.comparison(metrics))
+    assert "1,234" in captured.get()
+    why = {"choice": "method", "chosen": "unstructured", "because": "set in the recipe", "numbers": ""}
+    assert show.plan_sentence({"reasons": [why]}) == "Method unstructured: set in the recipe."
+
+
 def test_what_a_person_said_is_the_reason_of_a_refusal_and_stands_beside_a_promotion(
     servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from secateur import planner
 from tasks.cli.airflow_api import Task
 from tasks.cli.follow import Outcome
 
@@ -51,6 +52,7 @@ ROWS = (
     Row("params", "parameters", lambda value: f"{value:,.0f}"),
     Row("macs", "MACs", lambda value: f"{value:,.0f}"),
 )
+ZEROS = Row("zeros", "zeros", lambda value: f"{value:,.0f}")  # where a method makes some
 
 
 @contextmanager
@@ -78,11 +80,17 @@ def result(outcome: Outcome) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if outcome.error:
         parts.append(Text.assemble(("Error: ", "bold red"), outcome.error))
-    if outcome.ending == "refused":
+    not_pruned = outcome.ending == "refused" and (outcome.plan or {}).get("method") == planner.NONE
+    if outcome.plan and not_pruned:
+        rows = [planner.Row(**row) for row in outcome.plan["reasons"]]
+        parts += [Text.assemble(("Not pruned: ", "bold yellow"), rows[0].because), Text(planner.table(rows).rstrip())]
+    elif outcome.ending == "refused":
         reason = outcome.approval or (outcome.verdict or {}).get("reason", "the gate gave no verdict")
         parts.append(Text.assemble(("Not promoted: ", "bold red"), reason))
-    if outcome.metrics and not outcome.error:
+    if outcome.metrics and not outcome.error and not not_pruned:
         ships = (outcome.verdict or {}).get("ships", "pruned")
+        if outcome.plan:
+            parts.append(Text(plan_sentence(outcome.plan)))
         parts.append(comparison(outcome.metrics, outcome.metric, ships))
         parts.append(Text(speedup_sentence(outcome.metrics)))
     if outcome.verdict:
@@ -101,10 +109,17 @@ def comparison(metrics: Mapping[str, float], metric: str = "accuracy", ships: st
     table.add_column("")
     for title in ("dense", ships.replace("_int8", ", INT8"), "change"):
         table.add_column(title, justify="right")
-    for row in (_metric_row(metric), *ROWS):
+    zeros = (ZEROS,) if f"{ships}.{ZEROS.metric}" in metrics else ()
+    for row in (_metric_row(metric), *ROWS, *zeros):
         dense, shipped = metrics.get(f"dense.{row.metric}"), metrics.get(f"{ships}.{row.metric}")
         table.add_row(row.title, _value(row, dense), _value(row, shipped), _change(row, dense, shipped))
     return table
+
+
+def plan_sentence(plan: Mapping[str, Any]) -> str:
+    """The method and why it is that one."""
+    method = plan["reasons"][0]
+    return f"Method {method['chosen']}: {method['because']}."
 
 
 def speedup_sentence(metrics: Mapping[str, float]) -> str:
