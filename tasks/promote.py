@@ -13,8 +13,8 @@ def run(
 ) -> Promotion:
     """Register the dense file (the first time) and the one that the verdict is on, and let that one serve.
 
-    `answers` are a person's, to the question of `tasks.ask`. Without a file there is no verdict: the plan ended the run. Not remembered like other steps: what serves may have
-    changed since, and every part of it is repeatable.
+    `answers` are a person's, to the question of `tasks.ask`. Without a file there is no verdict: the plan ended the run.
+    Not remembered like other steps: what serves may have changed since, and every part of it is repeatable.
 
     Raises:
         NothingToDo: the verdict is neither a pass nor approved, or the recipe wants it approved and it is not; or there is none.
