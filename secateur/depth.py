@@ -15,12 +15,11 @@ from secateur import branches as graph_branches
 from secateur import calibration as calibrating
 from secateur import program as programs
 from secateur.axes.infer import infer
-from secateur.branches import Branch
+from secateur.branches import KINDS, Branch, innermost
 from secateur.calibration import Batch
 from secateur.errors import InputError
 from secateur.tables import as_text
 
-KINDS = ("attention", "mlp", "block", "layer")
 CRITERIA = ("influence", "variance", "last", "random")
 
 
@@ -63,7 +62,7 @@ def drop_branches(
     programs.check_supported(program)
     module = programs.graph_module(program, shared=True)
     structure = infer(module)
-    candidates = _outermost([b for b in graph_branches.find(module, structure) if b.kind == kind])
+    candidates = innermost([b for b in graph_branches.find(module, structure) if b.kind == kind])
     if not candidates:
         found = sorted({b.kind for b in graph_branches.find(module, structure)})
         raise InputError(
@@ -105,11 +104,6 @@ def _check(share: float, kind: str, criterion: str, batches: Sequence[Batch], sp
         raise InputError(f"layers: expected a share between 0 and 1 (exclusive), got {share}")
     if criterion in ("influence", "variance"):
         calibrating.check_batches(batches, specs)
-
-
-def _outermost(candidates: list[Branch]) -> list[Branch]:
-    """Layers that hold other layers (a stage of blocks) give way to what they hold."""
-    return [b for b in candidates if not any(o is not b and o.name.startswith(b.name + ".") for o in candidates)]
 
 
 def score(

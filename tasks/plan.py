@@ -54,6 +54,7 @@ def run(pinned: Pinned, baseline: Baseline) -> Plan:
 
 def _of_measured(pinned: Pinned, baseline: Baseline, recipe: Recipe) -> list[str]:
     """What is said of a goal that is measured: how it is aimed at, and whether it is within reach."""
+    from secateur import branches
     from secateur import program as programs
     from secateur.pruning import Choice
 
@@ -62,7 +63,9 @@ def _of_measured(pinned: Pinned, baseline: Baseline, recipe: Recipe) -> list[str
     most = goals.most(goals.asking(recipe.goal, baseline.latencies, program), program, Choice(**recipe.prune.choice))
     wanted = goals.wanted(recipe.goal, baseline.figures)
     by = "by the latency table" if baseline.latencies else "by what is counted"
-    reach = f"with every axis at its narrowest {by} at most {most:.2f}x"
+    whole = sorted(set(recipe.prune.kinds) & set(branches.KINDS))
+    dropped = f" and all {', '.join(whole)} branches dropped that may be" if whole else ""
+    reach = f"with every axis at its narrowest{dropped} {by} at most {most:.2f}x"
     within = "" if wanted <= most else ", so that the goal is out of reach: the cycles go as far as they can"
     return [
         f"{recipe.goal}: {wanted:.2f}x; every cut is measured before its recovery, and aimed again until it is as wanted",
