@@ -355,17 +355,18 @@ def _check_arguments(goal: Goal | Speedup, choice: Choice, batches: Sequence[Bat
 def check_choice(choice: Choice) -> None:
     """Raise InputError for a name that does not exist or a number that cannot be."""
     if unknown := set(choice.kinds) - {*KINDS, *branches.KINDS}:
-        known = ", ".join((*KINDS, *branches.KINDS))
-        raise InputError(f"kinds: expected some of {known}, got {', '.join(sorted(unknown))}")
+        raise InputError(
+            f"kinds: expected some of {', '.join((*KINDS, *branches.KINDS))}, got {', '.join(sorted(unknown))}"
+        )
     for setting, value, known in (
         ("criterion", choice.criterion, tuple(CRITERIA)),
         ("allocation", choice.allocation, allocate.ALLOCATIONS),
     ):
         if value not in known:
             raise InputError(f"{setting}: expected one of {', '.join(known)}, got {value!r}")
-    if (whole := set(choice.kinds) & set(branches.KINDS)) and choice.allocation != "knapsack":
+    if (whole := sorted(set(choice.kinds) & set(branches.KINDS))) and choice.allocation != "knapsack":
         raise InputError(
-            f"allocation: expected knapsack, which alone weighs branches ({', '.join(sorted(whole))}) against units, got "
+            f"allocation: expected knapsack, which alone weighs branches ({', '.join(whole)}) against units, got "
             f"{choice.allocation}; set it, or leave those kinds out"
         )
     if choice.align < 1:

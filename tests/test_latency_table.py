@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from secateur import Speedup, prune
+from secateur import Speedup, prune, replay
 from secateur import program as programs
 from secateur.axes.infer import infer
 from secateur.errors import InputError
@@ -170,6 +170,31 @@ def test_a_table_that_was_written_down_predicts_the_same(timed: list[Sketch]) ->
 def test_an_axis_that_was_not_measured_is_an_error(timed: list[Sketch]) -> None:
     with pytest.raises(InputError, match=r"^widths: .*got elsewhere:channel; measure it again"):
         measured().predict({"elsewhere:channel": 2})
+
+
+def nodes_and_weights(sketch: Sketch, target: Target) -> float:
+    """Seconds that add up however a graph is taken apart."""
+    return 1e-6 * (len(sketch.nodes) + sum(math.prod(value.shape) for value in sketch.weights))
+
+
+def test_a_dropped_branch_takes_all_of_its_time_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "seconds", nodes_and_weights)
+    program, kinds = models.layers()[1], (*KINDS, "attention", "mlp")
+    table = measure(program, TARGET, dense=DENSE, kinds=kinds, align=1)
+    table = LatencyTable.from_json(json.loads(json.dumps(table.to_json())))
+    assert len(table.branches) == 6
+    total = sum(one.at({}) for one in table.timed)
+    for gone in (["layers.1:attention"], ["layers.0:mlp", "layers.1:attention", "layers.1:mlp"]):
+        shallow, _ = replay(program, dict.fromkeys(gone, ()))
+        left = measure(shallow, TARGET, dense=DENSE, kinds=KINDS, align=1)
+        expected = DENSE * sum(one.at({}) for one in left.timed) / total
+        assert table.predict(dict.fromkeys(gone, 0)) == pytest.approx(expected)
+
+
+def test_without_a_branch_a_program_takes_no_longer_than_with_it_narrow(timed: list[Sketch]) -> None:
+    table = measure(models.layers()[1], TARGET, dense=DENSE, kinds=(*KINDS, "mlp"), align=1)
+    narrow = {name: 1 for name in table.sizes if name.endswith(".up:width")}
+    assert table.predict(narrow | {"layers.1:mlp": 0}) < table.predict(narrow) < table.predict({})
 
 
 def test_a_provider_that_does_not_tell_kernel_times_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
