@@ -112,14 +112,14 @@ class Tied(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and an MLP on a stream [N, T, 12], each a residual branch with a norm before it."""
+    """Attention and an MLP on a stream [N, T, stream], each a residual branch with a norm before it."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, stream: int, hidden: int) -> None:
         super().__init__()
-        self.norm, self.mlp_norm = nn.LayerNorm(EMBEDDING), nn.LayerNorm(EMBEDDING)
-        self.query, self.key, self.value = (nn.Linear(EMBEDDING, EMBEDDING) for _ in range(3))
-        self.out = nn.Linear(EMBEDDING, EMBEDDING)
-        self.up, self.down = nn.Linear(EMBEDDING, hidden), nn.Linear(hidden, EMBEDDING)
+        self.norm, self.mlp_norm = nn.LayerNorm(stream), nn.LayerNorm(stream)
+        self.query, self.key, self.value = (nn.Linear(stream, stream) for _ in range(3))
+        self.out = nn.Linear(stream, stream)
+        self.up, self.down = nn.Linear(stream, hidden), nn.Linear(hidden, stream)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.norm(x)
@@ -129,12 +129,12 @@ class Layer(nn.Module):
 
 
 class Layers(nn.Module):
-    """Vectors [N, T, 12] to logits, through layers one after the other."""
+    """Vectors [N, T, stream] to logits, through layers one after the other."""
 
-    def __init__(self, count: int = 3, hidden: int = CHANNELS) -> None:
+    def __init__(self, count: int = 3, stream: int = EMBEDDING, hidden: int = CHANNELS) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(hidden) for _ in range(count))
-        self.head = nn.Linear(EMBEDDING, CLASSES)
+        self.layers = nn.ModuleList(Layer(stream, hidden) for _ in range(count))
+        self.head = nn.Linear(stream, CLASSES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:

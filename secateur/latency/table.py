@@ -97,6 +97,14 @@ def interpolated(grid: Sequence[np.ndarray], values: np.ndarray, at: Sequence[fl
     return values
 
 
+@dataclass
+class _Last:
+    """The widths that were asked for last, and the seconds of each operation at them."""
+
+    widths: dict[str, int]
+    seconds: list[float]
+
+
 @dataclass(frozen=True)
 class LatencyTable:
     """What a program takes on a target at any widths of the axes, and without any of the branches, it was measured for."""
@@ -116,7 +124,26 @@ class LatencyTable:
                 f"widths: expected axes that the latency table was measured for, got {sorted(unknown)[0]}; measure it "
                 "again with the kinds that are cut"
             )
-        return self.constant + self.scale * sum(timed.at(widths) for timed in self.timed)
+        last = self._last
+        changed = [name for name in self._carriers if last.widths.get(name) != widths.get(name)]
+        for number in {number for name in changed for number in self._carriers[name]}:
+            last.seconds[number] = self.timed[number].at(widths)
+        last.widths = dict(widths)
+        return self.constant + self.scale * sum(last.seconds)
+
+    @functools.cached_property
+    def _carriers(self) -> dict[str, list[int]]:
+        """The operations, by number, whose time depends on an axis or a branch, by its name."""
+        carriers: dict[str, list[int]] = {}
+        for number, timed in enumerate(self.timed):
+            for name in {*timed.without, *(name for group in timed.groups for name in group)}:
+                carriers.setdefault(name, []).append(number)
+        return carriers
+
+    @functools.cached_property
+    def _last(self) -> _Last:
+        """An allocation asks for many widths that differ in one axis: the other operations take what they took."""
+        return _Last({}, [timed.at({}) for timed in self.timed])
 
     def to_json(self) -> dict[str, Any]:
         """As plain values: where a program is cut, nothing needs to be timed again."""
