@@ -88,12 +88,12 @@ def test_branches_and_widths_go_together_where_a_knapsack_weighs_them(tmp_path: 
     torch.export.save(models.layers()[1], model)
     order = ("--macs", 0.8, "--kind", "head,width,attention,mlp", "--allocation", "knapsack")
     printed = run("cut", model, *order, "-o", output)
-    (record,) = programs.lineage(output)["cuts"]
-    gone = [name for name, units in record["kept"].items() if not units]
+    gone = [name for name, units in programs.lineage(output)["cuts"][0]["kept"].items() if not units]
     assert gone
     assert all(name in printed for name in gone)
-    again, _ = replay(programs.load(model), record["kept"])
-    assert programs.digest(again) == programs.digest(programs.load(output))
+    dense, small = (json.loads(run("inspect", path, "--json")) for path in (model, output))
+    assert 1 - small["macs"] / dense["macs"] == pytest.approx(0.8, abs=0.02)
+    assert len(dense["branches"]) - len(small["branches"]) >= len(gone)
 
 
 def test_criteria_that_need_data_read_it_from_a_file(model: Path, tmp_path: Path) -> None:

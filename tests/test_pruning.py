@@ -444,29 +444,15 @@ def test_a_cut_with_dropped_branches_replays_from_its_text(shallow: tuple[Export
         replay(shallow[0], {gone: ()})
 
 
-def test_as_far_as_it_goes_one_branch_of_each_kind_is_left() -> None:
-    program, goal = models.layers()[1], Speedup(2.0, latency)
-    most = reachable(program, Choice(**WHOLE), goal)
+def test_as_far_as_it_goes_one_branch_of_each_kind_is_left_at_its_narrowest() -> None:
+    most = reachable(models.layers()[1], Choice(**WHOLE), Speedup(2.0, latency))
     assert most == pytest.approx(1 - (1 + 1 + 1 / 4 + 1 + 1 / 8) / latency({}))
-    _, report = prune(program, goal=Speedup(0.999 / (1 - most), latency), **WHOLE)
-    gone = sorted(name.rpartition(":")[2] for name, units in report.kept.items() if not units)
-    assert gone == ["attention"] * 2 + ["mlp"] * 2
 
 
 @pytest.mark.parametrize("goal", [Parameters, Macs, Ratio, KvCache])
 def test_branches_bring_every_goal_further(goal: type[Goal]) -> None:
     program, widths = models.layers()[1], Choice(kinds=("head", "width"))
     assert reachable(program, widths, goal(0.5)) + 0.05 < reachable(program, Choice(**WHOLE), goal(0.5)) < 1
-
-
-def test_a_goal_that_counts_is_reached_with_branches_and_the_report_is_true() -> None:
-    program = models.layers()[1]
-    far = 0.99 * reachable(program, Choice(**WHOLE), Macs(0.5))
-    pruned, report = prune(program, goal=Macs(far), **WHOLE)
-    assert any(not units for units in report.kept.values())
-    assert 1 - report.macs_after / report.macs_before == pytest.approx(far, abs=0.02)
-    again = infer(programs.graph_module(pruned))
-    assert again.count_macs(programs.per_example_symbols(pruned)) == report.macs_after
 
 
 def test_branches_are_chosen_by_globs_and_stay_where_an_axis_inside_is_excluded() -> None:
