@@ -115,15 +115,24 @@ def cut(
     ratio: Annotated[float | None, typer.Option(help="Share of the units of every chosen axis to remove.")] = None,
     parameters: Annotated[float | None, typer.Option(help="Share of the parameters to remove.")] = None,
     macs: Annotated[float | None, typer.Option(help="Share of the multiply-accumulates to remove.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Kinds of axes, by comma, such as head,width.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="Kinds of axes, by comma, such as head,width; with knapsack also of branches: attention, mlp, block, layer."
+        ),
+    ] = None,
     criterion: Annotated[str, typer.Option(help="How units are ranked, such as l2, taylor, wanda.")] = "l2",
     allocation: Annotated[str, typer.Option(help="uniform, global, grouped, sensitivity or knapsack.")] = "uniform",
     curves: Annotated[
         Path | None, typer.Option(help="JSON file that keeps the curves of allocation sensitivity; resumed from.")
     ] = None,
     align: Annotated[int, typer.Option(help="Widths stay multiples of this.")] = 1,
-    include: Annotated[list[str] | None, typer.Option(help="Glob on axis names; may be repeated.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="Glob on axis names; may be repeated.")] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Glob on names of axes and branches; may be repeated.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Glob on names of axes and branches; may be repeated.")
+    ] = None,
     layers: Annotated[float | None, typer.Option(help="Share of the layers to drop whole.")] = None,
     layer_kind: Annotated[str, typer.Option(help="layer, attention, mlp or block.")] = "layer",
     layer_criterion: Annotated[
