@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from airflow.sdk import Param, dag, task_group
+from airflow.sdk import Param, chain, dag, task_group
 
-from tasks import baseline, cut, evaluate, export, gate, plan, promote, recover, resolve, select, validate
-from tasks.airflow_glue import step
+from tasks import baseline, cut, evaluate, export, gate, plan, promote, recover, report, resolve, select, validate
+from tasks.airflow_glue import linked, step
 
 MAX_CYCLES = 5
 BENCH = "bench"  # a pool with one slot: two measurements at once would measure each other
@@ -60,7 +60,7 @@ def prune_model() -> None:
     Give a **model** of the MLflow registry, its **version** and a **recipe**. The model is measured, cut in up to five
     cycles (cut, recover, evaluate; a cycle with nothing left to do is skipped), exported to ONNX, and judged against the
     dense model on data that nothing before has seen. Only a verdict *pass* is promoted: otherwise `promote` is skipped, the
-    champion stays, and the log of `gate` says why. Everything is in MLflow, under the experiment of the source model.
+    champion stays, and the log of `gate` says why. `report` ends the run with a page of it, linked from its task. Everything is in MLflow, under the experiment of the source model.
     """
     pinned = step(resolve.run)(
         "{{ params.model }}", "{{ params.version }}", "{{ params.recipe }}", "{{ params.fresh }}", "{{ run_id }}"
@@ -74,7 +74,9 @@ def prune_model() -> None:
     exported = step(export.run)(pinned, base, selected)
     validated = step(validate.run, pool=BENCH)(pinned, base, exported)
     verdict = step(gate.run)(pinned, exported, validated)
-    step(promote.run)(pinned, exported, verdict)
+    promoted = step(promote.run)(pinned, exported, verdict)
+    reported = linked(step(report.run, trigger_rule="none_failed")(pinned), "Report")  # also of what was not promoted
+    chain(promoted, reported)
 
 
 prune_model()

@@ -78,6 +78,8 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
         programs.save(pruned, path, lineage)
         file = tracking.put(run_id, path, "cut")
     tracking.put_text(run_id, str(report), "cut/report.txt")
+    widths = [{name: getattr(axis, name) for name in ("name", "kind", "before", "after")} for axis in report.axes]
+    tracking.put_json(run_id, "cut/widths.json", widths)
     return Cut(cycle, run_id, file, sparsity)
 
 

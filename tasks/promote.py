@@ -17,7 +17,7 @@ def run(pinned: Pinned, exported: Exported, verdict: GateResult) -> Promotion:
     """
     if verdict.outcome != "pass":
         raise NothingToDo(f"{verdict.outcome}: {verdict.reason}")
-    from tasks import bucket, champion, registry
+    from tasks import bucket, champion, registry, report
 
     model = pinned.model
     tags = {"secateur.source": f"models:/{model}/{pinned.version}", "secateur.run": pinned.run_id}
@@ -38,10 +38,9 @@ def run(pinned: Pinned, exported: Exported, verdict: GateResult) -> Promotion:
         "secateur.evidence": verdict.evidence,
     }
     title = kind.capitalize() + (f", {int8.upper()}" if int8 else "")
-    version = registry.register_onnx(
-        model, pinned.run_id, exported.candidates[verdict.ships], f"{title}. {verdict.reason}", {**tags, **about}
-    )
     who = f"prune_model {pinned.dag_run_id}"
+    card = report.card(pinned.run_id, title, verdict, who)
+    version = registry.register_onnx(model, pinned.run_id, exported.candidates[verdict.ships], card, {**tags, **about})
     promoted = champion.move(
         model, version, action="promote", reason=verdict.reason, who=who, evidence=verdict.evidence, first_from=dense
     )

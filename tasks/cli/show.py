@@ -76,7 +76,7 @@ def result(outcome: Outcome) -> list[RenderableType]:
         parts += _verdict(outcome.verdict)
     if outcome.promotion:
         parts.append(Text(promotion_sentence(outcome.promotion)))
-    addresses = {"MLflow": outcome.mlflow_url, "Airflow": outcome.airflow_url}
+    addresses = {"Report": outcome.report_url, "MLflow": outcome.mlflow_url, "Airflow": outcome.airflow_url}
     parts += [Text(f"{name:8} {url}") for name, url in addresses.items() if url]
     return parts
 
@@ -130,7 +130,7 @@ def _rows(tasks: list[Task]) -> dict[str, list[Task]]:
     return rows
 
 
-_ORDER = ("resolve", "baseline", "plan", "cycle", "select", "export", "validate", "gate", "promote")
+_ORDER = ("resolve", "baseline", "plan", "cycle", "select", "export", "validate", "gate", "promote", "report")
 _ORDER_IN_CYCLE = ("cut", "recover", "evaluate")
 
 
