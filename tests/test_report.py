@@ -219,6 +219,11 @@ def test_a_card_is_never_longer_than_the_registry_holds() -> None:
     assert len(render.card(FULL, "Pruned", long, "somebody")) == render.LONGEST_CARD
 
 
+def test_a_card_says_that_nothing_left_where_what_ships_was_only_quantised() -> None:
+    written = render.card(EMPTY, "Dense, INT8", replace(VERDICT, ships="dense_int8"), "somebody")
+    assert "**Removed**: nothing. Rounded to INT8" in written
+
+
 def test_of_many_classes_those_that_lost_most_are_drawn() -> None:
     classes = tuple(ClassChange(str(n), 50, 1, 0, -n / 1000, -0.1, 0.05) for n in range(render.MOST_CLASSES + 20))
     page = render.page(replace(FULL, classes=classes))
