@@ -190,7 +190,7 @@ def gather(run_id: str) -> Evidence:
     return Evidence(
         run_id=run_id,
         title=f"{model} version {version}",
-        started=datetime.fromtimestamp(run.info.start_time / 1e3, UTC).isoformat(" ", timespec="minutes"),
+        started=datetime.fromtimestamp(run.info.start_time / 1e3, UTC).strftime("%Y-%m-%d %H:%M"),
         model=model,
         version=version,
         recipe_name=tags.get("secateur.recipe", ""),

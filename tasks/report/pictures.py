@@ -61,7 +61,8 @@ def _round_in_decades(low: float, high: float) -> list[float]:
         for decade in decades
         for factor in ((1,) if high / low > 1000 else (1, 3) if wide else (1, 2, 5))
     ]
-    return [value for value in found if low <= value <= high]
+    inside = [value for value in found if low <= value <= high]
+    return inside if len(inside) > 2 else Scale(low, high, 0, 1).ticks
 
 
 def spanning(values: Sequence[float], start: float, end: float, *, room: float = 0.08, log: bool = False) -> Scale:
@@ -90,7 +91,7 @@ def bound(rule: Bound, write: Write) -> Markup:
     labels = {f"limit {write(rule.limit)}": limit}
     if abs(scale(rule.estimate) - limit) > LETTER * 14:
         labels[write(rule.estimate)] = scale(rule.estimate)
-    parts += [_text("tick", _held(at, label), 50, label, "middle") for label, at in labels.items()]
+    parts += [_text("tick large", _held(at, label), 51, label, "middle") for label, at in labels.items()]
     title = f"{rule.name}: {write(rule.estimate)}, interval {write(rule.low)} to {write(rule.high)}, limit {write(rule.limit)}"
     return _svg(54, title, parts)
 
@@ -118,9 +119,10 @@ def tradeoff(points: Sequence[Point], *, saving: bool, metric: str, least: float
     title, tick = ("parameters removed", percent) if saving else ("latency p50, ms", plain)
     parts = [*_across(x, 206, title, tick), *_up(y, 52, WIDTH - 14, f"{metric}, validation", write)]
     parts.append(_line("budget", 52, y(least), WIDTH - 14, y(least)))
-    parts.append(_text("note", WIDTH - 16, y(least) - 4, "budget", "end"))
+    middle = (52 + WIDTH - 14) / 2
+    parts.append(_text("note", middle, y(least) - 4, "budget", "middle"))
     parts.append(_steps([(x(at), y(accuracy)) for at, accuracy in front(shown, saving=saving)]))
-    taken = [(WIDTH - 16 - 6 * LETTER, y(least) - 14, WIDTH - 16, y(least))]
+    taken = [(middle - 3 * LETTER, y(least) - 14, middle + 3 * LETTER, y(least))]
     taken += [(x(at) - 6, y(point.accuracy) - 6, x(at) + 6, y(point.accuracy) + 6) for at, point in shown]
     for at, point in shown:
         parts += _spot(point, x, y, at, across=None if saving else point.latency_interval)
@@ -191,7 +193,7 @@ def _label(x: float, y: float, name: str, taken: list[tuple[float, float, float,
 def distributions(curves: Sequence[Curve], write: Write) -> Markup:
     """The share of requests that were answered within a time, of every file."""
     x = spanning([ms for curve in curves for _, ms in curve.points], 40, WIDTH - 14, room=0.05, log=True)
-    y = Scale(0, 100, 206, 16)
+    y = Scale(0, 100, 206, 24)
     parts = [
         *_across(x, 206, "milliseconds, logarithmic", write),
         *_up(y, 40, WIDTH - 14, "requests", lambda p: f"{p:.0f}%"),
@@ -209,15 +211,14 @@ def promises(bars: Sequence[Promise]) -> Markup:
     parts, top = [], 4
     for one in bars:
         parts.append(_text("label", 4, top + 10, one.name, "start"))
-        kind = "real" if one.interval else "theory"
-        parts.append(_rect(f"bar {kind}", x(0), top + 15, x(one.times) - x(0), 13))
+        parts.append(_rect(f"bar {'real' if one.interval else 'theory'}", x(0), top + 15, x(one.times) - x(0), 13))
+        parts.append(_line("limit", x(1), top + 13, x(1), top + 30))
         end = x(one.times)
         if one.interval:
             parts.append(_line("whisker over", x(one.interval[0]), top + 21.5, x(one.interval[1]), top + 21.5))
             end = x(one.interval[1])
-        parts.append(_text("label strong", end + 5, top + 26, f"{one.times:.2f}x", "start"))
-        top += 36
-    parts.append(_line("limit", x(1), 2, x(1), top))
+        parts.append(_text("label strong", max(end, x(1)) + 6, top + 26, f"{one.times:.2f}x", "start"))
+        top += 38
     parts.append(_text("tick", x(1), top + 12, "1x: as the dense model", "start"))
     return _svg(top + 18, "theoretical against realised speedup", parts)
 
