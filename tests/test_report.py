@@ -18,15 +18,29 @@ from tasks import registry, report, tracking
 from tasks.cli import app
 from tasks.references import GateResult, RuleResult
 from tasks.report import pictures, render
-from tasks.report.gather import Bound, ClassChange, Curve, Evidence, Measured, Point, Promise, Width, gather, wilson
+from tasks.report.gather import (
+    Bound,
+    ClassChange,
+    Curve,
+    Evidence,
+    Measured,
+    Point,
+    Promise,
+    Reason,
+    Width,
+    gather,
+    wilson,
+)
 
 HOSTILE = "<script>alert('&\"x')</script> [a](javascript:b) `c` | d"
 SMALL = 3_000_000  # bytes of a page
+SLICE = Bound("class 0", "reported", math.nan, -0.05, -0.1, 0.0, "changed by -5.00 points")
 RULES = (
     Bound("accuracy", "pass", -0.02, -0.003, -0.012, 0.006, "accuracy changed by -0.30 points"),
     Bound("speedup", "inconclusive", 2.0, 2.02, 1.95, 2.1, "2.02x faster"),
     Bound("parity", "fail", 1e-4, 1e-3, 1e-3, 1e-3, "ONNX outputs differ"),
     Bound("p99", "fail", 1.0, math.nan, math.nan, math.nan, "no finite figure was measured"),
+    Bound("slices", "reported", math.nan, -0.05, -0.1, 0.0, "worst of 2", (SLICE, replace(SLICE, name="class 1"))),
 )
 FIGURES = (0.98, 0.97, 2.0, (1.9, 2.1), 1.0, 1.2, None, 1000.0, 100.0, 1000.0)
 DENSE = Measured("dense", False, 0.98, 0.97, None, None, 2.0, 2.4, None, 2000.0, 200.0, 2000.0)
@@ -48,7 +62,7 @@ FULL = Evidence(
     rules=RULES,
     test_examples=629,
     confidence=0.95,
-    plan=("two cycles: 50% lies between 30% and 50%",),
+    plan=(Reason("cycles", "two", "the share lies between 30% and 50%", "50%"), Reason("", "", "a sentence", "")),
     selected="cycle 1: the fastest",
     shipped_because="pruned: the fastest",
     promoted="",
@@ -265,6 +279,15 @@ def test_the_tinted_side_is_the_one_that_passes(outcome: str, limit: float, low:
     drawn = pictures.bound(Bound("rule", outcome, limit, (low + high) / 2, low, high, ""), pictures.plain)
     (tinted,) = re.findall(r'class="allowed" x="([\d.]+)"', drawn) or [None]
     assert (tinted is None, tinted == "0.0") == (side == "", side == "below")
+
+
+def test_a_rule_that_asks_nothing_is_drawn_without_a_limit_and_its_parts_are_told() -> None:
+    drawn = pictures.bound(RULES[4], pictures.plain)
+    assert "whisker reported" in drawn
+    assert "limit" not in drawn
+    page = render.page(FULL)
+    assert "<summary>2 parts</summary>" in page
+    assert "<b>class 1</b>" in page
 
 
 def test_a_rule_without_a_finite_figure_has_no_picture() -> None:

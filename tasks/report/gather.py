@@ -29,7 +29,10 @@ RATIOS = {  # metrics of the parent run: what a cut promises by one account or a
 
 @dataclass(frozen=True)
 class Bound:
-    """A rule of the gate: what was asked, what was seen, and a sentence."""
+    """A rule of the gate: what was asked, what was seen, and a sentence.
+
+    The limit is NaN where nothing was asked. A rule over several parts, such as slices, holds one for each.
+    """
 
     name: str
     outcome: str
@@ -38,6 +41,17 @@ class Bound:
     low: float
     high: float
     sentence: str
+    parts: tuple[Bound, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Of a choice of the plan what was chosen, and why; of a sentence that names none the sentence alone."""
+
+    choice: str
+    chosen: str
+    because: str
+    numbers: str
 
 
 @dataclass(frozen=True)
@@ -131,7 +145,7 @@ class Evidence:
     rules: tuple[Bound, ...]
     test_examples: int | None
     confidence: float
-    plan: tuple[str, ...]
+    plan: tuple[Reason, ...]
     selected: str
     shipped_because: str
     promoted: str
@@ -257,18 +271,18 @@ def _cycles(read: Callable[[str], Any]) -> list[dict[str, Any]]:
 def _bound(rule: Mapping[str, Any]) -> Bound:
     """A rule of the verdict, whatever else is kept with it."""
     numbers = {name: _number(rule.get(name)) for name in ("limit", "estimate", "low", "high")}
-    return Bound(rule["name"], rule["outcome"], **numbers, sentence=rule.get("sentence", ""))
+    parts = tuple(map(_bound, rule.get("parts", ())))
+    return Bound(rule["name"], rule["outcome"], **numbers, sentence=rule.get("sentence", ""), parts=parts)
 
 
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _reason(reason: Any) -> str:
-    """A sentence of the plan, or a row of it on one line."""
+def _reason(reason: Any) -> Reason:
     if isinstance(reason, Mapping):
-        return " · ".join(f"{name}: {value}" for name, value in reason.items() if value not in (None, "", [], {}))
-    return str(reason)
+        return Reason(*(str(reason.get(name, "")) for name in ("choice", "chosen", "because", "numbers")))
+    return Reason("", "", str(reason), "")
 
 
 def _files(

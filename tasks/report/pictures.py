@@ -76,23 +76,24 @@ def spanning(values: Sequence[float], start: float, end: float, *, room: float =
 
 
 def bound(rule: Bound, write: Write) -> Markup:
-    """A rule's interval against its limit; the side that passes is tinted, where the outcome tells which one it is."""
-    values = (rule.limit, rule.estimate, rule.low, rule.high)
+    """A rule's interval against its limit, where it has one; the side that passes is tinted, as far as the outcome tells."""
+    values = (rule.estimate, rule.low, rule.high)
     if not all(map(math.isfinite, values)):
         return Markup("")
-    scale, middle = spanning(values, 14, WIDTH - 14, room=0.18), 20
-    parts = []
-    if side := _side(rule):
-        start, end = (scale(rule.limit), scale.end + 14) if side == "above" else (0.0, scale(rule.limit))
-        parts.append(_rect("allowed", start, 6, end - start, 28))
-    limit = scale(rule.limit)
-    parts += [_line("limit", limit, 3, limit, 37)]
+    asked = math.isfinite(rule.limit)
+    scale, middle = spanning([*values, rule.limit] if asked else values, 14, WIDTH - 14, room=0.18), 20
+    title = f"{rule.name}: {write(rule.estimate)}, interval {write(rule.low)} to {write(rule.high)}"
+    parts, labels = [], {write(rule.estimate): scale(rule.estimate)}
+    if asked:
+        limit, said = scale(rule.limit), f"limit {write(rule.limit)}"
+        if side := _side(rule):
+            start, end = (limit, WIDTH) if side == "above" else (0.0, limit)
+            parts.append(_rect("allowed", start, 6, end - start, 28))
+        parts.append(_line("limit", limit, 3, limit, 37))
+        near = abs(scale(rule.estimate) - limit) < LETTER * 14
+        labels, title = ({} if near else labels) | {said: limit}, f"{title}, {said}"
     parts += _whisker(scale, (rule.low, rule.high), rule.estimate, middle, rule.outcome)
-    labels = {f"limit {write(rule.limit)}": limit}
-    if abs(scale(rule.estimate) - limit) > LETTER * 14:
-        labels[write(rule.estimate)] = scale(rule.estimate)
     parts += [_text("tick large", _held(at, label), 51, label, "middle") for label, at in labels.items()]
-    title = f"{rule.name}: {write(rule.estimate)}, interval {write(rule.low)} to {write(rule.high)}, limit {write(rule.limit)}"
     return _svg(54, title, parts)
 
 
