@@ -296,7 +296,11 @@ def test_a_rule_without_a_finite_figure_has_no_picture() -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "log", "ticks"),
-    [(0.0, 1.0, False, [0, 0.5, 1]), (-0.021, 0.009, False, [-0.02, -0.01, 0]), (0.08, 6.0, True, [0.1, 0.3, 1, 3])],
+    [
+        (0.0, 1.0, False, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (-0.021, 0.009, False, [-0.02, -0.01, 0]),
+        (0.08, 6.0, True, [0.1, 0.3, 1, 3]),
+    ],
 )
 def test_ticks_are_round(low: float, high: float, log: bool, ticks: list[float]) -> None:
     assert pictures.Scale(low, high, 0, 100, log=log).ticks == pytest.approx(ticks)

@@ -40,10 +40,10 @@ class Scale:
 
     @property
     def ticks(self) -> list[float]:
-        """Round values, about four, in between."""
+        """Round values, three to five of them as a rule, in between."""
         if self.log:
             return _round_in_decades(self.low, self.high)
-        step = _round_step((self.high - self.low) / 4)
+        step = _round_step((self.high - self.low) / 5)
         first = math.ceil(self.low / step - 1e-9)
         return [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
 

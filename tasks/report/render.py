@@ -144,7 +144,8 @@ def _tiles(evidence: Evidence) -> list[tuple[str, str, str]]:
     rule = evidence.rule(evidence.metric)
     if rule and math.isfinite(rule.estimate):
         write = bound_writer(rule, evidence.metric)
-        found.append((f"{evidence.metric}, test", write(rule.estimate), f"{write(rule.low)} to {write(rule.high)}"))
+        low_end = write(rule.low).removesuffix(" points")
+        found.append((f"{evidence.metric}, test", write(rule.estimate), f"{low_end} to {write(rule.high)}"))
     found += [
         (title, f"{now / before - 1:+.0%}" if before else "–", f"{write(before)} to {write(now)}")
         for title, before, now, write in _costs(dense, shipped)
