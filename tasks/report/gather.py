@@ -405,7 +405,11 @@ def _curves(measured: Mapping[str, Any]) -> tuple[Curve, ...]:
 
 def _promises(metrics: Mapping[str, float]) -> tuple[Promise, ...]:
     """Of the pruned file in floating point: what it was to become by every account, and what it did."""
-    found = [Promise(title, metrics[name], None) for name, title in RATIOS.items() if name in metrics]
+    found = [
+        Promise(title, metrics[name], None)
+        for name, title in RATIOS.items()
+        if math.isfinite(metrics.get(name, math.nan))  # a file whose profile shows nothing has no ratio
+    ]
     if "pruned.speedup" in metrics:
         span = (metrics["pruned.speedup_low"], metrics["pruned.speedup_high"])
         found.append(Promise("measured", metrics["pruned.speedup"], span))

@@ -111,8 +111,7 @@ def tradeoff(points: Sequence[Point], *, saving: bool, metric: str, least: float
 
     A line joins the points that no other beats in both.
     """
-    where = [(point.sparsity if saving else point.latency_ms, point) for point in points]
-    shown = [(at, point) for at, point in where if at is not None]
+    shown = [((point.sparsity or 0.0) if saving else point.latency_ms, point) for point in points]
     spans = [point.latency_interval for _, point in shown if point.latency_interval and not saving]
     heights = [height for _, point in shown for height in (point.accuracy, *(point.accuracy_interval or ()))]
     x = spanning([*(at for at, _ in shown), *(end for span in spans for end in span)], 52, WIDTH - 14, room=0.1)

@@ -12,9 +12,9 @@ import yaml
 
 from tasks.references import GateResult
 from tasks.report import pictures
-from tasks.report.gather import Bound, Evidence, Measured, spoken
+from tasks.report.gather import Bound, ClassChange, Evidence, Measured, spoken
 
-MOST_CLASSES = 24  # drawn; of more, those that lost most
+MOST_CLASSES = 24  # told; of more, those that lost most
 MOST_AXES = 30  # shown at once
 LONGEST_CARD = 5000  # characters of a description that MLflow's databases hold
 _MARKDOWN = re.compile(r"([\\`*_\[\]|#~])")
@@ -71,7 +71,7 @@ def _or_dash(write: Callable[[float], str]) -> Callable[[float | None], str]:
 
 def _told(evidence: Evidence) -> dict[str, Any]:
     """What the templates name: the evidence, its pictures, and how its numbers are written."""
-    write = metric_writer(evidence.metric)
+    write, classes = metric_writer(evidence.metric), _classes(evidence)
     return {
         "run": evidence,
         "tiles": _tiles(evidence),
@@ -80,8 +80,8 @@ def _told(evidence: Evidence) -> dict[str, Any]:
         "tradeoffs": _tradeoffs(evidence),
         "distributions": pictures.distributions(evidence.curves, pictures.plain) if evidence.curves else None,
         "promises": pictures.promises(evidence.promises) if evidence.promises else None,
-        "changes": _changes(evidence),
-        "most_classes": MOST_CLASSES,
+        "classes": classes,
+        "changes": pictures.changes(classes) if classes else None,
         "most_axes": MOST_AXES,
         "widest": max((axis.before for axis in evidence.widths), default=1),
         "recipe": yaml.safe_dump(dict(evidence.recipe), sort_keys=False, allow_unicode=True),
@@ -106,28 +106,25 @@ def bound_writer(rule: Bound, metric: str) -> Callable[[float], str]:
 
 def _tradeoffs(evidence: Evidence) -> list[Any]:
     """Against what is gone, and against latency; nothing before a first cycle or an INT8 file stands beside the dense model."""
-    if len(evidence.points) < 2:
-        return []
     drop = (evidence.recipe.get("budget") or {}).get("accuracy_drop", 0.0)
-    least, write = evidence.points[0].accuracy - drop, metric_writer(evidence.metric)
-    if evidence.metric == "accuracy":
-        write = pictures.percent
-    kinds = [
-        saving for saving in (True, False) if sum(not saving or p.sparsity is not None for p in evidence.points) > 1
-    ]
-    return [
-        pictures.tradeoff(evidence.points, saving=saving, metric=evidence.metric, least=least, write=write)
-        for saving in kinds
-    ]
+    write = pictures.percent if evidence.metric == "accuracy" else pictures.plain
+    pictured = []
+    finite = [
+        point for point in evidence.points if math.isfinite(point.accuracy)
+    ]  # the others are in no picture's range
+    for saving in (True, False):
+        points = [point for point in finite if not saving or point.sparsity is not None]
+        if len(points) > 1:
+            least = points[0].accuracy - drop
+            pictured.append(pictures.tradeoff(points, saving=saving, metric=evidence.metric, least=least, write=write))
+    return pictured
 
 
-def _changes(evidence: Evidence) -> Any:
-    if not evidence.classes:
-        return None
-    shown = evidence.classes
-    if len(shown) > MOST_CLASSES:
-        shown = tuple(sorted(shown, key=lambda one: (one.estimate, one.low))[:MOST_CLASSES])
-    return pictures.changes(shown)
+def _classes(evidence: Evidence) -> tuple[ClassChange, ...]:
+    """Those that are told: of many the ones that lost most."""
+    if len(evidence.classes) <= MOST_CLASSES:
+        return evidence.classes
+    return tuple(sorted(evidence.classes, key=lambda one: (one.estimate, one.low))[:MOST_CLASSES])
 
 
 def _tiles(evidence: Evidence) -> list[tuple[str, str, str]]:
