@@ -251,10 +251,10 @@ def test_of_many_classes_those_that_lost_most_are_told() -> None:
 
 
 def test_a_model_whose_metric_is_no_number_is_left_out_of_the_pictures() -> None:
-    lost = replace(FULL.points[1], name="lost", accuracy=math.nan, accuracy_interval=None)
+    lost = replace(FULL.points[1], name="astray", accuracy=math.nan, accuracy_interval=None)
     page = render.page(replace(FULL, points=(*FULL.points, lost)))
     assert 'x="nan' not in page
-    assert ">lost<" not in page
+    assert ">astray<" not in page
 
 
 # --- pictures
