@@ -228,7 +228,7 @@ def changes(classes: Sequence[ClassChange]) -> Markup:
     ends = [100 * end for one in classes for end in (one.low, one.high)]
     x = spanning([*ends, 0.0], 70, WIDTH - 14, room=0.05)
     bottom = 12 + ROW * len(classes)
-    parts = _across(x, bottom, "points of accuracy, pruned minus dense", lambda v: f"{v:+g}" if v else "0")
+    parts = _across(x, bottom, "points of accuracy, what ships minus dense", lambda v: f"{v:+g}" if v else "0")
     parts.append(_line("limit", x(0), 6, x(0), bottom))
     for number, one in enumerate(classes):
         middle = 12 + ROW * (number + 0.5)
