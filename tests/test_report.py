@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from services import CHANNELS, MODEL, Job
 
+from secateur import planner
 from secateur.errors import InputError, NothingToDo
 from tasks import registry, report, tracking
 from tasks.cli import app
@@ -26,7 +27,6 @@ from tasks.report.gather import (
     Measured,
     Point,
     Promise,
-    Reason,
     Width,
     gather,
     wilson,
@@ -62,7 +62,8 @@ FULL = Evidence(
     rules=RULES,
     test_examples=629,
     confidence=0.95,
-    plan=(Reason("cycles", "two", "the share lies between 30% and 50%", "50%"), Reason("", "", "a sentence", "")),
+    plan=(planner.Row("cycles", "2", "the share lies between 30% and 50%", "50%"),),
+    not_pruned="",
     selected="cycle 1: the fastest",
     shipped_because="pruned: the fastest",
     promoted="",
@@ -211,6 +212,19 @@ def test_what_a_run_does_not_have_is_said_and_not_drawn() -> None:
         assert sentence in page
     assert "INT8 was not asked for" in page
     assert render.summary(EMPTY).startswith("# tiny version 1: no verdict")
+
+
+def test_a_run_that_was_planned_not_to_prune_opens_with_the_reason() -> None:
+    ended = replace(EMPTY, not_pruned="the dense model is within the goal as it is")
+    assert "The plan was not to prune: the dense model is within the goal as it is." in render.page(ended)
+    assert render.summary(ended).startswith("# tiny version 1: not pruned")
+
+
+def test_zeros_are_counted_where_a_method_makes_some() -> None:
+    sparse = replace(FULL, files=(DENSE, replace(FULL.files[1], zeros=60.0)))
+    assert "of them zero" in render.page(sparse)
+    assert "of them zero" not in render.page(FULL)
+    assert "60 parameters set to zero" in render.card(sparse, "Pruned", VERDICT, "somebody")
 
 
 def test_what_users_wrote_is_shown_on_the_page_and_never_obeyed() -> None:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from statistics import NormalDist
 from typing import Any
 
+from secateur import planner
 from secateur.errors import InputError
 from tasks import tracking
 
@@ -45,16 +46,6 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class Reason:
-    """Of a choice of the plan what was chosen, and why; of a sentence that names none the sentence alone."""
-
-    choice: str
-    chosen: str
-    because: str
-    numbers: str
-
-
-@dataclass(frozen=True)
 class Measured:
     """A file on the target: validation metric and latency, test metric where the gate saw it."""
 
@@ -70,6 +61,7 @@ class Measured:
     size_bytes: float | None
     params: float | None
     macs: float | None
+    zeros: float | None = None  # of the parameters, where a method makes some
 
 
 @dataclass(frozen=True)
@@ -145,7 +137,8 @@ class Evidence:
     rules: tuple[Bound, ...]
     test_examples: int | None
     confidence: float
-    plan: tuple[Reason, ...]
+    plan: tuple[planner.Row, ...]
+    not_pruned: str  # why the plan ended the run
     selected: str
     shipped_because: str
     promoted: str
@@ -195,6 +188,8 @@ def gather(run_id: str) -> Evidence:
 
     recipe, evidence, measured = read("recipe.json"), read("gate/verdict.json"), read("validate/measured.json")
     steps = {name: _result(read, name) for name in ("baseline", "select", "export", "validate")}
+    plan = read("plan.json")
+    reasons = tuple(planner.Row(**row) for row in plan.get("reasons", []))
     verdict, ships = evidence.get("verdict") or {}, steps["validate"].get("ships", "")
     metric = tags.get("secateur.metric", "accuracy")
     cycles = _cycles(read)
@@ -216,7 +211,8 @@ def gather(run_id: str) -> Evidence:
         rules=tuple(_bound(rule) for rule in verdict.get("rules", [])),
         test_examples=evidence.get("test_examples"),
         confidence=(recipe.get("gate") or {}).get("confidence", CONFIDENCE),
-        plan=tuple(_reason(reason) for reason in read("plan.json").get("reasons", [])),
+        plan=reasons,
+        not_pruned=reasons[0].because if reasons and plan.get("method") == planner.NONE else "",
         selected=tags.get("secateur.selected", ""),
         shipped_because=tags.get("secateur.ships", ""),
         promoted=tags.get("secateur.promoted", "").removeprefix("models:/"),
@@ -279,12 +275,6 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _reason(reason: Any) -> Reason:
-    if isinstance(reason, Mapping):
-        return Reason(*(str(reason.get(name, "")) for name in ("choice", "chosen", "because", "numbers")))
-    return Reason("", "", str(reason), "")
-
-
 def _files(
     metrics: Mapping[str, float], metric: str, ships: str, steps: Mapping[str, dict[str, Any]]
 ) -> tuple[Measured, ...]:
@@ -317,6 +307,7 @@ def _measured(metrics: Mapping[str, float], metric: str, name: str, ships: str) 
         size_bytes=of("size_bytes"),
         params=of("params"),
         macs=of("macs"),
+        zeros=of("zeros"),
     )
 
 
