@@ -50,6 +50,7 @@ from tasks import (
     recipe,
     recover,
     registry,
+    report,
     resolve,
     rollback,
     tracking,
@@ -110,7 +111,7 @@ def test_the_verdict_and_its_evidence_are_an_artifact_and_the_reason_opens_the_r
     assert evidence["files"]["pruned"]["sha256"] == job.exported.pruned.sha256
     assert tracking.digest(evidence) == job.verdict.evidence
     run = client.get_run(job.pinned.run_id)
-    assert run.data.tags["mlflow.note.content"] == f"**pass** · {job.verdict.reason}"
+    assert run.data.tags["mlflow.note.content"].startswith(f"**pass** · {job.verdict.reason}")
     assert run.info.status == client.get_run(job.cycles[0].run_id).info.status == "FINISHED"
 
 
@@ -228,6 +229,7 @@ def test_a_regression_on_a_table_is_judged_by_the_variance_it_explains(tmp_path:
     assert 0.5 < parent.metrics["pruned.r2"] <= parent.metrics["dense.r2"] + 0.2
     assert {"r2", "r2_delta", "r2_before_recovery"} <= parent.metrics.keys()
     assert not any("accuracy" in name for name in parent.metrics)
+    assert b"There are no classes to tell apart: the metric is r2" in report.page(done.pinned.run_id)
     assert done.promotion is not None
     bucket.check_serves(f"{model}-onnx", done.promotion.version)
 
@@ -298,6 +300,8 @@ def test_an_impossible_gate_ends_green_unpromoted_and_says_why(job: Job) -> None
     assert (serving(model), versions_of(model), journal.entries(model)) == before
     run = tracking.client().get_run(pinned.run_id)
     assert run.data.tags["mlflow.note.content"] == f"**fail** · {verdict.reason}"
+    report.run(pinned)
+    assert b'<p class="stamp">fail</p>' in report.page(pinned.run_id)
     assert run.info.status == "FINISHED"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import webbrowser
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -85,6 +86,28 @@ def history(model: Model, as_json: Json = False) -> None:
         typer.echo(json.dumps(entries, indent=2))
     else:
         Console().print(show.history(model, entries))
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="Id of the run in MLflow: the end of the address that `run` prints.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where the page goes; by default report-RUN.html, here.")
+    ] = None,
+    show_it: Annotated[bool, typer.Option("--open", help="Show it in the browser too.")] = False,
+) -> None:
+    """Write the report of a run as one HTML file that needs no network; made first where the run has none."""
+    from tasks import report  # brings MLflow, which the other commands do without
+
+    export_settings()
+    content = report.page(run)
+    path = output or Path(f"report-{run}.html")
+    if not path.parent.is_dir():
+        raise InputError(f"output: expected a folder that exists, got {path.parent}; create it first")
+    path.write_bytes(content)
+    typer.echo(f"Written: {path}")
+    if show_it and not webbrowser.open(path.resolve().as_uri()):
+        raise InputError(f"open: expected a browser on this machine, found none; open {path} yourself")
 
 
 @app.command()
