@@ -10,6 +10,7 @@ SECATEUR_BUCKET is the place, SECATEUR_BUCKET_OPTIONS what every object is store
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -40,21 +41,28 @@ _TRITON_TYPES = {
 
 
 def _s3() -> S3Client:
-    """Retries with exponential back-off and full jitter (botocore's standard mode). A stalled read ends after 20 s."""
-    import boto3
-    from botocore.config import Config
-
-    retries: Any = {"mode": "standard", "total_max_attempts": 5}
-    return boto3.client("s3", config=Config(retries=retries, connect_timeout=5, read_timeout=20))
+    """For files: a stalled read ends after 20 s, and is tried again."""
+    return _client(5, 20, _settings())
 
 
 def _s3_small() -> S3Client:
     """For small objects: an answer takes milliseconds, and a change of what serves has seconds for all of them."""
+    return _client(2, 5, _settings())
+
+
+def _settings() -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+
+
+@functools.cache
+def _client(attempts: int, read_timeout_s: int, settings: tuple[tuple[str, str], ...]) -> S3Client:
+    """One per process and environment: making one costs more than a request. Retries with back-off and full jitter."""
     import boto3
     from botocore.config import Config
 
-    retries: Any = {"mode": "standard", "total_max_attempts": 2}
-    return boto3.client("s3", config=Config(retries=retries, connect_timeout=3, read_timeout=5))
+    del settings  # boto3 reads them itself
+    retries: Any = {"mode": "standard", "total_max_attempts": attempts}
+    return boto3.client("s3", config=Config(retries=retries, connect_timeout=5, read_timeout=read_timeout_s))
 
 
 def _place(uri: str) -> tuple[str, str]:
@@ -112,9 +120,8 @@ def publish(model: str, version: str, local: Path) -> str:
         The s3:// address of the file.
     """
     sha256, uri = tracking.sha256_of(local), uri_of(model, version)
-    bucket, key = _place(uri)
     if published(model, version) != sha256 or _stored_sha256(uri) != sha256:
-        _s3().upload_file(str(local), bucket, key, ExtraArgs={**_stored_with(), "ChecksumAlgorithm": "SHA256"})
+        _upload(local, uri)
         if _stored_sha256(uri) != sha256:
             raise OSError(f"bucket: {uri} reads back as other bytes than were written")
         config = _triton_config(model, version, local)
@@ -122,6 +129,11 @@ def publish(model: str, version: str, local: Path) -> str:
         sums = {"sha256": sha256, "bytes": local.stat().st_size, "config": _sha256(config.encode())}
         write_json({"file": "model.onnx", **sums}, model, version, "manifest.json")
     return uri
+
+
+def _upload(local: Path, uri: str) -> None:
+    bucket, key = _place(uri)
+    _s3().upload_file(str(local), bucket, key, ExtraArgs={**_stored_with(), "ChecksumAlgorithm": "SHA256"})
 
 
 def published(model: str, version: str) -> str | None:

@@ -29,6 +29,7 @@ FORWARD_S, HOLD_S, LEASE_S = 20.0, 30.0, 50.0
 PATIENCE_S = 20.0  # with servers, before anything has begun
 WAIT_S = 300.0  # for others
 LOOK_S = 0.5
+_WORDS = "words "
 
 
 class ChangeError(OSError):
@@ -103,8 +104,7 @@ def move(
         if not ready:
             with not_done(what):
                 _prepare(model, version)
-            ready = True
-            continue  # that took a while
+            ready = True  # what others did meanwhile, the claim finds
         words = {"who": who, "action": action, "reason": reason, "evidence": evidence, "request": request}
         before = book.head.to_version if book.head else first_from
         if ended := _change(book, from_version=before, to_version=version, **words):
@@ -169,11 +169,16 @@ def at_rest(model: str, until: float | None = None, *, agreeing: bool = True) ->
         rest(LOOK_S if book.pending else LOOK_S / 10)
 
 
-def answered(book: Journal, request: str, *, unique: bool = True) -> Promotion | None:
+def request_of(*words: str) -> str:
+    """A request of someone who has no name for it: the words themselves."""
+    return f"{_WORDS}{tracking.digest(words)}"
+
+
+def answered(book: Journal, request: str) -> Promotion | None:
     """What an earlier try of the same request did.
 
-    Words that are not `unique` may be a new wish: they are an earlier one's only if another process had to end it, so
-    that whoever asked was never told.
+    The same words may also be a new wish: they are an earlier one only if another process had to end it, so that
+    whoever asked was never told.
 
     Raises:
         InputError: it was done and something else serves since.
@@ -181,7 +186,7 @@ def answered(book: Journal, request: str, *, unique: bool = True) -> Promotion |
     done = [entry for entry in book.entries if entry.request == request and entry.outcome == DONE]
     if not request or not done or book.head is None:
         return None
-    last = done[-1]
+    last, unique = done[-1], not request.startswith(_WORDS)
     if last.number == book.head.number:
         return _promotion(book, last) if unique or last.holder != last.claimant else None
     if not unique:

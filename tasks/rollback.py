@@ -30,10 +30,10 @@ def run(model: str, to: str, reason: str, who: str, request: str = "") -> Promot
     check_words("reason", reason, LONGEST_REASON)
     check_words("who", who, LONGEST_WHO)
     tracking.client()
-    asked = request or f"words {tracking.digest([to, reason, who])}"
+    asked = request or champion.request_of(to, reason, who)
     with champion.not_done(f"rollback of {model} to {to}"):
         book = champion.at_rest(model)
-        if done := champion.answered(book, asked, unique=bool(request)):
+        if done := champion.answered(book, asked):
             return done
         version = _target(book, to)
     # `previous` and `dense` follow from what served when they were asked for

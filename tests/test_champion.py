@@ -221,7 +221,7 @@ def test_a_choice_that_followed_from_what_served_is_refused_when_something_else_
     (entry,) = journal.entries(model)
     move(model, "2")
     with pytest.raises(InputError, match=r"^to: version 1 followed from .*, meanwhile version 2 serves \(entry 2\)"):
-        move(model, "1", head=entry.digest)
+        move(model, "1", "back", head=entry.digest)
 
 
 @pytest.mark.parametrize("moved", ["alias", "pointer"])
@@ -233,12 +233,12 @@ def test_what_someone_moved_by_hand_is_said_and_refused_until_it_is_repaired(mod
         bucket.point(registry.onnx_name(model), "1")
     says = {"alias": "the alias names 1, the pointer 2", "pointer": "the alias names 2, the pointer 1"}[moved]
     with pytest.raises(InputError, match=rf"version 2 serves \(entry 2\), {says}; see `secateur history .* --verify`"):
-        move(model, "1")
+        move(model, "1", "back")
     assert len(journal.entries(model)) == 2
     assert champion.repair(model, "somebody clicked", "test").version == "2"
     assert serving(model) == ("2", "2", "2")
     assert [(e.action, e.reason) for e in journal.entries(model)][-1] == ("repair", "somebody clicked")
-    assert move(model, "1").previous == "2"
+    assert move(model, "1", "back").previous == "2"
 
 
 def test_an_alias_that_points_nowhere_is_named_and_repaired_to_what_served_before(model: str, servers: Servers) -> None:
