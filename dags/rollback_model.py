@@ -3,23 +3,21 @@
 from airflow.sdk import Param, dag
 
 from tasks import rollback
-from tasks.airflow_glue import step
-
-MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,194}$(?!\n)"  # Python's $ would let a line break follow
+from tasks.airflow_glue import MODEL_PATTERN, step
 
 PARAMS = {
     "model": Param(
         type="string",
         title="Model",
         description="Name of the source model, such as `digits-cnn`; its deployable versions are those of `<model>-onnx`.",
-        pattern=MODEL_NAME,
+        pattern=MODEL_PATTERN,
     ),
     "to": Param(
         "previous",
         type="string",
         title="To",
         description="Version of `<model>-onnx` that shall serve: a number, `previous` (the last that served before), or `dense`.",
-        pattern=r"^([1-9][0-9]{0,8}|previous|dense)$",
+        pattern=r"^([1-9][0-9]{0,8}|previous|dense)$(?!\n)",
     ),
     "reason": Param(
         type="string", title="Reason", description="Why; it is kept in the promotion journal.", minLength=1

@@ -28,7 +28,7 @@ T = TypeVar("T")
 FORWARD_S, HOLD_S, LEASE_S = 20.0, 30.0, 50.0
 PATIENCE_S = 20.0  # with servers, before anything has begun
 WAIT_S = 300.0  # for others
-LOOK_S = 0.5
+LOOK_S, LONGEST_LOOK_S = 0.2, 2.0
 _WORDS = "words "
 
 
@@ -73,13 +73,13 @@ def move(
     evidence: str,
     request: str,
     first_from: str | None = None,
-    head: str | None = None,
+    chosen: Journal | None = None,
 ) -> Promotion:
     """Let a version of `<model>-onnx` serve.
 
     Killed at any point and run again, it ends as it would have. `request` names who asks, so that the same one that asks again
-    is answered and nothing is done twice; `first_from` is what served before the journal began; `head` is the digest of the
-    entry that must be the last one, where the choice of the version followed from it.
+    is answered and nothing is done twice; `first_from` is what served before the journal began; `chosen` is the
+    journal, at rest, that the choice of the version followed from: nothing else may have come to serve since.
 
     Raises:
         InputError: no such version, the journal disagrees with alias or pointer, or something else was done meanwhile.
@@ -88,13 +88,14 @@ def move(
     """
     registry.check_name(model)
     ready, what = False, f"{action} of {model} to version {version}"
-    until = time.monotonic() + WAIT_S
+    book, until = chosen, time.monotonic() + WAIT_S
     while True:
-        with not_done(what):
-            book = at_rest(model, until)
+        if book is None:
+            with not_done(what):
+                book = at_rest(model, until)
         if done := answered(book, request):
             return done
-        if head is not None and (book.head is None or book.head.digest != head):
+        if chosen is not None and chosen.head != book.head:
             raise InputError(
                 f"to: version {version} followed from what served when it was asked for, meanwhile {_told(book)}; "
                 f"see `secateur history {model}` and ask again"
@@ -109,6 +110,7 @@ def move(
         before = book.head.to_version if book.head else first_from
         if ended := _change(book, from_version=before, to_version=version, **words):
             return ended
+        book = None  # another was faster
 
 
 def repair(model: str, reason: str, who: str) -> Promotion:
@@ -152,9 +154,9 @@ def at_rest(model: str, until: float | None = None, *, agreeing: bool = True) ->
         ChangeError: others were at work all the time, or what a dead process began cannot be ended.
     """
     until = time.monotonic() + WAIT_S if until is None else until
-    seen, since = ("", 0), time.monotonic()
+    seen, since, longest = ("", 0), time.monotonic(), LOOK_S
+    book = _patiently(partial(journal.read, model))
     while True:
-        book = _patiently(partial(journal.read, model))
         if book.pending is None:
             if not agreeing or _patiently(partial(_agrees, book)):
                 return book
@@ -166,7 +168,9 @@ def at_rest(model: str, until: float | None = None, *, agreeing: bool = True) ->
             raise ChangeError(
                 f"{model}: not done: others have changed what serves for {WAIT_S:.0f} s; {_told(book)}; ask again"
             )
-        rest(LOOK_S if book.pending else LOOK_S / 10)
+        rest(longest)
+        longest = min(2 * longest, LONGEST_LOOK_S)  # many that wait leave the server to the one they wait for
+        book = _patiently(partial(journal.again, book))
 
 
 def request_of(*words: str) -> str:

@@ -37,9 +37,9 @@ def run(model: str, to: str, reason: str, who: str, request: str = "") -> Promot
             return done
         version = _target(book, to)
     # `previous` and `dense` follow from what served when they were asked for
-    head = book.head.digest if book.head and not to.isdecimal() else None
+    chosen = None if to.isdecimal() else book
     words = {"action": "rollback", "reason": reason, "who": who, "evidence": "", "request": asked}
-    return champion.move(model, version, head=head, **words)
+    return champion.move(model, version, chosen=chosen, **words)
 
 
 def check_words(setting: str, text: str, longest: int) -> None:

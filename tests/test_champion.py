@@ -218,10 +218,11 @@ def test_the_same_request_again_is_answered_and_after_something_else_refused(mod
 
 
 def test_a_choice_that_followed_from_what_served_is_refused_when_something_else_serves(model: str) -> None:
-    (entry,) = journal.entries(model)
+    chosen = champion.at_rest(model)
+    registered_onnx(model, 3.0)
     move(model, "2")
-    with pytest.raises(InputError, match=r"^to: version 1 followed from .*, meanwhile version 2 serves \(entry 2\)"):
-        move(model, "1", "back", head=entry.digest)
+    with pytest.raises(InputError, match=r"^to: version 3 followed from .*, meanwhile version 2 serves \(entry 2\)"):
+        move(model, "3", chosen=chosen)
 
 
 @pytest.mark.parametrize("moved", ["alias", "pointer"])
