@@ -95,7 +95,7 @@ def change(model: str, draw: random.Random, until: float) -> Seen:
         began = time.monotonic()
         version = str(draw.randint(1, VERSIONS))
         request = f"bench {uuid.uuid4().hex}"
-        words = {"reason": "by chance", "who": "bench", "request": request}
+        words: dict[str, Any] = {"reason": "by chance", "who": "bench", "request": request}
         try:
             if draw.random() < 0.5:
                 champion.move(model, version, action="promote", evidence="", **words)

@@ -224,8 +224,7 @@ def _change(book: Journal, **content: Any) -> Promotion | None:
         if begun is None:
             return None
         try:
-            fault = _carry_out(_Held(begun, word, since))
-            now = _patiently(partial(journal.again, begun))
+            now, fault = _carry_out(_Held(begun, word, since))
         except _LostError:
             fault, now = None, at_rest(book.model, agreeing=content["action"] != journal.REPAIR)
         entry = next(entry for entry in now.entries if entry.claimant == word)
@@ -259,24 +258,22 @@ def _end_for_another(book: Journal) -> None:
             _carry_out(_Held(taken, word, since))
 
 
-def _carry_out(held: _Held) -> Exception | None:
-    """Do what an entry says, or undo it where that cannot be done; the fault that it was undone for.
+def _carry_out(held: _Held) -> tuple[Journal, Exception | None]:
+    """Do what an entry says, or undo it where that cannot be done; the journal after, and the fault that it was undone for.
 
     Raises:
         _LostError: another process ends it, or has ended it.
         ChangeError: neither could be done.
     """
     try:
-        persist(partial(_bring, held, held.entry.to_version, DONE), held.since + FORWARD_S)
+        return persist(partial(_bring, held, held.entry.to_version, DONE), held.since + FORWARD_S), None
     except _LostError:
         raise
     except Exception as fault:
-        _undo(held, fault)
-        return fault
-    return None
+        return _undo(held, fault), fault
 
 
-def _undo(held: _Held, fault: Exception) -> None:
+def _undo(held: _Held, fault: Exception) -> Journal:
     head = held.book.head
     first = held.entry.from_version if held.entry.action == journal.REPAIR else None
     before = head.to_version if head else first
@@ -287,7 +284,7 @@ def _undo(held: _Held, fault: Exception) -> None:
         if taken is None:
             raise _LostError
         held = _Held(taken, word, held.since)
-        persist(partial(_bring, held, before, UNDONE), until)
+        return persist(partial(_bring, held, before, UNDONE), until)
     except _LostError:
         raise
     except Exception as second:
@@ -300,8 +297,8 @@ def _undo(held: _Held, fault: Exception) -> None:
         ) from fault
 
 
-def _bring(held: _Held, version: str | None, outcome: str) -> None:
-    """Let pointer and alias name a version, read both back, end the entry."""
+def _bring(held: _Held, version: str | None, outcome: str) -> Journal:
+    """Let pointer and alias name a version, read both back, end the entry; the journal after."""
     model = held.book.model
     name = registry.onnx_name(model)
     held.check()
@@ -312,12 +309,13 @@ def _bring(held: _Held, version: str | None, outcome: str) -> None:
     held.check()
     registry.set_alias(model, registry.CHAMPION, version)
     registry.archive(model, held.book.entries)
-    held.check()
     seen = (bucket.pointer(name) or {}).get("version"), registry.alias(model, registry.CHAMPION)
     if seen != (version, version):
         raise OSError(f"{name}: pointer and alias read back as {seen[0]} and {seen[1]}, {version} was written")
-    if not journal.end(held.book, outcome):
+    ended = journal.end(held.book, outcome)
+    if ended is None:
         raise _LostError
+    return ended
 
 
 def _prepare(model: str, version: str) -> None:

@@ -148,12 +148,11 @@ def release(journal: Journal) -> None:
     _step(journal, _RELEASED)
 
 
-def end(journal: Journal, outcome: str) -> bool:
-    """Write how the pending entry ended; False where another process took it over or ended it otherwise."""
+def end(journal: Journal, outcome: str) -> Journal | None:
+    """Write how the pending entry ended; None where another process took it over first, or ended it."""
     now = _step(journal, outcome)
-    return next(e.outcome for e in now.entries if e.number == journal.length) == outcome and now.steps == (
-        journal.steps + 1
-    )
+    ended = next(entry for entry in now.entries if entry.number == journal.length)
+    return now if (ended.outcome, ended.holder) == (outcome, journal.entries[-1].holder) else None
 
 
 def entries(model: str) -> list[Entry]:

@@ -36,6 +36,7 @@ def secateur(
     return call
 
 
+@pytest.mark.slow
 def test_a_history_is_rolled_back_verified_found_wrong_and_repaired(
     secateur: Callable[..., tuple[int, str, str]],
 ) -> None:

@@ -84,7 +84,7 @@ def test_an_entry_that_was_taken_over_cannot_be_ended_by_the_one_who_began_it() 
     taken = journal.take_over(begun, "quick")
     assert taken is not None
     assert journal.take_over(begun, "late") is None
-    assert not journal.end(begun, DONE)
+    assert journal.end(begun, DONE) is None
     assert journal.end(taken, UNDONE)
     (entry,) = journal.entries("taken")
     assert (entry.claimant, entry.holder, entry.outcome) == ("slow", "quick", UNDONE)
