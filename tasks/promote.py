@@ -8,24 +8,28 @@ from dataclasses import asdict
 
 from secateur.errors import NothingToDo
 from tasks import tracking
-from tasks.references import Exported, GateResult, Pinned, Promotion
+from tasks.recipe import Recipe
+from tasks.references import Answer, Exported, GateResult, Pinned, Promotion
 
 LONGEST_REASON = 1000  # in the journal; the evidence has all of it
 
 
-def run(pinned: Pinned, exported: Exported, verdict: GateResult) -> Promotion:
+def run(
+    pinned: Pinned, exported: Exported | None, verdict: GateResult | None, answers: tuple[Answer, ...] = ()
+) -> Promotion:
     """Register the dense file (the first time) and the one that the verdict is on, and let that one serve.
 
-    Not remembered like other steps: every part of it is repeatable, and the journal knows whether this run has promoted.
+    `answers` are a person's, to the question of `tasks.ask`. Without a file there is no verdict: the plan ended the run. Not
+    remembered like other steps: every part of it is repeatable, and the journal knows whether this run has promoted.
 
     Raises:
-        NothingToDo: the verdict is not a pass.
+        NothingToDo: the verdict is neither a pass nor approved, or the recipe wants it approved and it is not; or there is none.
         InputError: this run has promoted already and something else serves since, or the journal disagrees with the alias.
     """
-    if verdict.outcome != "pass":
-        raise NothingToDo(f"{verdict.outcome}: {verdict.reason}")
+    if exported is None or verdict is None:
+        raise NothingToDo("nothing was judged: the plan was not to prune")
+    reason = _reason(pinned, verdict, answers)
     from tasks import bucket, champion, figures, registry
-    from tasks.recipe import Recipe
 
     model = pinned.model
     target = figures.target_of(Recipe.model_validate(pinned.recipe))
@@ -52,7 +56,7 @@ def run(pinned: Pinned, exported: Exported, verdict: GateResult) -> Promotion:
     }
     title = kind.capitalize() + (f", {int8.upper()}" if int8 else "")
     version = registry.register_onnx(
-        model, pinned.run_id, exported.candidates[verdict.ships], f"{title}. {verdict.reason}", {**tags, **about}
+        model, pinned.run_id, exported.candidates[verdict.ships], f"{title}. {reason}", {**tags, **about}
     )
     registry.set_alias(model, registry.CHALLENGER, version)
     who = f"prune_model {pinned.dag_run_id}"
@@ -60,7 +64,7 @@ def run(pinned: Pinned, exported: Exported, verdict: GateResult) -> Promotion:
         model,
         version,
         action="promote",
-        reason=textwrap.shorten(verdict.reason, LONGEST_REASON, placeholder=" ..."),
+        reason=_one_line(reason),
         who=who,
         evidence=verdict.evidence,
         request=who,
@@ -69,3 +73,26 @@ def run(pinned: Pinned, exported: Exported, verdict: GateResult) -> Promotion:
     registry.set_alias(model, registry.CHALLENGER, None)
     tracking.log(pinned.run_id, {}, promoted=f"models:/{registry.onnx_name(model)}/{version}")
     return promoted
+
+
+def _one_line(reason: str) -> str:
+    shown = "".join(sign if sign.isprintable() else " " for sign in reason)
+    return textwrap.shorten(shown, LONGEST_REASON, placeholder=" ...")
+
+
+def _reason(pinned: Pinned, verdict: GateResult, answers: tuple[Answer, ...]) -> str:
+    """Why it may serve: the gate's reason, and who approved in which words where the recipe leaves it to a person."""
+    approval = Recipe.model_validate(pinned.recipe).approval
+    if approval is None or verdict.outcome not in approval.verdicts:
+        if verdict.outcome != "pass":
+            raise NothingToDo(f"{verdict.outcome}: {verdict.reason}")
+        return verdict.reason
+    # An Airflow where everybody is an administrator lets everybody answer.
+    named = [one for one in answers if one.responded_by_user is None or one.responded_by_user.id in approval.users]
+    said = " ".join(one.sentence for one in named) or f"None of {', '.join(approval.users)} has answered."
+    reason = f"{verdict.reason.rstrip('.')}. {said}"
+    if not named or not all(one.yes for one in named):
+        tracking.describe(pinned.run_id, f"**{verdict.outcome}, not promoted** · {reason}")
+        raise NothingToDo(f"{verdict.outcome}, not approved: {reason}")
+    tracking.describe(pinned.run_id, f"**{verdict.outcome}, approved** · {reason}")
+    return reason

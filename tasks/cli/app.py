@@ -25,6 +25,7 @@ from tasks.cli import (
     sample,
     show,
     stack,
+    webhook,
 )
 from tasks.cli.airflow_api import AirflowError
 from tasks.cli.mlflow_api import MlflowError
@@ -378,6 +379,15 @@ def up() -> None:
 def down() -> None:
     """Stop the local stack; its data stays."""
     stack.down(typer.echo)
+
+
+@app.command("webhook")
+def receive(
+    host: Annotated[str, typer.Option(help="Address to listen on; TLS is a proxy's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8787,
+) -> None:
+    """Receive MLflow's webhooks and tell Airflow to look at the registry; SECATEUR_WEBHOOK_SECRET is what both know."""
+    webhook.serve(host, port, typer.echo)
 
 
 @app.command()
