@@ -5,7 +5,7 @@ from typing import Any
 from airflow.sdk import Param, chain, dag, task_group
 
 from tasks import ask, baseline, cut, evaluate, export, gate, plan, promote, recover, report, resolve, select, validate
-from tasks.airflow_glue import approval, linked, step
+from tasks.airflow_glue import MODEL_PATTERN, approval, linked, step
 
 MAX_CYCLES = 5
 BENCH = "bench"  # a pool with one slot: two measurements at once would measure each other
@@ -15,21 +15,20 @@ PARAMS = {
         type="string",
         title="Model",
         description="Name of the registered model in MLflow, such as `digits-cnn`.",
-        pattern=r"^[^/:]+$",
-        minLength=1,
+        pattern=MODEL_PATTERN,
     ),
     "version": Param(
         "latest",
         type="string",
         title="Version",
         description="Version of the registered model: a number, or `latest`.",
-        pattern=r"^([1-9][0-9]*|latest)$",
+        pattern=r"^([1-9][0-9]{0,8}|latest)$(?!\n)",
     ),
     "recipe": Param(
         type="string",
         title="Recipe",
         description="Name of the recipe, a file `<name>.yaml` in the recipes folder: the goal, the budget and the gate.",
-        pattern=r"^[a-z0-9][a-z0-9._-]*$",
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$(?!\n)",
     ),
     "fresh": Param(
         False,

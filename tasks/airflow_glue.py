@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("secateur.step")
 
+# What a registered model may be called, as a param's pattern: Python's $ alone would let a line break follow.
+MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,194}$(?!\n)"
+
 RETRIES = 3
 FIRST_DELAY = timedelta(seconds=5)
 LONGEST_DELAY = timedelta(minutes=2)

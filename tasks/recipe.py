@@ -21,7 +21,7 @@ from pydantic import (
 
 from secateur.errors import InputError
 
-NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,99}$")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 S = TypeVar("S", bound=BaseModel)
 Share = Annotated[float, Field(gt=0, lt=1)]
 TABLES = ("parquet", "csv", "tsv", "huggingface")
@@ -446,7 +446,7 @@ def load(name: str) -> Recipe:
         InputError: no such recipe, not YAML, an unknown key or an impossible value; the message names the setting.
     """
     folder = Path(os.environ.get("SECATEUR_RECIPES", "recipes"))
-    if not NAME.match(name):
+    if not NAME.fullmatch(name):
         raise InputError(
             f"recipe: expected a name of small letters, digits, dot, dash and underscore, got {name[:100]!r}"
         )

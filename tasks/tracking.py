@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 KEY = "secateur.key"
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 Step = typing.TypeVar("Step", bound=Callable[..., Any])
 
 
@@ -43,7 +44,7 @@ def client() -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if uri.startswith("http"):
+    if uri.startswith("http") and os.environ.get(_RETRIES) != "0":  # who asks once, finds out as quickly by asking
         import httpx
 
         try:
@@ -55,6 +56,22 @@ def client() -> MlflowClient:
     from mlflow import MlflowClient
 
     return MlflowClient()
+
+
+@contextmanager
+def impatient() -> typing.Iterator[None]:
+    """MLflow's client asks once and waits for seconds, not for minutes: its caller has a moment to keep to."""
+    settings = {_RETRIES: "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @functools.cache

@@ -358,12 +358,13 @@ def test_the_history_says_who_moved_what_when_and_why() -> None:
         "from_version": "2",
         "to_version": "1",
         "reason": "worse [on] Mondays",
+        "outcome": "undone",
     }
     console = Console(width=120)
     with console.capture() as captured:
         console.print(show.history("digits-cnn", [entry]))
     row = captured.get().splitlines()[-2]
-    for part in ("2026-11-23 19:34", "admin", "rollback", "2 -> 1", "worse [on] Mondays"):
+    for part in ("2026-11-23 19:34", "admin", "rollback (undone)", "2 -> 1", "worse [on] Mondays"):
         assert part in row
 
 

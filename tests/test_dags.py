@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ bag = DagBag({str(DAGS)!r})
 dags = {{
     dag.dag_id: {{
         "params": {{name: dag.params.get_param(name).description for name in dag.params}},
+        "patterns": {{name: dag.params.get_param(name).schema.get("pattern") for name in dag.params}},
         "doc": dag.doc_md or "",
         "assets": [asset.name for asset in dag.schedule or []],
         "max_active_runs": dag.max_active_runs,
@@ -79,6 +81,19 @@ def test_every_dag_has_documentation_and_described_params(loaded: dict[str, Any]
     for dag in loaded["dags"].values():
         assert dag["doc"].strip()
         assert all(dag["params"].values())
+
+
+@pytest.mark.parametrize("dag", ["prune_model", "rollback_model"])
+def test_a_name_that_a_step_would_refuse_starts_no_run(loaded: dict[str, Any], dag: str) -> None:
+    patterns = loaded["dags"][dag]["patterns"]
+    good = {"model": "Digits-cnn_2.b", "recipe": "digits", "version": "12", "to": "12"}
+    for name, pattern in patterns.items():
+        if name not in good:
+            continue
+        assert re.search(pattern, good[name]), name
+        for bad in ("", "../up", "a/b", "1\n", "a\n", "a\nb", "modèle", "$(id)", "-rf", "a b", "1" * 10_000):
+            assert not re.search(pattern, bad), (name, bad)
+    assert all(re.search(patterns["to"], word) for word in ("previous", "dense") if "to" in patterns)
 
 
 def test_every_step_is_retried_by_the_same_policy(loaded: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ from secateur.errors import InputError, NothingToDo
 from tasks import (
     baseline,
     bucket,
+    champion,
     cut,
     datasets,
     evaluate,
@@ -153,13 +154,16 @@ def test_the_same_file_with_new_evidence_is_not_registered_again(job: Job) -> No
     assert rollback.run(model, "previous", "the first promotion was a mistake", "test").version == "1"
 
 
-def test_a_promotion_says_what_serves_also_after_a_rollback(job: Job) -> None:
-    model = "promoted-after-rollback"
+def test_a_run_that_promoted_does_not_undo_a_person_s_rollback_when_its_task_is_tried_again(job: Job) -> None:
+    model = "promoted-before-rollback"
     pinned = another_job(job.pinned, model, model)
     promote.run(pinned, job.exported, job.verdict)
-    rollback.run(model, "1", "wait", "test")
-    promotion = promote.run(pinned, job.exported, job.verdict)
-    assert promotion.version == registry.champion(model)
+    rollback.run(model, "dense", "wait", "test")
+    with pytest.raises(InputError, match=r"^promote: prune_model first let version 2 serve in entry 1, and version 1"):
+        promote.run(pinned, job.exported, job.verdict)
+    promotion = promote.run(replace(pinned, dag_run_id="another"), job.exported, job.verdict)
+    assert (promotion.version, registry.champion(model)) == ("2", "2")
+    assert registry.alias(model, registry.CHALLENGER) is None
 
 
 # --- other objectives, and several inputs
@@ -544,14 +548,17 @@ def test_a_recovery_of_two_processes_killed_in_the_middle_ends_as_that_of_one(
     [
         ("tasks.registry", "register_onnx", 2),
         ("tasks.bucket", "publish", 2),
-        ("tasks.registry", "set_champion", 1),
+        ("tasks.journal", "claim", 1),
         ("tasks.bucket", "point", 1),
+        ("tasks.registry", "set_alias", 2),  # the first is the challenger's
+        ("tasks.journal", "end", 1),
     ],
-    ids=["registered", "published", "alias", "pointer"],
+    ids=["registered", "published", "begun", "pointer", "alias", "ended"],
 )
 def test_a_promotion_killed_between_its_parts_and_run_again_leaves_one_of_each(
-    job: Job, services: Servers, processes: Any, module: str, name: str, call: int
+    job: Job, services: Servers, processes: Any, monkeypatch: pytest.MonkeyPatch, module: str, name: str, call: int
 ) -> None:
+    monkeypatch.setattr(champion, "LEASE_S", 0.2)
     model = f"killed-after-{name.replace('_', '-')}-{call}"
     inputs = another_job(job.pinned, model, model), job.exported, job.verdict
     worker = processes.Process(target=promote_and_die, args=(services, module, name, call, *inputs))

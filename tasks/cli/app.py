@@ -14,7 +14,20 @@ from rich.console import Console
 from rich.text import Text
 
 from secateur.errors import InputError
-from tasks.cli import airflow_api, bar, decoders, files, follow, loading, programs, sample, show, stack, webhook
+from tasks.cli import (
+    airflow_api,
+    bar,
+    decoders,
+    files,
+    follow,
+    loading,
+    programs,
+    registry_commands,
+    sample,
+    show,
+    stack,
+    webhook,
+)
 from tasks.cli.airflow_api import AirflowError
 from tasks.cli.mlflow_api import MlflowError
 from tasks.cli.sample import SampleError
@@ -63,29 +76,51 @@ def run(
 @app.command()
 def rollback(
     model: Model,
-    to: Annotated[str, typer.Option(help="Version of MODEL-onnx that shall serve: a number, or previous.")],
+    to: Annotated[str, typer.Option(help="Version of MODEL-onnx that shall serve: a number, previous, or dense.")],
     reason: Annotated[str, typer.Option(help="Why; it is kept in the promotion journal.")],
+    direct: Annotated[
+        bool, typer.Option("--direct", help="From here, without Airflow, by MLflow and S3 alone.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Serve an earlier version again."""
-    outcome = _trigger_and_follow(
-        "rollback_model", {"model": model, "to": to, "reason": reason}, follow.rollback_outcome
-    )
+    """Serve an earlier version again: it is fetched, checked and tried before anything moves."""
+    if direct:
+        outcome = registry_commands.rollback(model, to, reason)
+    else:
+        outcome = _trigger_and_follow(
+            "rollback_model", {"model": model, "to": to, "reason": reason}, follow.rollback_outcome
+        )
     _print(outcome, as_json)
     raise typer.Exit(outcome.exit_code)
 
 
 @app.command()
-def history(model: Model, as_json: Json = False) -> None:
-    """Print the promotion journal: who moved the champion, when, why and on what evidence."""
-    from tasks import journal  # brings boto3, which the other commands do without
-
-    export_settings()
-    entries = [asdict(entry) for entry in journal.entries(model)]
+def history(
+    model: Model,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check the chain, its copy in the bucket, alias and pointer.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Put back what the journal says serves, and accept what is wrong with it.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option(help="Of a repair; it is kept in the journal.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the promotion journal: who moved the champion, when, why and on what evidence. Exit status 1 when it does not verify."""
+    if repair:
+        _print(registry_commands.repair(model, reason), as_json)
+        raise typer.Exit(0)
+    if reason is not None:
+        raise InputError("--reason: expected beside --repair, got it alone; a history needs no reason")
+    seen = registry_commands.history(model, verify=verify)
     if as_json:
-        typer.echo(json.dumps(entries, indent=2))
+        typer.echo(json.dumps(registry_commands.as_json(seen), indent=2))
     else:
-        Console().print(show.history(model, entries))
+        console = Console()
+        console.print(show.history(model, [asdict(entry) for entry in seen.entries]))
+        if verify:
+            console.print(show.verified(model, seen.entries, seen.findings), soft_wrap=True)
+    raise typer.Exit(1 if seen.findings else 0)
 
 
 @app.command()
