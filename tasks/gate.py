@@ -46,6 +46,8 @@ def run(pinned: Pinned, exported: Exported, validated: Validated) -> GateResult:
         "validated": validated,
     }
     digest = tracking.put_json(pinned.run_id, "gate/verdict.json", evidence)
+    if objective.right_or_wrong:
+        tracking.put_json(pinned.run_id, "gate/classes.json", _by_class(dense, seen, asked.confidence))
     scores = {"dense": objective.score(*dense), ships: objective.score(*seen)}
     logged = {f"{which}.{pinned.metric}": score for which, score in scores.items()}
     tracking.log(pinned.run_id, logged, step=exported.cycle, verdict=verdict.outcome)
@@ -74,3 +76,20 @@ def _lost_and_gained(dense: Answers, pruned: Answers) -> dict[str, list[int]]:
     """The positions in the test split that only the one model gets right, or only the other."""
     before, after = _right(dense), _right(pruned)
     return {"lost": (before & ~after).nonzero()[0].tolist(), "gained": (after & ~before).nonzero()[0].tolist()}
+
+
+def _by_class(dense: Answers, pruned: Answers, confidence: float) -> list[dict[str, float]]:
+    """Of each class of the test split how its accuracy changed, with an interval for that class alone: told, not judged."""
+    import numpy as np
+
+    from secateur import gate
+
+    before, after, targets = _right(dense), _right(pruned), dense[1]
+    found = []
+    for label in np.unique(targets).tolist():
+        of_class = targets == label
+        one, other = before[of_class], after[of_class]
+        estimate, low, high = gate.paired_difference(one, other, confidence)
+        counts = {"examples": len(one), "lost": int((one & ~other).sum()), "gained": int((other & ~one).sum())}
+        found.append({"label": label, **counts, "estimate": estimate, "low": low, "high": high})
+    return found
