@@ -40,7 +40,12 @@ def test_every_default_is_filled_in() -> None:
         "recovery_epochs": 12,
     }
     assert filled["quantize"] == {"int8": False, "calibration": 256, "method": "minmax", "aware_epochs": 0}
-    assert filled["gate"] == {"confidence": 0.95, "speedup": 1.0, "parity": 1e-4}
+    assert {name: value for name, value in filled["gate"].items() if value is not None} == {
+        "confidence": 0.95,
+        "speedup": 1.0,
+        "parity": 1e-4,
+        "looks": 10,
+    }
     assert filled["target"] == {
         "name": None,
         "provider": "CPUExecutionProvider",

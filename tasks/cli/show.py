@@ -19,7 +19,7 @@ Report = Callable[[str, list[Task]], None]
 
 _SETTLED = frozenset({"success", "failed", "skipped", "upstream_failed"})
 _STYLE = {"success": "green", "failed": "bold red", "skipped": "dim", "upstream_failed": "dim", "running": "cyan"}
-_STYLE_OF_VERDICT = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+_STYLE_OF_VERDICT = {"pass": "green", "fail": "red", "inconclusive": "yellow", "reported": "dim"}
 
 
 @dataclass(frozen=True)
