@@ -14,7 +14,7 @@ space := $(empty) $(empty)
 UV_ENV = $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))",)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow up down lint bench-overhead bench-engine bench-recovery bench-accuracy bench-scale bench-ab bench-predict bench-speed
+.PHONY: help run test test-slow up down lint bench-overhead bench-engine bench-recovery bench-accuracy bench-scale bench-ab bench-predict bench-speed bench-gate
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -54,6 +54,9 @@ bench-predict: $(STAMP) ## Predicted against measured speedup of whole models, i
 
 bench-speed: $(STAMP) ## What pruning buys on this machine, into benchmarks/results; ROWS="resnet-half ...", THREADS=<n>
 	@$(BIN)/python -W ignore -m benchmarks.speed $(if $(THREADS),--threads $(THREADS),) $(if $(ROWS),--rows $(ROWS),)
+
+bench-gate: $(STAMP) ## What the gate lets pass: simulated models that are too bad, or equal, into benchmarks/results
+	@$(BIN)/python -W ignore -m benchmarks.gate
 
 bench-engine: $(BENCH_STAMP) ## The engine beside a peer, into benchmarks/results; DATA=<folder> for trained models, PARTS="resnet20 ..." for some
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -W ignore -m benchmarks.engine \

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from scipy.special import softmax
@@ -199,7 +200,7 @@ def read(path: str | Path, digest: str | None = None) -> Evidence:
             },
             incumbent=sides.get("incumbent"),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:
         raise InputError(f"gate: expected a file of evidence, got {path}: {' '.join(str(error).split())}") from error
     check(evidence, digest)
     return evidence
