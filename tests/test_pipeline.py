@@ -431,7 +431,7 @@ def test_what_the_test_set_cannot_be_asked_is_refused_before_anything_is_trained
     job: Job, gate_section: dict[str, Any], said: str
 ) -> None:
     wanted = recipe_for(job.pinned.recipe["data"]["path"], gate=gate_section)
-    with pytest.raises(InputError, match="^gate") as caught:
+    with pytest.raises(InputError, match=r"^gate") as caught:
         resolve.run(job.pinned.model, "latest", write_recipe("unaskable", wanted), False, "unaskable")
     assert said in str(caught.value)
 
