@@ -104,12 +104,25 @@ def check(recipe: Recipe, objective: Objective, test: Split, names: tuple[str, .
 
 
 def _check_alike(shifted: Split, test: Split) -> None:
-    for found, wanted in zip(shifted.columns, test.columns, strict=True):
+    import numpy as np
+
+    pairs = [*zip(shifted.columns, test.columns, strict=True), (shifted.labels, test.labels)]
+    for found, wanted in pairs:
         if found.shape[1:] != wanted.shape[1:] or found.dtype != wanted.dtype:
             raise InputError(
                 f"gate.robustness.shifted: expected examples of {wanted.shape[1:]} ({wanted.dtype}) as in the test split, got "
                 f"{found.shape[1:]} ({found.dtype}); prepare both in the same way"
             )
+    for column in shifted.columns:
+        if column.dtype.kind == "f" and not np.isfinite(column).all():
+            raise InputError(
+                "gate.robustness.shifted: expected finite inputs, found NaN or infinity; clean the data first"
+            )
+    if test.labels.dtype.kind in "iu" and (unknown := np.setdiff1d(shifted.labels, test.labels)).size:
+        raise InputError(
+            f"gate.robustness.shifted: expected the classes of the test split, got {unknown[:3].tolist()} beside them; number "
+            "the classes as the model does"
+        )
 
 
 def _asked(recipe: Recipe, look: int, *, int8: bool) -> Asked:
