@@ -84,7 +84,8 @@ def resampled_difference(
 
     Paired bootstrap: examples are drawn anew, both models' answers to them together, and the metric is computed again, for it
     need not be a mean. Which percentiles of the draws are the bounds follows from their bias and skewness (BCa; Efron, Journal
-    of the American Statistical Association 82:171-185, 1987): where few examples lose much, the plain ones let too much pass.
+    of the American Statistical Association 82:171-185, 1987), and lies further out the fewer examples there are (Hesterberg,
+    The American Statistician 69:371-386, 2015): where few examples lose much, the plain ones let too much pass.
     Examples of one document are not independent of each other, so documents are drawn whole (the cluster bootstrap;
     Davison and Hinkley 1997, section 3.8).
     Where fewer than 30 of them differ the draws are too much alike, and the bounds lie at least as far out as the share that
@@ -163,7 +164,9 @@ def _resampled(
     below = float((values < estimate).mean() + (values == estimate).mean() / 2)
     bias = float(norm.ppf(np.clip(below, 1 / RESAMPLES, 1 - 1 / RESAMPLES)))
     acceleration = _acceleration(statistic, n, groups)
-    z = bias + norm.ppf([1 - confidence, confidence])
+    count = n if groups is None else len(groups)
+    wider = math.sqrt(count / (count - 1)) * t.ppf(confidence, count - 1) if count > 1 else math.inf
+    z = bias + np.array([-wider, wider])
     shares = norm.cdf(bias + z / np.maximum(1 - acceleration * z, 0.1))
     low, high = np.quantile(values, shares, method="weibull")  # which few draws do not make too narrow
     return estimate, float(low), float(high)
