@@ -4,8 +4,8 @@ from typing import Any
 
 from airflow.sdk import Param, dag, task_group
 
-from tasks import baseline, cut, evaluate, export, gate, plan, promote, recover, resolve, select, validate
-from tasks.airflow_glue import step
+from tasks import ask, baseline, cut, evaluate, export, gate, plan, promote, recover, resolve, select, validate
+from tasks.airflow_glue import approval, step
 
 MAX_CYCLES = 5
 BENCH = "bench"  # a pool with one slot: two measurements at once would measure each other
@@ -59,8 +59,10 @@ def prune_model() -> None:
 
     Give a **model** of the MLflow registry, its **version** and a **recipe**. The model is measured, cut in up to five
     cycles (cut, recover, evaluate; a cycle with nothing left to do is skipped), exported to ONNX, and judged against the
-    dense model on data that nothing before has seen. Only a verdict *pass* is promoted: otherwise `promote` is skipped, the
-    champion stays, and the log of `gate` says why. Everything is in MLflow, under the experiment of the source model.
+    dense model on data that nothing before has seen. Only a verdict *pass* is promoted, or what a person approves where the
+    recipe asks one: otherwise `promote` is skipped, the champion stays, and the run's description says why. `plan` may find
+    that the model is better not pruned: then everything after it is skipped, and its log says why. Everything is in MLflow,
+    under the experiment of the source model.
     """
     pinned = step(resolve.run)(
         "{{ params.model }}", "{{ params.version }}", "{{ params.recipe }}", "{{ params.fresh }}", "{{ run_id }}"
@@ -70,11 +72,12 @@ def prune_model() -> None:
     cycles: list[Any] = []
     for number in range(1, MAX_CYCLES + 1):
         cycles.append(one_cycle(number, pinned, base, schedule, cycles[-1] if cycles else None))
-    selected = step(select.run, trigger_rule="none_failed_min_one_success")(pinned, base, cycles)
+    selected = step(select.run, trigger_rule="none_failed_min_one_success")(pinned, base, schedule, cycles)
     exported = step(export.run)(pinned, base, selected)
     validated = step(validate.run, pool=BENCH)(pinned, base, exported)
     verdict = step(gate.run)(pinned, exported, validated)
-    step(promote.run)(pinned, exported, verdict)
+    answers = approval(step(ask.run)(pinned, verdict))
+    step(promote.run, trigger_rule="none_failed")(pinned, exported, verdict, answers)
 
 
 prune_model()

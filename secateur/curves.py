@@ -1,4 +1,4 @@
-"""How much loss every axis costs, share by share: measured on calibration data, saved so that a long measurement resumes."""
+"""What cuts cost: every axis share by share, saved so that a long measurement resumes, and the metric of a cut of all of them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,15 @@ from secateur import pruning, surgery
 from secateur.allocate import Curves
 from secateur.axes.infer import infer
 from secateur.calibration import Batch, Loss, classification_loss
+from secateur.data import Split
 from secateur.errors import InputError
+from secateur.gate.bounds import Answers, paired_difference, resampled_difference
+from secateur.objectives import Objective, answered, logits_of
+from secateur.planner import Cost
 from secateur.pruning import DEFAULT_KINDS, Choice
 
 Distance = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]  # output, the dense answers, target
+EVALUATION_BATCH = 256
 SHARES = (0.0625, 0.125, 0.25, 0.5, 0.75)  # close together where units cost next to nothing
 
 
@@ -124,6 +129,27 @@ def mean_loss(
             total += float(loss(module(*batch[:-targets]), *batch[-targets:])) * len(batch[0])
             count += len(batch[0])
     return total / count
+
+
+def answers_of(program: ExportedProgram, split: Split, objective: Objective) -> Answers:
+    """What a program answers to every example of a split, and the targets, as the objective's score compares them."""
+    module = programs.graph_module(program, shared=True)
+    columns = [torch.from_numpy(column) for column in split.columns]
+    with programs.evaluating(module):
+        parts = torch.arange(len(split)).split(EVALUATION_BATCH)
+        outputs = [logits_of(module(*(column[part] for column in columns))).numpy() for part in parts]
+    return answered(objective, outputs, split.labels)
+
+
+def lost(share: float, dense: Answers, cut: Answers, objective: Objective, confidence: float, seed: int) -> Cost:
+    """What a cut of this share costs of the metric, with bounds at `confidence` on either side, as the gate takes them."""
+    if objective.right_or_wrong:
+        before, after = (answers == targets for answers, targets in (dense, cut))
+        found = paired_difference(before, after, confidence)
+    else:
+        found = resampled_difference(dense, cut, objective.score, confidence, seed)
+    estimate, low, high = found
+    return Cost(share, -estimate, -high, -low, len(dense[0]))
 
 
 def _cut_alone(program: ExportedProgram, kept: dict[str, np.ndarray]) -> fx.GraphModule:

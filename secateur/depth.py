@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,10 +12,12 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.nn import functional
 
+from secateur import allocate
 from secateur import branches as graph_branches
 from secateur import calibration as calibrating
 from secateur import program as programs
-from secateur.axes.infer import infer
+from secateur.allocate import Goal
+from secateur.axes.infer import Structure, infer
 from secateur.branches import Branch
 from secateur.calibration import Batch
 from secateur.errors import InputError
@@ -48,35 +51,36 @@ class DepthReport:
 def drop_branches(
     program: ExportedProgram,
     *,
-    share: float,
+    share: float | None = None,
+    goal: Goal | None = None,
     kind: str = "layer",
     criterion: str = "influence",
     calibration: Sequence[Batch] = (),
     seed: int = 0,
 ) -> tuple[ExportedProgram, DepthReport]:
-    """Drop the round(share n) least important branches of one kind. The input program is not modified.
+    """Drop the least important branches of one kind: the round(share n) of them, or the fewest that reach a goal. The input
+    program is not modified.
 
     Raises:
-        InputError: no branch of this kind, a share that rounds to none or all, an unknown name, missing data.
+        InputError: no branch of this kind, a share that rounds to none or all, a goal out of reach, an unknown name, missing
+            data, or not one of share and goal.
     """
-    _check(share, kind, criterion, calibration, programs.input_specs(program))
+    _check(share, goal, criterion, calibration, programs.input_specs(program))
     programs.check_supported(program)
     module = programs.graph_module(program, shared=True)
     structure = infer(module)
-    candidates = _outermost([b for b in graph_branches.find(module, structure) if b.kind == kind])
-    if not candidates:
-        found = sorted({b.kind for b in graph_branches.find(module, structure)})
-        raise InputError(
-            f"kind: expected branches of kind {kind} in the program, found {', '.join(found) or 'none of any kind'}"
-        )
-    count = round(share * len(candidates))
-    if not 0 < count < len(candidates) + (kind != "layer"):
-        raise InputError(
-            f"layers: expected a share of {len(candidates)} branches of kind {kind} that drops at least one and leaves "
-            f"at least one, got {share} ({count})"
-        )
+    candidates = _candidates(module, structure, kind)
     scores = score(module, candidates, criterion, calibration, seed)
     ranked = sorted(range(len(candidates)), key=lambda i: (scores[i], -i))  # of equals the later goes
+    if goal is None:
+        count = round((share or 0.0) * len(candidates))
+        if not 0 < count <= _droppable(candidates):
+            raise InputError(
+                f"layers: expected a share of {len(candidates)} branches of kind {kind} that drops at least one and leaves "
+                f"at least one, got {share} ({count})"
+            )
+    else:
+        count = _fewest(program, structure, goal, kind, ranked[: _droppable(candidates)])
     dropped = sorted(ranked[:count])
     symbols = programs.per_example_symbols(program)
     before = structure.count_parameters(), structure.count_macs(symbols)
@@ -96,15 +100,86 @@ def drop_branches(
     return shallow, report
 
 
-def _check(share: float, kind: str, criterion: str, batches: Sequence[Batch], specs: dict) -> None:
-    if kind not in KINDS:
-        raise InputError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+def usual_kind(program: ExportedProgram) -> str:
+    """The kind of branch that whole depth is made of: layers where there are any, else the blocks of a residual network."""
+    module = programs.graph_module(program, shared=True)
+    return "layer" if any(b.kind == "layer" for b in graph_branches.find(module, infer(module))) else "block"
+
+
+def reachable(program: ExportedProgram, kind: str, goal: Goal) -> float:
+    """The share that a goal of this sort can ask for at most: all branches of this kind dropped, the largest one where one stays.
+
+    Raises:
+        InputError: no branch of this kind.
+    """
+    module = programs.graph_module(program, shared=True)
+    structure = infer(module)
+    candidates = _candidates(module, structure, kind)
+    smallest = sorted(range(len(candidates)), key=lambda i: candidates[i].parameters)[: _droppable(candidates)]
+    whole = _counted(program, structure, goal)
+    return 1 - _without(program, kind, smallest, goal) / whole if whole else 0.0
+
+
+def _fewest(program: ExportedProgram, structure: Structure, goal: Goal, kind: str, ranked: Sequence[int]) -> int:
+    """How many of the ranked branches go at least so that the goal is reached."""
+    whole = _counted(program, structure, goal)
+    limit = (1 - goal.share) * whole
+
+    def left(count: int) -> int:
+        return _without(program, kind, ranked[:count], goal)
+
+    if not whole or left(len(ranked)) > limit:
+        most = 1 - left(len(ranked)) / whole if whole else 0.0
+        raise InputError(
+            f"goal: {goal} is out of reach: expected a share of at most {most:.3f}, which {len(ranked)} branches of kind {kind} "
+            "give; ask for less or allow another kind"
+        )
+    return 1 + bisect.bisect_left(range(1, len(ranked)), True, key=lambda count: left(count) <= limit)
+
+
+def _without(program: ExportedProgram, kind: str, dropped: Sequence[int], goal: Goal) -> int:
+    """What the goal counts of a program without some of its branches of a kind."""
+    module = programs.graph_module(program, shared=True)
+    candidates = _candidates(module, infer(module), kind)
+    graph_branches.drop(module, [candidates[i] for i in dropped])
+    return _counted(program, infer(module), goal)
+
+
+def _counted(program: ExportedProgram, structure: Structure, goal: Goal) -> int:
+    return allocate.measure_of(goal, structure, (), programs.per_example_symbols(program))({})
+
+
+def _check(share: float | None, goal: Goal | None, criterion: str, batches: Sequence[Batch], specs: dict) -> None:
     if criterion not in CRITERIA:
         raise InputError(f"criterion: expected one of {', '.join(CRITERIA)}, got {criterion!r}")
-    if not 0 < share < 1:
-        raise InputError(f"layers: expected a share between 0 and 1 (exclusive), got {share}")
+    asked = share if goal is None else goal.share
+    if asked is None or (share is not None and goal is not None):
+        raise InputError(f"layers: expected either a share or a goal, got {share} and {goal}")
+    if not 0 < asked < 1:
+        raise InputError(f"layers: expected a share between 0 and 1 (exclusive), got {asked}")
     if criterion in ("influence", "variance"):
         calibrating.check_batches(batches, specs)
+
+
+def _candidates(module: fx.GraphModule, structure: Structure, kind: str) -> list[Branch]:
+    """The branches of a kind, in the order of the program.
+
+    Raises:
+        InputError: there is none.
+    """
+    if kind not in KINDS:
+        raise InputError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    found = graph_branches.find(module, structure)
+    candidates = _outermost([b for b in found if b.kind == kind])
+    if not candidates:
+        kinds = ", ".join(sorted({b.kind for b in found}))
+        raise InputError(f"kind: expected branches of kind {kind} in the program, found {kinds or 'none of any kind'}")
+    return candidates
+
+
+def _droppable(candidates: Sequence[Branch]) -> int:
+    """How many of them may go: of layers one stays."""
+    return len(candidates) - (candidates[0].kind == "layer")
 
 
 def _outermost(candidates: list[Branch]) -> list[Branch]:

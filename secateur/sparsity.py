@@ -10,6 +10,7 @@ import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from secateur.calibration import (
     Statistics,
     classification_loss,
 )
-from secateur.errors import InputError
+from secateur.errors import InputError, NothingRemovedError
 from secateur.importance import lamp_of
 from secateur.tables import as_text
 
@@ -197,8 +198,9 @@ def sparsify(
 ) -> tuple[ExportedProgram, Masks, SparsityReport]:
     """Zero the least important weights of linear layers and convolutions, exactly as many as asked, ties broken by place.
 
-    A share is that of every layer or of all together, as the pattern says; Wanda takes it from every output row. The
-    input program is not modified. `include` and `exclude` are globs on parameter names; a tied weight has the first of
+    A share is that of every layer or of all together, as the pattern says; Wanda takes it from every output row. Weights that
+    are zero already go first, so that a second call with a larger share adds to what the first one did. The input program is
+    not modified. `include` and `exclude` are globs on parameter names; a tied weight has the first of
     its names.
 
     Raises:
@@ -217,8 +219,7 @@ def sparsify(
     uses = _uses(module, structure, include, exclude)
     evidence, skipped = _gather(module, uses, statistics, pattern, criterion, seed)
     if not evidence:
-        reasons = "; ".join(f"{name} {why}" for name, why in list(skipped.items())[:3])
-        raise InputError(f"pattern: {pattern} with {criterion} fits no weight of this program ({reasons})")
+        raise _fits_nothing(pattern, criterion, skipped)
     masks: Masks = {}
     if criterion == "sparsegpt":
         for item in evidence:
@@ -229,7 +230,7 @@ def sparsify(
         keeps = _choose(evidence, pattern, criterion)
         masks = {item.name: _store(module, item, item.weight, keep) for item, keep in zip(evidence, keeps, strict=True)}
     if all(bool(mask.all()) for mask in masks.values()):
-        raise InputError(f"pattern: {pattern} would zero no weight of {len(masks)}; ask for a larger share")
+        raise NothingRemovedError(f"pattern: {pattern} would zero no weight of {len(masks)}; ask for a larger share")
     sparse = programs.reexport(module, program)
     weights = sparse.state_dict
     layers = tuple(
@@ -239,11 +240,44 @@ def sparsify(
     return sparse, masks, SparsityReport(layers)
 
 
+def fitting_weights(
+    program: ExportedProgram,
+    *,
+    pattern: Pattern,
+    criterion: str = "magnitude",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+) -> int:
+    """How many weights `sparsify` would take its share of, where calibration reaches every layer.
+
+    Raises:
+        InputError: what `sparsify` refuses whatever the data.
+    """
+    _check_pattern(pattern, criterion)
+    programs.check_supported(program)
+    module = programs.graph_module(program, shared=True)
+    uses = _uses(module, infer(module), include, exclude)
+    # what the calibration data reach is not known yet
+    evidence, skipped = _gather(module, uses, Statistics(), pattern, "magnitude", 0)
+    if not evidence:
+        raise _fits_nothing(pattern, criterion, skipped)
+    return sum(item.weight.numel() for item in evidence)
+
+
+def _fits_nothing(pattern: Pattern, criterion: str, skipped: Mapping[str, str]) -> InputError:
+    reasons = "; ".join(f"{name} {why}" for name, why in list(skipped.items())[:3])
+    return InputError(f"pattern: {pattern} with {criterion} fits no weight of this program ({reasons})")
+
+
 def _check(pattern: Pattern, criterion: str, batches: Sequence[Batch]) -> None:
-    if criterion not in WEIGHT_CRITERIA:
-        raise InputError(f"criterion: expected one of {', '.join(WEIGHT_CRITERIA)}, got {criterion!r}")
+    _check_pattern(pattern, criterion)
     if WEIGHT_CRITERIA[criterion].needs and not batches:
         raise InputError(f"criterion {criterion}: needs calibration batches of (inputs..., target), got none")
+
+
+def _check_pattern(pattern: Pattern, criterion: str) -> None:
+    if criterion not in WEIGHT_CRITERIA:
+        raise InputError(f"criterion: expected one of {', '.join(WEIGHT_CRITERIA)}, got {criterion!r}")
     if isinstance(pattern, NM):
         if not 0 < pattern.n < pattern.m:
             raise InputError(f"pattern: expected n:m with 0 < n < m, got {pattern.n}:{pattern.m}")
@@ -351,6 +385,8 @@ def _choose(evidence: Sequence[WeightEvidence], pattern: Pattern, criterion: str
             raise InputError(
                 f"criterion {criterion}: scores of {item.name} are not finite; are the weights or the data NaN?"
             )
+    if not isinstance(pattern, Blocks):  # of which a zero says little: a block is ranked by its sum
+        scores = [score.masked_fill(item.weight == 0, -torch.inf) for score, item in zip(scores, evidence, strict=True)]
     if isinstance(pattern, Unstructured) and pattern.scope == "global":
         keep = _strongest(torch.cat([s.flatten() for s in scores]), pattern.share)
         parts = keep.split([s.numel() for s in scores])
@@ -526,6 +562,20 @@ def masks_of(program: ExportedProgram) -> Masks:
     """The masks that a program shows: of every matrix or kernel with weights that are exactly zero, True where one is not."""
     weights = {name: p.detach() for name, p in program.named_parameters() if p.dim() > 1}
     return {name: weight != 0 for name, weight in weights.items() if not bool(weight.all())}
+
+
+def recorded_masks(program: ExportedProgram, lineage: Mapping[str, Any]) -> Masks:
+    """The masks of a program whose lineage records a pattern of zeros; of any other none, whatever is zero in it by chance."""
+    return masks_of(program) if any("pattern" in cut for cut in lineage.get("cuts", ())) else {}
+
+
+def recorded_zeros(program: ExportedProgram, lineage: Mapping[str, Any]) -> int:
+    """How many weights are exactly zero, counted in a program whose lineage records a pattern of zeros; of any other 0."""
+    names = recorded_masks(program, lineage)
+    tensors = {
+        programs.identity(p): p for name, p in program.named_parameters() if name in names
+    }  # tied ones count once
+    return sum(int((tensor == 0).sum()) for tensor in tensors.values())
 
 
 def apply_masks(module: torch.nn.Module, masks: Mapping[str, torch.Tensor]) -> None:

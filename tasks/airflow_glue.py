@@ -1,29 +1,37 @@
-"""Turns a plain step function into an Airflow task: the one module outside `dags/` that knows Airflow.
+"""What is Airflow's but must be importable everywhere: the one module outside `dags/` that knows Airflow.
 
-A step takes and returns small dataclasses. Between tasks they travel as plain JSON, so that a reader of the UI, of the
-REST API or of another version of this code can read them without importing ours.
+It turns a plain step function into a task, asks a person, watches the registry and starts runs. A step takes and returns
+small dataclasses. Between tasks they travel as plain JSON, so that a reader of the UI, of the REST API or of another
+version of this code can read them without importing ours.
 """
 
+import asyncio
 import functools
 import json
 import logging
+import time
 import typing
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import RetryPolicy, task
+from airflow.sdk import Param, RetryPolicy, task
 from airflow.sdk.definitions.retry_policy import RetryDecision
 from airflow.sdk.exceptions import AirflowSkipException
+from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from secateur.errors import NothingToDo
 from tasks.faults import is_io_fault
+
+if TYPE_CHECKING:
+    from tasks.watch import Arrival
 
 log = logging.getLogger("secateur.step")
 
 RETRIES = 3
 FIRST_DELAY = timedelta(seconds=5)
 LONGEST_DELAY = timedelta(minutes=2)
+RING_AGAIN = 60.0  # seconds after which versions that still wait are told once more
 _LOGGED_CHARACTERS = 500
 
 
@@ -65,13 +73,99 @@ def step(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         "doc_md": function.__doc__,
         "multiple_outputs": False,
         "show_return_value_in_logs": False,  # `call` logs it, in one line of bounded length
+    }
+    return typing.cast(Callable[..., Any], task(**{**settings, **_retried(), **options})(run))
+
+
+def _retried() -> dict[str, Any]:
+    """How every task is retried."""
+    return {
         "retries": RETRIES,
         "retry_delay": FIRST_DELAY,
         "retry_exponential_backoff": 2.0,
         "max_retry_delay": LONGEST_DELAY,
         "retry_policy": StepRetries(),
     }
-    return typing.cast(Callable[..., Any], task(**{**settings, **options})(run))
+
+
+def approval(questions: Any) -> Any:
+    """The task `approve`: each of these questions (`tasks.references.Question`) is put to a person; gives the answers.
+
+    It is mapped, and so skipped where there is no question, and what follows hears a no: Airflow would skip it if the
+    task were not mapped, and nothing could then say why.
+    """
+    from airflow.providers.standard.operators.hitl import ApprovalOperator
+
+    words = Param("", type="string", title="Your words", description="They are kept in the promotion journal.")
+    asked = ApprovalOperator.partial(
+        task_id="approve", defaults=ApprovalOperator.REJECT, params={"words": words}, **_retried()
+    )
+    return asked.expand_kwargs(questions.map(_for_a_person)).output
+
+
+def _for_a_person(question: Mapping[str, Any]) -> dict[str, Any]:
+    """A question, from XCom, in the operator's words."""
+    return {
+        "subject": question["subject"],
+        "body": question["body"],
+        "assigned_users": [{"id": user, "name": user} for user in question["users"]],
+        "response_timeout": timedelta(hours=question["hours"]),
+    }
+
+
+class NewVersions(BaseEventTrigger):
+    """Rings when the registry holds versions that wait for a run: one poll for all models, every `seconds`.
+
+    It keeps nothing: what waits is in the registry (`tasks.watch`), so it may be stopped and started anywhere. While MLflow
+    does not answer it asks ever more rarely, at last every two minutes.
+    """
+
+    def __init__(self, seconds: float = 5.0) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """How the triggerer makes it."""
+        return f"{type(self).__module__}.{type(self).__qualname__}", {"seconds": self.seconds}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Poll for ever; an event for versions that were not told of before, or that still wait a minute after."""
+        from tasks import watch
+
+        told: set[Arrival] = set()
+        told_at, delay = 0.0, 0.0
+        while True:
+            try:
+                waiting = await asyncio.to_thread(watch.pending)  # MLflow's client would block all other triggers
+            except Exception as error:  # whatever it is, the watch goes on
+                delay = min(2 * delay or self.seconds, LONGEST_DELAY.total_seconds())
+                log.warning(
+                    "The registry cannot be read, next try in %.0f s: %s: %s", delay, type(error).__name__, error
+                )
+                waiting = []
+            else:
+                delay = 0.0
+            if set(waiting) - told or (waiting and time.monotonic() - told_at > RING_AGAIN):
+                told, told_at = set(waiting), time.monotonic()
+                yield TriggerEvent([f"models:/{arrival.model}/{arrival.version}" for arrival in waiting])
+            await asyncio.sleep(delay or self.seconds)
+
+
+def start_run(dag: str, run_id: str, conf: Mapping[str, Any]) -> bool:
+    """Start a run of another DAG, from inside a task; False where a run of this id exists already.
+
+    What Airflow's own `TriggerDagRunOperator` asks its supervisor, but for many runs, in order, by one task.
+    """
+    from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+    from airflow.sdk.execution_time.comms import ErrorResponse, TriggerDagRun
+    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+    answer = SUPERVISOR_COMMS.send(TriggerDagRun(dag_id=dag, run_id=run_id, conf=dict(conf)))
+    if not isinstance(answer, ErrorResponse):
+        return True
+    if answer.error == ErrorType.DAGRUN_ALREADY_EXISTS:
+        return False
+    raise AirflowRuntimeError(answer)
 
 
 def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -82,7 +176,7 @@ def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
     hints = typing.get_type_hints(function)
     bound = inspect.signature(function).bind(*args, **kwargs)
-    given = {name: TypeAdapter(hints[name]).validate_python(value) for name, value in bound.arguments.items()}
+    given = {name: TypeAdapter(hints[name]).validate_python(_listed(value)) for name, value in bound.arguments.items()}
     try:
         result = function(**given)
     except NothingToDo as reason:
@@ -91,6 +185,11 @@ def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     plain = TypeAdapter(hints["return"]).dump_python(result, mode="json")
     log.info("Result: %s", _one_line(plain))
     return plain
+
+
+def _listed(value: Any) -> Any:
+    """What a mapped task returned comes as a sequence that reads one by one: all of it, as a list."""
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str | list | tuple) else value
 
 
 def _one_line(value: Any) -> str:

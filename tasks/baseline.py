@@ -7,14 +7,17 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks import figures, int8, tracking
+from secateur.planner import Alone
+from tasks import figures, goals, int8, tracking
 from tasks.goals import TIMES
-from tasks.recipe import Recipe
-from tasks.references import Baseline, Figures, File, Pinned
+from tasks.recipe import COUNTED, Recipe
+from tasks.references import Baseline, Figures, File, Int8, Pinned
 from tasks.training import cache_folder
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+    from secateur.data import Split
 
 
 @tracking.remembered
@@ -25,15 +28,34 @@ def run(pinned: Pinned) -> Baseline:
 
     recipe = Recipe.model_validate(pinned.recipe)
     with tracking.fetched(pinned.program) as path, tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-        program, onnx_path = programs.load(path), Path(folder) / "dense.onnx"
+        program, lineage, onnx_path = programs.load(path), programs.lineage(path), Path(folder) / "dense.onnx"
         validation = datasets.load(recipe, pinned.inputs).validation
-        dense = figures.measure(program, onnx_path, pinned.run_id, validation, recipe)
+        dense = figures.measure(program, lineage, onnx_path, pinned.run_id, validation, recipe)
         quantised = int8.made(pinned, onnx_path, dense.onnx, pinned.program, "dense_int8")
+        alone = _alone(recipe, dense, onnx_path, quantised, validation) if quantised else None
         latencies = _latencies(program, recipe, dense, Path(folder), pinned.run_id)
     speedups = dict.fromkeys(("speedup", "speedup_low", "speedup_high", "theoretical_speedup"), 1.0)
     start = {"sparsity": 0.0, f"{pinned.metric}_delta": 0.0, **speedups}
     tracking.log(pinned.run_id, {**figures.metrics(dense, pinned.metric), **start}, step=0)
-    return Baseline(dense, quantised, latencies)
+    return Baseline(dense, quantised, latencies, alone)
+
+
+def _alone(recipe: Recipe, dense: Figures, onnx_path: Path, quantised: Int8, validation: Split) -> Alone | None:
+    """What INT8 gives without any pruning, where the plan may make do with it."""
+    from secateur import compare
+    from secateur.objectives import objective_of
+
+    goal, _ = recipe.goal.given
+    if recipe.prune.method not in ("auto", "quantize") or goal in COUNTED:
+        return None
+    target, objective = figures.target_of(recipe), objective_of(recipe.objective)
+    with tracking.fetched(quantised.file) as path:
+        accuracy = objective.score(*figures.answers(path, target, validation, objective))
+        seen = compare.compare(onnx_path, path, target, validation.columns, until=0.02, budget_s=20, seed=recipe.seed)
+        reached = seen.low if goal == "speedup" else goals.measured(recipe, onnx_path, path, dense, validation)[0]
+    alone = Alone(dense.accuracy - accuracy, reached, seen.speedup, seen.low, seen.high)
+    print(f"INT8 of the dense model: {alone}", flush=True)
+    return alone
 
 
 def _latencies(program: ExportedProgram, recipe: Recipe, dense: Figures, folder: Path, run_id: str) -> File | None:
@@ -45,7 +67,8 @@ def _latencies(program: ExportedProgram, recipe: Recipe, dense: Figures, folder:
     from secateur.runtime import CPU
 
     target = figures.target_of(recipe)
-    if recipe.goal.given[0] not in TIMES or target.provider != CPU:
+    by_widths = recipe.prune.method in ("auto", "structured")
+    if recipe.goal.given[0] not in TIMES or target.provider != CPU or not by_widths:
         return None
 
     def tell(name: str, done: int, total: int) -> None:

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from secateur.errors import NothingRemovedError, NothingToDo
-from tasks import goals, sparse_learning, tracking
-from tasks.recipe import Recipe
+from tasks import goals, methods, sparse_learning, tracking
+from tasks.methods import Made, Work
+from tasks.recipe import COUNTED, Recipe
 from tasks.references import Baseline, Cut, Cycle, Figures, Pinned, Plan
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
     from secateur.aiming import Shot
-    from secateur.allocate import Curves, Goal, Speedup
-    from secateur.calibration import Batch
-    from secateur.objectives import Objective
-    from secateur.pruning import Report
 
-BATCH = 32  # of calibration
 AIMS, AIMS_BETWEEN = 4, 2  # cuts that are measured, in the last cycle and in those before
 NEAR = 0.995  # of the goal: what is left is less than a cycle can be aimed by
-CURVES = "curves.json"
 
 
 @tracking.remembered
@@ -38,6 +31,7 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
     recipe = Recipe.model_validate(pinned.recipe)
     _stop_early(recipe, baseline.figures, plan, cycle, previous, pinned.metric)
     from secateur import program as programs
+    from tasks import figures
 
     reached = goals.reached(recipe.goal, baseline.figures, previous) if previous else 1.0
     wanted = ratio_of(plan, cycle, reached)
@@ -45,77 +39,63 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
     run_id = tracking.child_run(pinned, f"cycle {cycle}", cycle)
     with tracking.fetched(source) as path:
         program, lineage = programs.load(path), programs.lineage(path)
-    ask = goals.asking(recipe.goal, baseline.latencies, program)
-    goal = ask(wanted / reached)
-    record = {"cycle": cycle, "criterion": recipe.prune.criterion, "seed": recipe.seed}
-    record["objective"] = pinned.objective
+    work = Work(recipe, pinned.inputs, program, lineage, baseline.latencies, run_id, "cut")
+    record = {"cycle": cycle, "seed": recipe.seed, "objective": pinned.objective}
     if cycle == 1 and (learning := recipe.prune.sparse_learning):
         # growing is told beforehand which units the cut will remove
         kept = (
-            _cut(recipe, pinned.inputs, run_id, program, goal, "sparse_learning")[1].kept
+            methods.structured(replace(work, folder="sparse_learning"), wanted / reached).record["kept"]
             if learning.method == "growing"
             else None
         )
         lineage = {"origin": programs.digest(program), **lineage}
         learned = sparse_learning.learn(pinned, run_id, source, kept)
         with tracking.fetched(learned) as path:
-            program = programs.load(path)
+            work = replace(work, program=programs.load(path), lineage=lineage)
         record["sparse_learning"] = learning.model_dump()
-    if plan.measure in goals.COUNTED:
-        pruned, report = _cut(recipe, pinned.inputs, run_id, program, goal, "cut")
+    if plan.measure in COUNTED or plan.method == "n_m":
+        made = methods.CUTS[plan.method](work, wanted / reached)
     else:
         tries = AIMS if cycle == len(plan.shares) else AIMS_BETWEEN
-        goal, pruned, report = _aimed(pinned, baseline, run_id, program, ask, (reached, wanted), tries)
-    print(report)
-    sparsity = 1 - report.parameters_after / baseline.figures.params
+        made = _aimed(pinned, baseline, work, plan.method, (reached, wanted), tries)
+    print(made.report)
     lineage = programs.descend(
-        lineage | {"data": pinned.data_digest},
-        programs.digest(program),
-        {**record, "goal": str(goal), "kept": report.kept},
+        lineage | {"data": pinned.data_digest}, programs.digest(work.program), {**record, **made.record}
     )
+    counted = figures.counts(made.program, lineage)
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         path = Path(folder) / "cut.pt2"
-        programs.save(pruned, path, lineage)
+        programs.save(made.program, path, lineage)
         file = tracking.put(run_id, path, "cut")
-    tracking.put_text(run_id, str(report), "cut/report.txt")
-    return Cut(cycle, run_id, file, sparsity)
+    tracking.put_text(run_id, str(made.report), "cut/report.txt")
+    return Cut(cycle, run_id, file, 1 - (counted.params - counted.zeros) / baseline.figures.weights)
 
 
 def _aimed(
-    pinned: Pinned,
-    baseline: Baseline,
-    run_id: str,
-    program: ExportedProgram,
-    ask: Callable[[float], Goal | Speedup],
-    ratios: tuple[float, float],
-    tries: int,
-) -> tuple[Goal | Speedup, ExportedProgram, Report]:
+    pinned: Pinned, baseline: Baseline, work: Work, method: str, ratios: tuple[float, float], tries: int
+) -> Made:
     """Cut, measure what it gives on the target, and aim again; training changes weights, not what they cost.
 
     `ratios` to the dense model are those that the program has reached and that is wanted.
     """
     from secateur import aiming, onnx_export
-    from secateur.pruning import Choice
     from tasks import datasets
 
-    recipe = Recipe.model_validate(pinned.recipe)
-    validation = datasets.load(recipe, pinned.inputs).validation
+    validation = datasets.load(work.recipe, pinned.inputs).validation
     seen: dict[str, tuple[float, str]] = {}  # a cut that comes out the same is not measured again
     told: list[str] = []
-    shots: list[Shot[tuple[Goal | Speedup, ExportedProgram, Report]]] = []
-    most = goals.most(ask, program, Choice(**recipe.prune.choice))
+    shots: list[Shot[Made]] = []
     reached, wanted = ratios
 
-    def shoot(times: float) -> tuple[float, tuple[Goal | Speedup, ExportedProgram, Report]]:
-        goal = ask(times)
-        pruned, report = _cut(recipe, pinned.inputs, run_id, program, goal, "cut")
-        key = tracking.digest(report.kept)
+    def shoot(times: float) -> tuple[float, Made]:
+        made = methods.CUTS[method](work, times)
+        key = tracking.digest({name: value for name, value in made.record.items() if name != "goal"})
         if key not in seen:
-            onnx_export.export(pruned, path)
-            seen[key] = goals.measured(recipe, dense, path, baseline.figures, validation)
+            onnx_export.export(made.program, path)
+            seen[key] = goals.measured(work.recipe, dense, path, baseline.figures, validation)
         told.append(f"wanted {wanted:.3f}x, asked {reached * times:.3f}x, measured {seen[key][1]}")
         print(told[-1], flush=True)
-        return seen[key][0] / reached, (goal, pruned, report)
+        return seen[key][0] / reached, made
 
     with (
         tracking.fetched(baseline.figures.onnx) as dense,
@@ -123,79 +103,18 @@ def _aimed(
     ):
         path = Path(folder) / "cut.onnx"
         try:
+            most = methods.most(work, method)
             aiming.aim(shoot, wanted / reached, most=most, tries=tries, on_shot=shots.append)
         except NothingRemovedError:  # of a smaller ask, after one that measured too much
             if not shots:
                 raise
-    tracking.put_text(run_id, "\n".join(told) + "\n", "cut/aims.txt")
+    tracking.put_text(work.run_id, "\n".join(told) + "\n", "cut/aims.txt")
     return aiming.best(shots, wanted / reached).made
 
 
-def _cut(
-    recipe: Recipe, names: Sequence[str], run_id: str, program: ExportedProgram, goal: Goal | Speedup, folder: str
-) -> tuple[ExportedProgram, Report]:
-    """Prune as the recipe says; what is measured for it is kept in this folder of the cycle's run."""
-    from secateur import prune
-    from secateur.objectives import objective_of, plain_loss
-    from secateur.pruning import Choice, needs_data
-
-    choice = {**recipe.prune.choice, "seed": recipe.seed}
-    batches = _calibration(recipe, names) if needs_data(Choice(**choice)) else ()
-    by_curves = recipe.prune.allocation == "sensitivity"
-    objective = objective_of(recipe.objective)
-    curves = _curves(run_id, program, choice, batches, objective, folder) if by_curves else None
-    return prune(program, goal=goal, calibration=batches, loss=plain_loss(objective), curves=curves, **choice)
-
-
-def _calibration(recipe: Recipe, names: Sequence[str]) -> list[Batch]:
-    """Examples of the training split, the same ones in every cycle."""
-    import numpy as np
-    import torch
-
-    from tasks import datasets
-
-    train = datasets.load(recipe, names).train
-    chosen = np.random.default_rng(recipe.seed).permutation(len(train))[: recipe.prune.calibration]
-    parts = [chosen[start : start + BATCH] for start in range(0, len(chosen), BATCH)]
-    return [tuple(torch.from_numpy(array[part]) for array in (*train.columns, train.labels)) for part in parts]
-
-
-def _curves(
-    run_id: str,
-    program: ExportedProgram,
-    choice: dict[str, Any],
-    batches: Sequence[Batch],
-    objective: Objective,
-    folder: str,
-) -> Curves:
-    """Sensitivity curves, kept in the cycle's run axis by axis: a killed task goes on from them."""
-    from secateur import sensitivity
-    from secateur.objectives import distance, plain_loss
-
-    chosen = {name: choice[name] for name in ("kinds", "include", "exclude", "criterion", "seed")}
-    with tempfile.TemporaryDirectory(prefix="secateur-") as local:
-        path = Path(local) / CURVES
-        if stored := tracking.get_bytes(run_id, f"{folder}/{CURVES}"):
-            path.write_bytes(stored)
-
-        def keep(axis: str, curve: dict[float, float]) -> None:
-            tracking.put_bytes(run_id, path.read_bytes(), folder, CURVES)
-            print(
-                f"{axis}: loss {', '.join(f'{loss:.4f} at {share:.0%}' for share, loss in curve.items())}", flush=True
-            )
-
-        return sensitivity(
-            program,
-            calibration=batches,
-            loss=plain_loss(objective),
-            distance=distance(objective),
-            path=path,
-            on_axis=keep,
-            **chosen,
-        )
-
-
 def _stop_early(recipe: Recipe, dense: Figures, plan: Plan, cycle: int, previous: Cycle | None, metric: str) -> None:
+    if not plan.shares:
+        raise NothingToDo(f"cycle {cycle}: {plan.reasons[0].chosen}: {plan.reasons[0].because}")
     if cycle > len(plan.shares):
         raise NothingToDo(f"cycle {cycle}: the plan has {len(plan.shares)}")
     if previous and previous.accuracy_delta < -recipe.budget.accuracy_drop:

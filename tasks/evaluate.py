@@ -24,9 +24,9 @@ def run(pinned: Pinned, baseline: Baseline, recovered: Recovered) -> Cycle:
         tracking.fetched(baseline.figures.onnx) as dense_path,
         tempfile.TemporaryDirectory(prefix="secateur-") as folder,
     ):
-        program = programs.load(program_path)
+        program, lineage = programs.load(program_path), programs.lineage(program_path)
         onnx_path = Path(folder) / "pruned.onnx"
-        seen = figures.measure(program, onnx_path, recovered.run_id, validation, recipe)
+        seen = figures.measure(program, lineage, onnx_path, recovered.run_id, validation, recipe)
         compared = compare.compare(
             dense_path,
             onnx_path,
@@ -45,7 +45,7 @@ def run(pinned: Pinned, baseline: Baseline, recovered: Recovered) -> Cycle:
         run_id=recovered.run_id,
         program=recovered.program,
         figures=seen,
-        sparsity=1 - seen.params / baseline.figures.params,
+        sparsity=1 - seen.weights / baseline.figures.weights,
         accuracy_delta=seen.accuracy - baseline.figures.accuracy,
         speedup=compared.speedup,
         speedup_low=compared.low,

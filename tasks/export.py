@@ -11,10 +11,16 @@ from tasks.references import Baseline, Exported, Pinned, Selected
 
 @tracking.remembered
 def run(pinned: Pinned, baseline: Baseline, selected: Selected) -> Exported:
-    """Write the ONNX file, its weights counted against the program's, its INT8 form if asked, and record the exporter."""
+    """Write the ONNX file, its weights counted against the program's, its INT8 form if asked, and record the exporter.
+
+    Where no cycle was selected the dense model's INT8 is all there is to export.
+    """
     from secateur import onnx_export
     from secateur import program as programs
 
+    if selected.cycle is None:
+        assert baseline.int8 is not None, "what is selected is the dense model's INT8"
+        return Exported(0, baseline.figures.onnx, None, None, int8.made_up_for(pinned, baseline, baseline.int8))
     source = selected.cycle.program
     with tracking.fetched(source) as path, tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         program = programs.load(path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from secateur.errors import InputError
 from tasks import tracking
@@ -44,22 +46,52 @@ def seen(path: Path, target: Target, split: Split, objective: Objective, change:
     return evidence.seen(objective, outputs, split.labels, split.ids, split.digest)
 
 
-def measure(program: ExportedProgram, path: Path, run_id: str, validation: Split, recipe: Recipe) -> Figures:
-    """Export to `path`, keep the file in the run, measure it on the recipe's target."""
-    from secateur import measure, onnx_export
+@dataclass(frozen=True)
+class Counts:
+    """What is counted in a program; nothing of it is measured."""
+
+    params: int
+    macs: int
+    zeros: int  # of the parameters, by a pattern that was cut
+    kv_cache_bytes: int | None
+
+
+def counts(program: ExportedProgram, lineage: Mapping[str, Any]) -> Counts:
+    """Count a program, whose lineage says whether its zeros are a pattern's."""
     from secateur import program as programs
     from secateur.axes.infer import infer
+    from secateur.sparsity import recorded_zeros
+
+    structure = infer(programs.graph_module(program))
+    return Counts(
+        params=structure.count_parameters(),
+        macs=structure.count_macs(programs.per_example_symbols(program)),
+        zeros=recorded_zeros(program, lineage),
+        kv_cache_bytes=structure.count_cache() or None,
+    )
+
+
+def measure(
+    program: ExportedProgram,
+    lineage: Mapping[str, Any],
+    path: Path,
+    run_id: str,
+    validation: Split,
+    recipe: Recipe,
+) -> Figures:
+    """Export to `path`, keep the file in the run, measure it on the recipe's target."""
+    from secateur import measure, onnx_export
     from secateur.objectives import objective_of
 
     target, objective = target_of(recipe), objective_of(recipe.objective)
     onnx_export.export(program, path)
-    structure = infer(programs.graph_module(program))
+    counted = counts(program, lineage)
     sizes = measure.sizes(path)
     latency = measure.latency(path, target, validation.columns, fewest=requests_for(recipe))
     return Figures(
         onnx=tracking.put(run_id, path, "onnx"),
-        params=structure.count_parameters(),
-        macs=structure.count_macs(programs.per_example_symbols(program)),
+        params=counted.params,
+        macs=counted.macs,
         size_bytes=sizes.file,
         gzip_bytes=sizes.gzip,
         weight_bytes=sizes.weights,
@@ -69,8 +101,9 @@ def measure(program: ExportedProgram, path: Path, run_id: str, validation: Split
         latency_p99_ms=latency.p99_ms,
         throughput=latency.throughput,
         peak_memory_bytes=measure.peak_memory(path, target, validation.columns),
-        kv_cache_bytes=structure.count_cache() or None,
+        kv_cache_bytes=counted.kv_cache_bytes,
         requests_per_s=served(path, validation, recipe) if recipe.goal.qps else None,
+        zeros=counted.zeros,
     )
 
 
@@ -83,10 +116,11 @@ def served(path: Path, split: Split, recipe: Recipe) -> float:
     from secateur.load import rate
 
     assert recipe.goal.qps
-    found = rate.highest_rate(path, target_of(recipe), split.columns, recipe.goal.qps.p99_ms, seed=recipe.seed)
+    limit = recipe.goal.qps.p99_ms
+    (found,) = rate.highest_rates([path], target_of(recipe), split.columns, limit, seed=recipe.seed)
     print(found, flush=True)
     if found.low is None:
-        raise InputError(f"goal.qps: expected a rate that keeps the limit of {recipe.goal.qps.p99_ms:g} ms, {found}")
+        raise InputError(f"goal.qps: expected a rate that keeps the limit of {limit:g} ms, {found}")
     return found.low
 
 

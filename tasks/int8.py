@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FOLDER = "int8"  # of the parent run's artifacts
-AWARE = "pruned_int8_aware"
+AWARE = "int8_aware"
 AWARE_RATE = 0.1  # of the recovery's learning rate: the weights are learnt, they only move to where rounding hurts less
 
 
@@ -79,7 +79,7 @@ def made_up_for(pinned: Pinned, baseline: Baseline, plain: Int8) -> Int8:
 
 def _trained(pinned: Pinned, recipe: Recipe, program: File) -> Int8 | None:
     """Train a program for INT8 with the dense one as teacher, in one process, and quantise it; None if that only harmed it."""
-    from secateur import machine, onnx_export, quantization, recovery
+    from secateur import machine, onnx_export, quantization, recovery, sparsity
     from secateur import program as programs
     from secateur.training import Settings
     from tasks import datasets
@@ -103,6 +103,7 @@ def _trained(pinned: Pinned, recipe: Recipe, program: File) -> Int8 | None:
             datasets.load(recipe, pinned.inputs),
             settings,
             objective=recipe.objective,
+            masks=sparsity.recorded_masks(student, lineage),
             rounding=quantization.scheme_of(machine.here()).largest,
             checkpoint=checkpoint,
             on_epoch=lambda epoch: training.log_epoch(pinned.run_id, "aware", pinned.metric, epoch, epochs),

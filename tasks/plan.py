@@ -1,96 +1,145 @@
-"""Turns the goal into a method and a schedule, and says why."""
+"""Turns the goal into a method and a schedule, and says why: gathers what is known, and lets `secateur.planner` decide."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
+from secateur import planner
+from secateur.errors import InputError, NothingRemovedError
+from secateur.planner import Cost, Decision, Evidence, Option, Overrules, Row
 from secateur.schedules import SCHEDULES
-from tasks import goals, tracking
-from tasks.recipe import Budget, Recipe
+from tasks import goals, methods, tracking
+from tasks.methods import Work
+from tasks.recipe import COUNTED, Recipe
 from tasks.references import Baseline, Pinned, Plan
 
-if TYPE_CHECKING:
-    from secateur.gains import Gain
-
-ONE_SHOT_BELOW = 0.3  # published boundary: one cut with one recovery does as well as several
-ITERATIVE_ABOVE = 0.5  # above it several cycles with recovery in between do better
-RECOVERY_SHARE = (0.1, 0.2)  # of the original training, the published range
+EXAMPLES = 512  # of validation, at most, that a one-shot cut is judged by
+SHARES = (0.5, 1.0)  # of what is wanted, that one-shot cuts are tried at
 
 
 @tracking.remembered
 def run(pinned: Pinned, baseline: Baseline) -> Plan:
-    """Choose what is counted, the number of cycles and each cycle's share, and the epochs of recovery.
+    """Choose the method, the number of cycles and each cycle's share, and the epochs of recovery; or not to prune.
+
+    The reasons are an artifact of the run, with the numbers they rest on. Where nothing is to be pruned the first of them is the
+    run's description, and the run ends there.
 
     Raises:
-        InputError: the dense model is within the goal as it is.
+        InputError: the method that the recipe asks for cannot serve its goal.
     """
-    from secateur import gains, machine
-
     recipe = Recipe.model_validate(pinned.recipe)
-    goal, provider, here = recipe.goal, recipe.target.provider, machine.here()
-    final = 1 - 1 / goals.wanted(goal, baseline.figures)
-    count, why = cycles_for(final, recipe.prune.cycles)
-    shares = tuple(SCHEDULES[recipe.prune.schedule](cycle, count, final) for cycle in range(1, count + 1))
-    total, of_training = epochs_for(recipe.budget, math.ceil(pinned.examples / recipe.recovery.batch))
+    seen = _evidence(pinned, baseline, recipe)
+    decision = planner.decide(seen, _overrules(recipe))
+    rows = (*decision.rows, *_more(recipe, seen, decision))
+    count, total = decision.cycles, decision.epochs
+    shares = tuple(SCHEDULES[recipe.prune.schedule](cycle, count, seen.share) for cycle in range(1, count + 1))
     epochs = tuple(total * k // count - total * (k - 1) // count for k in range(1, count + 1))
-    reasons = [
-        f"structured: on {provider} units that leave buy {_said(gains.gain('structured', provider, here))}",
-        f"not single weights: zeros would buy {_said(gains.gain('unstructured', provider, here))}",
-        why,
-        f"recovery: {total} epochs over {count} cycles, {of_training}, with the dense model as teacher",
-    ]
-    name, _ = goal.given
-    if name not in goals.COUNTED:
-        reasons += _of_measured(pinned, baseline, recipe)
-    if recipe.quantize.int8:
-        reasons.append(
-            f"INT8 of the dense and of the pruned model beside them: on {provider} it may buy {_said(gains.gain('INT8', provider, here))}"
-        )
-    plan = Plan(name, shares, epochs, tuple(reasons))
+    plan = Plan(decision.method, recipe.goal.given[0], shares, epochs, rows)
+    told = planner.table(rows)
+    print(told, flush=True)
     tracking.put_json(pinned.run_id, "plan.json", plan)
+    tracking.put_text(pinned.run_id, told, "plan.txt")
+    if plan.method == planner.NONE:
+        tracking.describe(pinned.run_id, f"**not pruned** · {rows[0].because}")
+        tracking.finish(pinned.run_id)
     return plan
 
 
-def _of_measured(pinned: Pinned, baseline: Baseline, recipe: Recipe) -> list[str]:
-    """What is said of a goal that is measured: how it is aimed at, and whether it is within reach."""
+def _evidence(pinned: Pinned, baseline: Baseline, recipe: Recipe) -> Evidence:
+    """What is known of the goal, the target, the methods and the budget."""
+    wanted, asked, budget = goals.wanted(recipe.goal, baseline.figures), _asked(recipe)[0], recipe.budget
+    steps = math.ceil(pinned.examples / recipe.recovery.batch)
+    seen = Evidence(
+        goal=str(recipe.goal),
+        counted=recipe.goal.given[0] in COUNTED,
+        wanted=wanted,
+        allowed_drop=budget.accuracy_drop,
+        options=(),
+        int8=baseline.int8_alone,
+        trained_epochs=budget.trained_epochs or (budget.trained_steps and budget.trained_steps / steps),
+    )
+    if wanted <= 1 or asked in (planner.NONE, planner.QUANTIZE):
+        return seen
     from secateur import program as programs
-    from secateur.pruning import Choice
 
     with tracking.fetched(pinned.program) as path:
-        program = programs.load(path)
-    most = goals.most(goals.asking(recipe.goal, baseline.latencies, program), program, Choice(**recipe.prune.choice))
-    wanted = goals.wanted(recipe.goal, baseline.figures)
-    by = "by the latency table" if baseline.latencies else "by what is counted"
-    reach = f"with every axis at its narrowest {by} at most {most:.2f}x"
-    within = "" if wanted <= most else ", so that the goal is out of reach: the cycles go as far as they can"
-    return [
-        f"{recipe.goal}: {wanted:.2f}x; every cut is measured before its recovery, and aimed again until it is as wanted",
-        f"{reach}{within}",
-    ]
+        program, lineage = programs.load(path), programs.lineage(path)
+    prune = recipe.prune
+    if prune.allocation == "sensitivity":  # whose curves take as long as a cut's recovery
+        prune = prune.model_copy(update={"allocation": "uniform"})
+    work = Work(
+        recipe.model_copy(update={"prune": prune}),
+        pinned.inputs,
+        program,
+        lineage,
+        baseline.latencies,
+        pinned.run_id,
+        "plan",
+    )
+    return replace(seen, options=tuple(_option(work, method, asked, wanted) for method in planner.PREFERRED))
 
 
-def _said(gain: Gain) -> str:
-    return f"{gain.buys} ({gain.why})"
+def _option(work: Work, method: str, asked: str | None, wanted: float) -> Option:
+    """A method on this target; if it is asked for or may be chosen, how far it can go and what that costs."""
+    gain = methods.gain_of(work.recipe, method)
+    option = Option(method, gain.buys, gain.why, misfit=methods.misfit(work.recipe, method, gain))
+    if option.misfit or (method != asked if asked else not planner.serves(option)):
+        return option
+    try:
+        reach = methods.most(work, method)
+    except InputError as error:
+        return replace(option, misfit=str(error))
+    return replace(option, reach=reach, costs=_costs(work, method, min(wanted, reach)) if reach > 1 else ())
 
 
-def cycles_for(share: float, asked: int | None) -> tuple[int, str]:
-    """The number of cycles for a final share, and the reason."""
-    if asked:
-        return asked, f"{asked} cycles: set in the recipe"
-    if share <= ONE_SHOT_BELOW:
-        return 1, f"one-shot: {share:.0%} is at most {ONE_SHOT_BELOW:.0%}"
-    if share <= ITERATIVE_ABOVE:
-        return 2, f"two cycles: {share:.0%} lies between {ONE_SHOT_BELOW:.0%} and {ITERATIVE_ABOVE:.0%}"
-    return 3, f"three cycles: {share:.0%} is above {ITERATIVE_ABOVE:.0%}, where recovery in between pays"
+def _costs(work: Work, method: str, times: float) -> tuple[Cost, ...]:
+    """What one-shot cuts of so many times less, and of half that share, cost before any recovery."""
+    import numpy as np
+
+    from secateur import curves
+    from secateur.objectives import objective_of
+    from tasks import datasets
+
+    recipe, objective = work.recipe, objective_of(work.recipe.objective)
+    split = datasets.load(recipe, work.names).validation
+    split = split.take(np.sort(np.random.default_rng(recipe.seed).permutation(len(split))[:EXAMPLES]))
+    dense = curves.answers_of(work.program, split, objective)
+    costs = []
+    for part in (1.0,) if method == "n_m" else SHARES:
+        share = part * (1 - 1 / times)
+        try:
+            made = methods.CUTS[method](work, 1 / (1 - share))
+        except NothingRemovedError:
+            continue
+        cut = curves.answers_of(made.program, split, objective)
+        costs.append(curves.lost(share, dense, cut, objective, recipe.gate.confidence, recipe.seed))
+        print(f"{method}, one-shot, loses of {objective.metric}: {costs[-1]}", flush=True)
+    return tuple(costs)
 
 
-def epochs_for(budget: Budget, steps_per_epoch: int) -> tuple[int, str]:
-    """The epochs of recovery over all cycles, and where their number comes from."""
-    if budget.recovery_epochs:
-        return budget.recovery_epochs, "set in the recipe"
-    assert budget.recovery
-    trained = budget.trained_epochs or (budget.trained_steps or 0) / steps_per_epoch
-    total = max(1, round(budget.recovery * trained))
-    published = "" if RECOVERY_SHARE[0] <= budget.recovery <= RECOVERY_SHARE[1] else ", outside the published 10 to 20%"
-    return total, f"{budget.recovery:.0%} of the {trained:g} that the dense model was trained for{published}"
+def _asked(recipe: Recipe) -> tuple[str | None, str]:
+    """The method that the recipe asks for, if it does, and the setting that says so."""
+    if recipe.prune.method != "auto":
+        return recipe.prune.method, "prune.method"
+    return ("structured", "prune.sparse_learning") if recipe.prune.sparse_learning else (None, "")
+
+
+def _overrules(recipe: Recipe) -> Overrules:
+    method, by = _asked(recipe)
+    budget = recipe.budget
+    return Overrules(method, by, recipe.prune.cycles, budget.recovery_epochs, budget.recovery)
+
+
+def _more(recipe: Recipe, seen: Evidence, decision: Decision) -> list[Row]:
+    """What the plan entails beside the choices."""
+    if decision.method in (planner.NONE, planner.QUANTIZE):
+        return []
+    rows = []
+    if not seen.counted and decision.method != "n_m":
+        because = "every cut is measured before its recovery, and aimed again until it is as wanted"
+        rows.append(Row("aim", str(recipe.goal), because, f"{seen.wanted:.2f}x"))
+    if recipe.quantize.int8:
+        gain = methods.gain_of(recipe, "INT8")
+        rows.append(Row("beside", "INT8", f"of the dense and of the pruned model; it may buy {gain.buys} ({gain.why})"))
+    return rows

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from secateur.errors import NothingToDo
 from tasks import tracking
-from tasks.references import Exported, GateResult, Pinned, Promotion
+from tasks.recipe import Recipe
+from tasks.references import Answer, Exported, GateResult, Pinned, Promotion
 
 
-def run(pinned: Pinned, exported: Exported, verdict: GateResult) -> Promotion:
+def run(
+    pinned: Pinned, exported: Exported | None, verdict: GateResult | None, answers: tuple[Answer, ...] = ()
+) -> Promotion:
     """Register the dense file (the first time) and the one that the verdict is on, and let that one serve.
 
-    Not remembered like other steps: what serves may have changed since, and every part of it is repeatable.
+    `answers` are a person's, to the question of `tasks.ask`. Without a file there is no verdict: the plan ended the run. Not remembered like other steps: what serves may have
+    changed since, and every part of it is repeatable.
 
     Raises:
-        NothingToDo: the verdict is not a pass.
+        NothingToDo: the verdict is neither a pass nor approved, or the recipe wants it approved and it is not; or there is none.
     """
-    if verdict.outcome != "pass":
-        raise NothingToDo(f"{verdict.outcome}: {verdict.reason}")
+    if exported is None or verdict is None:
+        raise NothingToDo("nothing was judged: the plan was not to prune")
+    reason = _reason(pinned, verdict, answers)
     from tasks import bucket, champion, registry
 
     model = pinned.model
@@ -39,11 +44,29 @@ def run(pinned: Pinned, exported: Exported, verdict: GateResult) -> Promotion:
     }
     title = kind.capitalize() + (f", {int8.upper()}" if int8 else "")
     version = registry.register_onnx(
-        model, pinned.run_id, exported.candidates[verdict.ships], f"{title}. {verdict.reason}", {**tags, **about}
+        model, pinned.run_id, exported.candidates[verdict.ships], f"{title}. {reason}", {**tags, **about}
     )
     who = f"prune_model {pinned.dag_run_id}"
     promoted = champion.move(
-        model, version, action="promote", reason=verdict.reason, who=who, evidence=verdict.evidence, first_from=dense
+        model, version, action="promote", reason=reason, who=who, evidence=verdict.evidence, first_from=dense
     )
     tracking.log(pinned.run_id, {}, promoted=f"models:/{registry.onnx_name(model)}/{version}")
     return promoted
+
+
+def _reason(pinned: Pinned, verdict: GateResult, answers: tuple[Answer, ...]) -> str:
+    """Why it may serve: the gate's reason, and who approved in which words where the recipe leaves it to a person."""
+    approval = Recipe.model_validate(pinned.recipe).approval
+    if approval is None or verdict.outcome not in approval.verdicts:
+        if verdict.outcome != "pass":
+            raise NothingToDo(f"{verdict.outcome}: {verdict.reason}")
+        return verdict.reason
+    # An Airflow where everybody is an administrator lets everybody answer.
+    named = [one for one in answers if one.responded_by_user is None or one.responded_by_user.id in approval.users]
+    said = " ".join(one.sentence for one in named) or f"None of {', '.join(approval.users)} has answered."
+    reason = f"{verdict.reason.rstrip('.')}. {said}"
+    if not named or not all(one.yes for one in named):
+        tracking.describe(pinned.run_id, f"**{verdict.outcome}, not promoted** · {reason}")
+        raise NothingToDo(f"{verdict.outcome}, not approved: {reason}")
+    tracking.describe(pinned.run_id, f"**{verdict.outcome}, approved** · {reason}")
+    return reason

@@ -28,6 +28,8 @@ Drop = Annotated[float, Field(ge=0, lt=1)]
 TABLES = ("parquet", "csv", "tsv", "huggingface")
 COMPUTED_SLICES = ("label", "mean", "deviation", "length")  # that need no metadata
 IMAGE_CORRUPTIONS, TEXT_CORRUPTIONS = ("noise", "blur", "contrast", "jpeg"), ("typos", "word_drops")
+COUNTED = ("sparsity", "macs", "kv_cache")  # goals that follow from the program alone: what is asked is what comes
+UNCHANGED_BY_ZEROS = ("macs", "kv_cache", "size_mb", "memory_mb")  # goals
 OBJECTIVES = ("classification", "multi_label", "regression", "token_classification", "masked_lm", "causal_lm")
 
 
@@ -191,7 +193,7 @@ class Budget(_Section):
     recovery_epochs: int | None = Field(None, ge=1)  # over all cycles; 12 where nothing is said of the training before
     trained_epochs: int | None = Field(None, ge=1)  # that the dense model was trained for; recovery is a share of them
     trained_steps: int | None = Field(None, ge=1)  # the same in steps, each of `recovery.batch` examples
-    recovery: Share | None = None  # that share; 0.15 unless it is given
+    recovery: Share | None = None  # that share; the plan chooses one of 0.1 to 0.2 unless it is given
 
     @model_validator(mode="before")
     @classmethod
@@ -200,7 +202,7 @@ class Budget(_Section):
         if not isinstance(given, dict):
             return given
         trained = any(given.get(name) is not None for name in ("trained_epochs", "trained_steps"))
-        default = {"recovery": 0.15} if trained else {"recovery_epochs": 12}
+        default = {} if trained else {"recovery_epochs": 12}
         return default | {name: value for name, value in given.items() if value is not None}
 
     @model_validator(mode="after")
@@ -232,9 +234,52 @@ class SparseLearning(_Section):
         return self.model_dump(exclude={"epochs"})
 
 
-class Prune(_Section):
-    """How to cut; the plan fills in the number of cycles unless it is given."""
+class Weights(_Section):
+    """Which single weights become zero; of the methods unstructured and n_m."""
 
+    criterion: str = "magnitude"
+    include: tuple[str, ...] = ("*",)  # globs on names of parameters
+    exclude: tuple[str, ...] = ()
+    scope: Literal["layer", "global"] = "layer"  # of unstructured: the same share of every layer, or one ranking of all
+    pattern: Annotated[str, Field(pattern=r"^[1-9][0-9]?:[1-9][0-9]?$")] = "2:4"  # of n_m: at most n of every m stay
+
+    @model_validator(mode="after")
+    def _some_go(self) -> Weights:
+        n, m = self.n_m
+        if n >= m:
+            raise ValueError(f"pattern must leave fewer than all, n of m with n < m; it is {self.pattern}")
+        return self
+
+    @property
+    def n_m(self) -> tuple[int, int]:
+        """The pattern's two numbers."""
+        n, _, m = self.pattern.partition(":")
+        return int(n), int(m)
+
+
+class Layers(_Section):
+    """Which branches leave whole; of the method depth."""
+
+    kind: Literal["auto", "layer", "block", "attention", "mlp"] = (
+        "auto"  # auto: layers where there are any, else blocks
+    )
+    criterion: Literal["influence", "variance", "last", "random"] = "influence"
+
+
+METHODS: dict[str, tuple[str, ...]] = {  # and the settings of `prune` that only some of them look at
+    "structured": ("kinds", "include", "exclude", "criterion", "allocation", "align", "floor", "sparse_learning"),
+    "unstructured": ("weights",),
+    "n_m": ("weights",),
+    "depth": ("layers",),
+    "quantize": (),
+    "none": (),
+}
+
+
+class Prune(_Section):
+    """How to cut; the plan chooses the method and the number of cycles unless they are given."""
+
+    method: Literal["auto", "structured", "unstructured", "n_m", "depth", "quantize", "none"] = "auto"
     kinds: tuple[str, ...] = ("head", "kv_group", "q_per_group", "channel", "width")
     include: tuple[str, ...] = ("*",)  # globs on axis names, as `secateur inspect` prints them
     exclude: tuple[str, ...] = ()
@@ -248,11 +293,26 @@ class Prune(_Section):
     schedule: Literal["one_shot", "linear", "cubic", "exponential"] = "exponential"  # of the share over the cycles
     cycles: int | None = Field(None, ge=1, le=5)
     sparse_learning: SparseLearning | None = None  # before the first cut; none unless it is asked for
+    weights: Weights = Weights()
+    layers: Layers = Layers()
+
+    @model_validator(mode="after")
+    def _goes_with_the_method(self) -> Prune:
+        if self.method == "auto":
+            return self
+        others = {name for names in METHODS.values() for name in names} - set(METHODS[self.method])
+        for name in sorted(others):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                owners = ", ".join(method for method, names in METHODS.items() if name in names)
+                raise ValueError(f"{name} goes with method {owners}, method is {self.method}: leave it out")
+        if self.method in ("n_m", "quantize", "none") and (self.cycles or 1) > 1:
+            raise ValueError(f"cycles must be 1 or left out with method {self.method}; it is {self.cycles}")
+        return self
 
     @property
     def choice(self) -> dict[str, Any]:
         """What `secateur.prune` is asked, but for the goal."""
-        return self.model_dump(exclude={"calibration", "schedule", "cycles", "sparse_learning"})
+        return self.model_dump(include=set(METHODS["structured"]) - {"sparse_learning"})
 
 
 class Recovery(_Section):
@@ -383,6 +443,14 @@ class GateSection(_Section):
         return asked + (["gate.slices.by label"] if self.slices and "label" in self.slices.by else [])
 
 
+class Approval(_Section):
+    """Which verdicts are put before a person; a fail is never one of them."""
+
+    verdicts: tuple[Literal["inconclusive", "pass"], ...] = Field(("inconclusive",), min_length=1)
+    users: tuple[str, ...] = Field(min_length=1)  # who may answer: their ids in Airflow
+    hours: float = Field(24.0, gt=0, le=24 * 365)  # without an answer it is a no
+
+
 class Recipe(_Section):
     """A whole recipe."""
 
@@ -396,6 +464,7 @@ class Recipe(_Section):
     recovery: Recovery = Recovery()
     quantize: Quantize = Quantize()
     gate: GateSection = GateSection()
+    approval: Approval | None = None  # nobody is asked unless it is there
     seed: int = Field(0, ge=0)
 
     @field_validator("objective")
@@ -404,6 +473,28 @@ class Recipe(_Section):
         if name not in OBJECTIVES and ":" not in name:
             raise ValueError(f"must be one of {', '.join(OBJECTIVES)}, or module:function")
         return name
+
+    @model_validator(mode="after")
+    def _method_serves_the_goal(self) -> Recipe:
+        method, (goal, value) = self.prune.method, self.goal.given
+        if method in ("unstructured", "n_m") and goal in UNCHANGED_BY_ZEROS:
+            raise ValueError(
+                f"goal {goal} is nothing that zeros change, and prune.method is {method}; ask for sparsity, or choose "
+                "structured or depth"
+            )
+        n, m = self.prune.weights.n_m
+        if method == "n_m" and goal == "sparsity" and value > 1 - n / m:
+            raise ValueError(
+                f"goal sparsity {value:g} is more than the {1 - n / m:g} that prune.weights.pattern {n}:{m} gives; ask for no "
+                "more than that, or choose a sparser pattern"
+            )
+        if method == "quantize" and goal in COUNTED:
+            raise ValueError(
+                f"goal {goal} counts what INT8 leaves as it is, and prune.method is quantize; choose a goal that is measured"
+            )
+        if method == "quantize" and not self.quantize.int8:
+            raise ValueError("prune.method quantize needs quantize.int8 true or auto; it is false")
+        return self
 
     @model_validator(mode="after")
     def _teachable(self) -> Recipe:

@@ -19,7 +19,7 @@ def run(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered:
 
 def train(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered | None:
     """The step in one of its processes; the first of them logs, stores and answers."""
-    from secateur import distributed, recovery
+    from secateur import distributed, recovery, sparsity
     from secateur import program as programs
     from secateur.training import Settings
     from tasks import datasets
@@ -37,6 +37,7 @@ def train(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered | None:
             datasets.load(recipe, pinned.inputs),
             settings,
             objective=recipe.objective,
+            masks=sparsity.recorded_masks(student, lineage),
             checkpoint=checkpoint,
             on_epoch=lambda epoch: training.log_epoch(cut.run_id, "recovery", pinned.metric, epoch, settings.epochs),
             on_step=training.reporter(cut.run_id, "recovery", settings.batch),

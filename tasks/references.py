@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from secateur.planner import Alone, Row
+
 
 @dataclass(frozen=True)
 class File:
@@ -53,6 +55,12 @@ class Figures:
     peak_memory_bytes: int
     kv_cache_bytes: int | None = None  # a decoder's, for each position; none without attention
     requests_per_s: float | None = None  # within the limit of a goal that sets one
+    zeros: int = 0  # of the parameters, where a pattern of zeros was cut
+
+    @property
+    def weights(self) -> int:
+        """The parameters that are left: what sparsity is counted by."""
+        return self.params - self.zeros
 
 
 @dataclass(frozen=True)
@@ -71,16 +79,18 @@ class Baseline:
     figures: Figures
     int8: Int8 | None = None  # of the same weights, where the recipe asks for it
     latencies: File | None = None
+    int8_alone: Alone | None = None  # what that INT8 file gives, where the plan may choose it
 
 
 @dataclass(frozen=True)
 class Plan:
     """The method and the schedule: for each cycle the share of `measure` that is gone when it ends, and why."""
 
+    method: str  # one of recipe.METHODS
     measure: str  # what the goal sets
     shares: tuple[float, ...]
     epochs: tuple[int, ...]
-    reasons: tuple[str, ...]
+    reasons: tuple[Row, ...]  # the first is that of the method
 
 
 @dataclass(frozen=True)
@@ -124,20 +134,20 @@ class Cycle:
 
 @dataclass(frozen=True)
 class Selected:
-    """The cycle that goes on, chosen on validation."""
+    """The cycle that goes on, chosen on validation; none where the plan is to quantise only."""
 
-    cycle: Cycle
+    cycle: Cycle | None
     reason: str
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The files that could be deployed, and the dense one; `program` is the pruned one's."""
+    """The files that could be deployed, and the dense one; `program` is the pruned one's. Nothing is pruned in cycle 0."""
 
     cycle: int
     dense: File
-    pruned: File
-    program: File
+    pruned: File | None
+    program: File | None
     dense_int8: Int8 | None = None
     pruned_int8: Int8 | None = None
 
@@ -150,7 +160,8 @@ class Exported:
     @property
     def candidates(self) -> dict[str, File]:
         """The files that could ship, by name: all but the dense one."""
-        return {"pruned": self.pruned, **{name: one.file for name, one in self.quantised.items()}}
+        pruned = {} if self.pruned is None else {"pruned": self.pruned}
+        return {**pruned, **{name: one.file for name, one in self.quantised.items()}}
 
 
 @dataclass(frozen=True)
@@ -189,6 +200,47 @@ class GateResult:
     rules: tuple[RuleResult, ...]
     evidence: str
     look: int = 1  # the how-manieth file this is that the test set has judged
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a person is asked; `body` is Markdown."""
+
+    subject: str
+    body: str
+    users: tuple[str, ...]
+    hours: float
+
+
+@dataclass(frozen=True)
+class Person:
+    """A user of Airflow."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a question, as Airflow words it. Without a user, time ran out."""
+
+    chosen_options: tuple[str, ...]
+    responded_by_user: Person | None
+    params_input: dict
+
+    @property
+    def yes(self) -> bool:
+        """Whether a person approved."""
+        return self.responded_by_user is not None and self.chosen_options == ("Approve",)
+
+    @property
+    def sentence(self) -> str:
+        """Who said what."""
+        if self.responded_by_user is None:
+            return "Nobody answered in time."
+        words = str(self.params_input.get("words") or "").strip()
+        said = f"{'Approved' if self.yes else 'Rejected'} by {self.responded_by_user.name}"
+        return f"{said}: {words}" if words else f"{said}."
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from tasks.references import File
 MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
 CHAMPION = "champion"
 DIGEST = "secateur.sha256"
+SOURCE = "secateur.source"  # of what the pipeline made: the model that it was made from
 
 
 def onnx_name(model: str) -> str:
@@ -74,7 +75,7 @@ def register_onnx(model: str, run_id: str, file: File, description: str, tags: d
     try:
         client.get_registered_model(name)
     except MlflowException:
-        client.create_registered_model(name, tags={"secateur.source": model})
+        client.create_registered_model(name, tags={SOURCE: model})
     for known in client.search_model_versions(f"name = '{name}'"):
         if known.tags.get(DIGEST) == file.sha256:
             return str(known.version)

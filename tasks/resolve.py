@@ -30,7 +30,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     from secateur import objectives, penalties, pruning, sparse_learning
     from secateur import program as programs
     from secateur.errors import InputError
-    from tasks import datasets, gate, registry
+    from tasks import datasets, gate, methods, registry
 
     if wanted.model != model:
         raise InputError(
@@ -39,15 +39,15 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     objective = objectives.objective_of(wanted.objective)
     number, file = registry.source(model, version)
     with tracking.fetched(file) as path:
-        program = programs.load(path)
+        program, lineage = programs.load(path), programs.lineage(path)
     names = tuple(programs.input_specs(program))
     dataset = datasets.load(wanted, names)
     datasets.check(wanted, dataset, program)
     gate.check(wanted, objective, dataset.test, names)
     _check_target(wanted, program, dataset.validation)
-    choice = pruning.Choice(**wanted.prune.choice)
-    pruning.check_prunable(program, choice)
+    methods.check(wanted, program, lineage, names)
     if learning := wanted.prune.sparse_learning:
+        choice = pruning.Choice(**wanted.prune.choice)
         sparse_learning.check_learnable(program, choice, penalties.PenaltySettings(**learning.penalty))
     pinned = Pinned(
         model=model,

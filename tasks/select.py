@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from secateur.errors import InputError
+from secateur import planner
+from secateur.errors import InputError, NothingToDo
 from tasks import goals, tracking
 from tasks.recipe import Recipe
-from tasks.references import Baseline, Cycle, Pinned, Selected
+from tasks.references import Baseline, Cycle, Pinned, Plan, Selected
 
 NEAR_GOAL = 0.95  # of it: a cut goes by whole units
 
 
 @tracking.remembered
-def run(pinned: Pinned, baseline: Baseline, cycles: list[Cycle | None]) -> Selected:
-    """The fastest cycle within the accuracy budget; if none is, the most accurate one, which the gate will judge."""
-    recipe = Recipe.model_validate(pinned.recipe)
+def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycles: list[Cycle | None]) -> Selected:
+    """The fastest cycle within the accuracy budget; if none is, the most accurate one, which the gate will judge.
+
+    Raises:
+        NothingToDo: the plan is not to prune.
+    """
+    recipe, why = Recipe.model_validate(pinned.recipe), plan.reasons[0].because
+    if plan.method == planner.NONE:
+        raise NothingToDo(f"not pruned: {why}")
+    if plan.method == planner.QUANTIZE:
+        return _selected(pinned, None, f"INT8 of the dense model: {why}")
     done = [cycle for cycle in cycles if cycle is not None]
     if not done:
         raise InputError("cycles: expected at least one finished cycle, got none")
@@ -24,10 +33,13 @@ def run(pinned: Pinned, baseline: Baseline, cycles: list[Cycle | None]) -> Selec
     else:
         best = max(done, key=lambda cycle: cycle.accuracy_delta)
         reason = f"cycle {best.cycle}: none is within {recipe.budget.accuracy_drop:g} of the dense {pinned.metric}, this is the nearest"
-    reason = f"{reason}; {_of_goal(recipe, baseline, done, best)}"
+    return _selected(pinned, best, f"{reason}; {_of_goal(recipe, baseline, done, best)}")
+
+
+def _selected(pinned: Pinned, cycle: Cycle | None, reason: str) -> Selected:
     print(reason, flush=True)
     tracking.log(pinned.run_id, {}, selected=reason)
-    return Selected(best, reason)
+    return Selected(cycle, reason)
 
 
 def _of_goal(recipe: Recipe, baseline: Baseline, done: list[Cycle], best: Cycle) -> str:

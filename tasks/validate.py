@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks import figures, tracking
+from tasks.figures import Counts
 from tasks.recipe import Recipe
-from tasks.references import Baseline, Exported, File, Pinned, Validated
+from tasks.references import Baseline, Exported, Figures, Pinned, Validated
 
 if TYPE_CHECKING:
     from secateur.compare import Comparison
@@ -22,8 +23,7 @@ class Candidate:
     compared: Comparison
     accuracy: float  # on validation
     size_bytes: int
-    params: int
-    macs: int
+    counted: Counts
 
 
 @tracking.remembered
@@ -36,13 +36,12 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
 
     recipe = Recipe.model_validate(pinned.recipe)
     validation = datasets.load(recipe, pinned.inputs).validation
-    params, macs = _counts(exported.program)
-    counts = {"dense": (baseline.figures.params, baseline.figures.macs), "pruned": (params, macs)}
+    counts = _counts(baseline.figures, exported)
     found: dict[str, Candidate] = {}
     with tracking.fetched(exported.dense) as dense:
         for name, file in exported.candidates.items():
             with tracking.fetched(file) as path:
-                found[name] = _measured(recipe, dense, path, validation, *counts[name.removesuffix("_int8")])
+                found[name] = _measured(recipe, dense, path, validation, counts[name.removesuffix("_int8")])
             print(f"{name}: {found[name].compared.inconclusive or found[name].compared}", flush=True)
         size = dense.stat().st_size
         _explain(pinned, exported, dense, validation)
@@ -58,7 +57,7 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
         speedup_low=compared.low,
         speedup_high=compared.high,
         confidence=compared.confidence,
-        theoretical_speedup=baseline.figures.macs / shipped.macs,
+        theoretical_speedup=baseline.figures.macs / shipped.counted.macs,
         parity=_parity(exported, ships, validation),
         noise=compared.inconclusive or str(compared.noise),
         costs=costs,
@@ -72,7 +71,7 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
         "dense.params": baseline.figures.params,
         "dense.macs": baseline.figures.macs,
         f"dense.validation_{pinned.metric}": baseline.figures.accuracy,
-        "sparsity": 1 - shipped.params / baseline.figures.params,
+        "sparsity": 1 - (shipped.counted.params - shipped.counted.zeros) / baseline.figures.weights,
     }
     candidates = {
         f"{name}.{what}": value for name, one in found.items() for what, value in _figures(one, pinned.metric).items()
@@ -99,7 +98,7 @@ def choose(found: dict[str, Candidate], dense_accuracy: float, drop: float, metr
     return fastest, f"{fastest}: the fastest within {drop:g} of the dense {metric}{others}"
 
 
-def _measured(recipe: Recipe, dense: Path, path: Path, validation: Split, params: int, macs: int) -> Candidate:
+def _measured(recipe: Recipe, dense: Path, path: Path, validation: Split, counted: Counts) -> Candidate:
     from secateur import compare
     from secateur.objectives import objective_of
 
@@ -115,7 +114,7 @@ def _measured(recipe: Recipe, dense: Path, path: Path, validation: Split, params
         seed=recipe.seed,
     )
     accuracy = objective.score(*figures.answers(path, target, validation, objective))
-    return Candidate(compared, accuracy, path.stat().st_size, params, macs)
+    return Candidate(compared, accuracy, path.stat().st_size, counted)
 
 
 def _figures(one: Candidate, metric: str) -> dict[str, float | None]:
@@ -126,8 +125,9 @@ def _figures(one: Candidate, metric: str) -> dict[str, float | None]:
         "speedup_high": one.compared.high,
         **{f"latency_{p}_ms": getattr(one.compared.second, f"{p}_ms") for p in ("p50", "p90", "p99")},
         "size_bytes": one.size_bytes,
-        "params": one.params,
-        "macs": one.macs,
+        "params": one.counted.params,
+        "macs": one.counted.macs,
+        "zeros": one.counted.zeros or None,
         f"validation_{metric}": one.accuracy,
     }
 
@@ -138,7 +138,7 @@ def _explain(pinned: Pinned, exported: Exported, dense: Path, validation: Split)
     from secateur.runtime import CPU
 
     target = figures.target_of(Recipe.model_validate(pinned.recipe))
-    if target.provider != CPU:
+    if target.provider != CPU or exported.pruned is None:
         return
     with tracking.fetched(exported.pruned) as path:
         seen = difference.explain(dense, path, target, validation.columns, budget_s=1.0)
@@ -148,15 +148,15 @@ def _explain(pinned: Pinned, exported: Exported, dense: Path, validation: Split)
     tracking.log(pinned.run_id, {**ratios, "kernels_speedup": seen.ratios["measured"]}, step=exported.cycle)
 
 
-def _counts(program: File) -> tuple[int, int]:
-    """Parameters and multiply-accumulates of a program."""
+def _counts(dense: Figures, exported: Exported) -> dict[str, Counts]:
+    """What is counted in the dense program and in the pruned one, where there is one."""
     from secateur import program as programs
-    from secateur.axes.infer import infer
 
-    with tracking.fetched(program) as path:
-        loaded = programs.load(path)
-    structure = infer(programs.graph_module(loaded))
-    return structure.count_parameters(), structure.count_macs(programs.per_example_symbols(loaded))
+    counted = {"dense": Counts(dense.params, dense.macs, dense.zeros, dense.kv_cache_bytes)}
+    if exported.program is not None:
+        with tracking.fetched(exported.program) as path:
+            counted["pruned"] = figures.counts(programs.load(path), programs.lineage(path))
+    return counted
 
 
 def _parity(exported: Exported, ships: str, validation: Split) -> float:
@@ -166,5 +166,7 @@ def _parity(exported: Exported, ships: str, validation: Split) -> float:
 
     quantised = exported.quantised.get(ships)
     program, file = (quantised.program, quantised.onnx) if quantised else (exported.program, exported.pruned)
+    assert program is not None
+    assert file is not None
     with tracking.fetched(program) as program_path, tracking.fetched(file) as path:
         return onnx_export.parity(programs.load(program_path), path, validation.columns).worst

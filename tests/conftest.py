@@ -18,6 +18,14 @@ settings.register_profile(
 settings.load_profile("repeatable")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes one runs a file's tests, so that what they share is made once; one runs all that use the servers."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            fixtures = getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("servers" if "servers" in fixtures else item.path.stem))
+
+
 @pytest.fixture(autouse=True)
 def _torch_random_state() -> Iterator[None]:
     """What a test draws from torch depends on that test alone."""

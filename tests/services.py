@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,10 +93,17 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     }
     mlflow = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(mlflow_port), "--workers=1"]
     mlflow += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
+    mlflow_only = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_CACHE_TTL": "0",  # a webhook made after a version was registered counts at once
+    }
     rclone = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--addr", f"{LOOPBACK}:{s3_port}"]
     rclone += ["--config", "", "--cache-dir", str(folder / "rclone-cache"), str(folder / "s3")]
     with (
-        _server(mlflow, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, mlflow_port, folder / "mlflow.log"),
+        _server(mlflow, mlflow_only, mlflow_port, folder / "mlflow.log"),
         # the option is read as CSV: a pair, which holds a comma, is quoted
         _server(rclone, {"RCLONE_AUTH_KEY": f'"{key},{secret}"'}, s3_port, folder / "s3.log"),
     ):
@@ -174,7 +182,7 @@ def walk(model: str, recipe: str, *, fresh: bool = False, dag_run_id: str = "tes
             cuts.append(cut.run(pinned, base, schedule, number, cycles[-1] if cycles else None))
             recovered.append(recover.run(pinned, schedule, cuts[-1]))
             cycles.append(evaluate.run(pinned, base, recovered[-1]))
-    selected = select.run(pinned, base, [*cycles, *[None] * (5 - len(cycles))])
+    selected = select.run(pinned, base, schedule, [*cycles, *[None] * (5 - len(cycles))])
     exported = export.run(pinned, base, selected)
     validated = validate.run(pinned, base, exported)
     verdict = gate.run(pinned, exported, validated)

@@ -163,6 +163,52 @@ def test_a_refused_run_opens_with_the_reason_and_ends_with_status_3(
     assert capsys.readouterr().out.startswith("Not promoted: The speedup's lower bound 1.9 is below 3.")
 
 
+def test_a_run_that_the_plan_ends_opens_with_the_reason_and_its_numbers_and_ends_with_status_3(
+    servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    reasons = [{"choice": "method", "chosen": "none", "because": "It is fast enough.", "numbers": "size_mb 3: 0.80x"}]
+    servers.xcoms = {"resolve": {"run_id": "r1"}, "plan": {"method": "none", "reasons": reasons}}
+    assert secateur(*RUN_DIGITS) == 3
+    shown = capsys.readouterr().out
+    assert shown.startswith("Not pruned: It is fast enough.")
+    assert "size_mb 3: 0.80x" in shown
+    assert "Speedup" not in shown, "there is nothing to compare"
+
+
+def test_zeros_and_the_method_that_makes_them_are_shown_where_there_are_any() -> None:
+    metrics = {f"pruned.{name}": value for name, value in PRUNED.items()} | {"pruned.zeros": 1234.0}
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(show.comparison(metrics))
+    assert "1,234" in captured.get()
+    why = {"choice": "method", "chosen": "unstructured", "because": "set in the recipe", "numbers": ""}
+    assert show.plan_sentence({"reasons": [why]}) == "Method unstructured: set in the recipe."
+
+
+def test_what_a_person_said_is_the_reason_of_a_refusal_and_stands_beside_a_promotion(
+    servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = {
+        "chosen_options": ["Reject"],
+        "params_input": {"words": "not now"},
+        "responded_by_user": {"id": "1", "name": "Ann"},
+    }
+    close = FAIL | {"outcome": "inconclusive"}
+    servers.xcoms = {"resolve": {"run_id": "r1"}, "gate": close, "approve": answer}
+    assert secateur(*RUN_DIGITS) == 3
+    assert capsys.readouterr().out.startswith("Not promoted: Rejected by Ann: not now")
+    servers.xcoms |= {"approve": answer | {"chosen_options": ["Approve"]}, "promote": PROMOTION}
+    assert secateur(*RUN_DIGITS) == 0
+    assert "Approved by Ann: not now\nChampion is version 2" in capsys.readouterr().out
+
+
+def test_a_run_that_waits_for_a_person_says_so() -> None:
+    console = Console(width=120)
+    with console.capture() as captured, show.progress(console) as report:
+        report("running", [task("gate", "success"), task("approve", "awaiting_input")])
+    assert "approve            waits for a person to answer in Airflow" in captured.get()
+
+
 def test_a_failed_run_opens_with_the_step_s_own_sentence_and_ends_with_status_1(
     servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

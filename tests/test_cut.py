@@ -16,7 +16,7 @@ from secateur import onnx_export
 from secateur import program as programs
 from secateur.curves import SHARES
 from secateur.errors import InputError, NothingToDo
-from tasks import cut, plan, recipe, sparse_learning, tracking
+from tasks import cut, methods, plan, recipe, sparse_learning, tracking
 from tasks.references import Cut, File, Pinned, Plan
 
 
@@ -79,7 +79,7 @@ class TestSurgery:
         made = cut.run(wanted, job.baseline, job.plan, 1, None)
         with tracking.fetched(made.program) as path:
             (record,) = programs.lineage(path)["cuts"]
-        curves = json.loads(tracking.get_bytes(made.run_id, f"cut/{cut.CURVES}") or b"")["curves"]
+        curves = json.loads(tracking.get_bytes(made.run_id, f"cut/{methods.CURVES}") or b"")["curves"]
         assert record["criterion"] == "taylor"
         assert set(record["kept"]) <= set(curves)
         assert all(len(curve) == 1 + len(SHARES) for curve in curves.values())
@@ -124,7 +124,7 @@ class TestSurgery:
         assert again == first
 
     def test_a_goal_out_of_reach_is_refused_with_what_can_be_reached(self, job: Job) -> None:
-        steep = Plan("sparsity", (0.9999,), (1,), ())
+        steep = Plan("structured", "sparsity", (0.9999,), (1,), ())
         with pytest.raises(InputError, match="expected a share of at most"):
             cut.run(job_for(job, goal={"sparsity": 0.9999}), job.baseline, steep, 1, None)
 
@@ -159,7 +159,7 @@ class TestSurgery:
 
     def test_a_speedup_that_is_reached_stops_the_next_cycle(self, job: Job) -> None:
         fast = replace(job.cycles[0], speedup=2.3)
-        two = Plan("speedup", (0.3, 0.5), (1, 1), ())
+        two = Plan("structured", "speedup", (0.3, 0.5), (1, 1), ())
         with pytest.raises(NothingToDo, match=r"speedup 2 is reached \(2\.30x\)"):
             cut.run(job_for(job, goal={"speedup": 2.0}), job.baseline, two, 2, fast)
 
@@ -171,11 +171,11 @@ class TestSurgery:
 
 
 def test_a_cycle_wants_what_the_plan_says() -> None:
-    assert cut.ratio_of(Plan("speedup", (0.5, 0.75), (1, 1), ()), 2, 2.0) == pytest.approx(4.0)
+    assert cut.ratio_of(Plan("structured", "speedup", (0.5, 0.75), (1, 1), ()), 2, 2.0) == pytest.approx(4.0)
 
 
 def test_where_cycles_came_further_than_planned_the_rest_is_shared_by_those_that_are_left() -> None:
-    three = Plan("speedup", (0.3, 0.4, 0.875), (1, 1, 1), ())
+    three = Plan("structured", "speedup", (0.3, 0.4, 0.875), (1, 1, 1), ())
     # from 2x to 8x in two cycles: 4x after the next
     assert cut.ratio_of(three, 2, 2.0) == pytest.approx(4.0)
 
@@ -191,6 +191,6 @@ def test_as_long_as_the_goal_is_not_reached_a_cycle_wants_more_than_there_is_and
 ) -> None:
     assume(reached < last)
     final = 1 - 1 / last
-    plan = Plan("speedup", (*[share * final] * (cycles - 1), final), (1,) * cycles, ())
+    plan = Plan("structured", "speedup", (*[share * final] * (cycles - 1), final), (1,) * cycles, ())
     for cycle in range(1, cycles + 1):
         assert reached < cut.ratio_of(plan, cycle, reached) <= last * (1 + 1e-9)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tasks.cli import webhook
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 DAGS = REPOSITORY / "dags"
 HEAVY = ("torch", "mlflow", "onnxruntime", "onnx", "boto3", "sklearn", "scipy")
@@ -22,6 +24,8 @@ dags = {{
     dag.dag_id: {{
         "params": {{name: dag.params.get_param(name).description for name in dag.params}},
         "doc": dag.doc_md or "",
+        "assets": [asset.name for asset in dag.schedule or []],
+        "max_active_runs": dag.max_active_runs,
         "tasks": {{
             task.task_id: {{
                 "upstream": sorted(task.upstream_task_ids), "pool": task.pool, "rule": str(task.trigger_rule),
@@ -67,7 +71,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_every_dag_file_loads(loaded: dict[str, Any]) -> None:
     assert loaded["errors"] == {}
-    assert set(loaded["dags"]) >= {"prune_model", "rollback_model"}
+    assert set(loaded["dags"]) >= {"prune_model", "rollback_model", "watch_registry"}
 
 
 def test_every_dag_has_documentation_and_described_params(loaded: dict[str, Any]) -> None:
@@ -95,6 +99,22 @@ def test_selection_goes_on_when_cycles_were_skipped(loaded: dict[str, Any]) -> N
     select = loaded["dags"]["prune_model"]["tasks"]["select"]
     assert select["rule"].lower().endswith("none_failed_min_one_success")
     assert set(select["upstream"]) >= {f"cycle_{cycle}.evaluate" for cycle in range(1, CYCLES + 1)}
+
+
+def test_a_person_is_asked_between_gate_and_promotion_which_happens_also_where_nobody_was(
+    loaded: dict[str, Any],
+) -> None:
+    tasks = loaded["dags"]["prune_model"]["tasks"]
+    assert "gate" in tasks["ask"]["upstream"]
+    assert tasks["approve"]["upstream"] == ["ask"]
+    assert set(tasks["promote"]["upstream"]) == {"resolve", "export", "gate", "approve"}
+    assert tasks["promote"]["rule"].lower().endswith("none_failed")
+
+
+def test_the_registry_is_watched_by_one_dag_one_run_at_a_time(loaded: dict[str, Any]) -> None:
+    watch = loaded["dags"]["watch_registry"]
+    assert watch["assets"] == [webhook.ASSET]
+    assert watch["max_active_runs"] == 1
 
 
 def test_steps_that_measure_take_the_bench(loaded: dict[str, Any]) -> None:

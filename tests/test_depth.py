@@ -10,8 +10,10 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional
 
-from secateur import InputError, drop_branches
+from secateur import InputError, KvCache, Macs, Parameters, depth, drop_branches
 from secateur import program as programs
+from secateur.allocate import Goal
+from secateur.axes.infer import infer
 from secateur.calibration import Batch
 
 LAYERS, WIDTH, TOKENS = 4, 8, 5
@@ -198,3 +200,38 @@ def test_a_dynamic_length_is_counted_position_by_position() -> None:
             for a, b in zip(note_short[name], note_long[name], strict=True)
         ]
         assert score == pytest.approx(influence(*passed), rel=1e-3)
+
+
+@pytest.mark.parametrize("goal", [Parameters(0.3), Macs(0.3), KvCache(0.3)], ids=lambda goal: type(goal).__name__)
+def test_a_goal_drops_the_fewest_layers_that_reach_it(goal: Goal) -> None:
+    shallow, report = drop_branches(exported("layer"), goal=goal, criterion="last")
+    counted = {
+        Parameters: (report.parameters_before, report.parameters_after),
+        Macs: (report.macs_before, report.macs_after),
+        KvCache: tuple(
+            infer(programs.graph_module(one, shared=True)).count_cache() for one in (exported("layer"), shallow)
+        ),
+    }[type(goal)]  # type: ignore[index]
+    dropped = len(report.dropped)
+    assert dropped == 2, "one layer of four is less than 30 %"
+    assert (1 - goal.share) * counted[0] >= counted[1]
+
+
+def test_a_goal_beyond_all_layers_but_one_is_refused_with_what_they_give() -> None:
+    most = depth.reachable(exported("layer"), "layer", Parameters(0.5))
+    assert 0.7 < most < 0.75, "three of four layers, and a head"
+    with pytest.raises(
+        InputError, match=rf"expected a share of at most {most:.3f}, which 3 branches of kind layer give"
+    ):
+        drop_branches(exported("layer"), goal=Parameters(0.9), criterion="last")
+
+
+@pytest.mark.parametrize(("share", "goal"), [(None, None), (0.5, Parameters(0.5))])
+def test_either_a_share_or_a_goal_is_needed(share: float | None, goal: Goal | None) -> None:
+    with pytest.raises(InputError, match=r"^layers: expected either a share or a goal, got "):
+        drop_branches(exported("layer"), share=share, goal=goal, criterion="last")
+
+
+def test_depth_is_made_of_layers_or_of_the_blocks_of_a_residual_network() -> None:
+    assert depth.usual_kind(exported("layer")) == "layer"
+    assert depth.usual_kind(exported("block")) == "block"

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -38,6 +39,11 @@ def combine(thing: Thing, previous: Thing | None, all_of_them: list[Thing | None
     return f"{thing} {previous} {len(all_of_them)} {all_of_them[-1]} {again}"
 
 
+def count(things: list[Thing]) -> int:
+    """Count what arrived."""
+    return len(things)
+
+
 def stop_here() -> Thing:
     """Have nothing to do."""
     raise NothingToDo("The goal is met.")
@@ -69,6 +75,19 @@ def test_nothing_to_do_skips_the_task_and_keeps_the_reason(glue: ModuleType) -> 
 
     with pytest.raises(AirflowSkipException, match="The goal is met"):
         glue.call(stop_here)
+
+
+def test_what_a_mapped_task_returned_arrives_as_a_list(glue: ModuleType) -> None:
+    class OneByOne(Sequence[Any]):
+        """As Airflow hands it over: read when it is asked for."""
+
+        def __getitem__(self, index: Any) -> Any:
+            return [{"name": "a", "share": 0.5}][index]
+
+        def __len__(self) -> int:
+            return 1
+
+    assert glue.call(count, OneByOne()) == 1
 
 
 def test_a_long_result_is_logged_in_one_short_line(glue: ModuleType) -> None:

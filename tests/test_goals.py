@@ -80,9 +80,14 @@ def test_half_of_the_dense_model_is_a_ratio_of_two_and_a_cycle_that_halves_it_ha
     [{"p99_ms": 20.0}, {"qps": {"rate": 40.0, "p99_ms": 50.0}}, {"size_mb": 5.0}, {"memory_mb": 50.0}],
     ids=named,
 )
-def test_what_the_dense_model_does_already_is_nothing_to_prune_for(goal: dict) -> None:
-    with pytest.raises(InputError, match=rf"^goal\.{named(goal)}: the dense model measures .* nothing to prune for"):
-        goals.wanted(Goal.model_validate(goal), DENSE)
+def test_what_the_dense_model_does_already_is_a_ratio_of_at_most_one(goal: dict) -> None:
+    assert goals.wanted(Goal.model_validate(goal), DENSE) <= 1
+
+
+def test_sparsity_counts_zeros_as_what_left() -> None:
+    sparse = replace(CYCLE, figures=replace(DENSE, zeros=750))
+    assert goals.reached(Goal(sparsity=0.5), DENSE, sparse) == pytest.approx(4.0)
+    assert goals.reached(Goal(macs=0.5), DENSE, sparse) == pytest.approx(1.0)
 
 
 def test_every_goal_of_a_recipe_is_tested_here() -> None:

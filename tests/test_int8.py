@@ -18,9 +18,11 @@ from secateur.machine import Machine
 from secateur.measure import Latency
 from secateur.noise import summed
 from tasks import baseline, datasets, export, gate, int8, promote, recipe, registry, tracking, validate
+from tasks.figures import Counts
 from tasks.references import Exported, File, Pinned
 
 DENSE, DROP = 0.9, 0.02
+NOTHING = Counts(0, 0, 0, None)
 SOURCE = File("runs:/0/none.onnx", ""), File("runs:/0/none.pt2", "")
 
 
@@ -41,7 +43,7 @@ def candidate(accuracy: float, low: float) -> validate.Candidate:
     """A file of this accuracy that is at least so much faster."""
     latency = Latency(1.0, 1.0, None, 1.0, 100)
     return validate.Candidate(
-        Comparison(1.1 * low, low, 1.2 * low, 0.95, 6, 30, latency, latency, summed([]), 1.0), accuracy, 0, 0, 0
+        Comparison(1.1 * low, low, 1.2 * low, 0.95, 6, 30, latency, latency, summed([]), 1.0), accuracy, 0, NOTHING
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from secateur.errors import InputError
 from secateur.load import rate as rates
-from secateur.load.rate import Probe, Rate, cost_per_million, duration, gain, highest_rate, next_rate, search
+from secateur.load.rate import Probe, Rate, cost_per_million, duration, gain, highest_rates, next_rate, search
 from secateur.load.scenario import Arrivals, Cores, Run
 from secateur.noise import Counters
 from secateur.runtime import Target
@@ -177,7 +177,7 @@ def test_a_million_requests_cost_the_hours_that_they_take() -> None:
 def test_a_setting_that_is_not_above_0_is_refused(name: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"p99_ms": LIMIT_MS, name: 0.0}
     with pytest.raises(InputError, match=rf"^{name.removesuffix('_s')}: expected a number above 0, got 0"):
-        highest_rate(tmp_path / "a.onnx", Target(), [np.zeros((1, 4))], **settings)
+        highest_rates([tmp_path / "a.onnx"], Target(), [np.zeros((1, 4))], **settings)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The plan: a goal becomes cycles that each remove the same share, epochs that add up, and reasons."""
+"""The plan: a goal becomes cycles that each remove the same share, epochs that add up, and reasons with their numbers."""
 
 import itertools
 import json
@@ -9,112 +9,117 @@ from typing import Any
 import pytest
 from services import Job, another_job, recipe_for
 
-from secateur.errors import InputError
-from tasks import plan, recipe, tracking
-from tasks.references import Plan
+from secateur.errors import NothingToDo
+from secateur.planner import Alone
+from tasks import cut, plan, recipe, select, tracking
+from tasks.references import Baseline, Pinned, Plan
 
 pytestmark = pytest.mark.usefixtures("services")
 
 
-def planned(job: Job, **changes: Any) -> Plan:
+def job_of(job: Job, **changes: Any) -> Pinned:
+    """The shared job's model and data as a job of its own with these sections of the recipe."""
+    filled = recipe.Recipe.model_validate(recipe_for(job.pinned.recipe["data"]["path"], **changes))
+    return replace(another_job(job.pinned, f"plan {tracking.digest(changes)}"), recipe=filled.model_dump(mode="json"))
+
+
+def planned(job: Job, baseline: Baseline | None = None, **changes: Any) -> Plan:
     """The plan of the shared job's model for a recipe with these sections."""
-    wanted = recipe.Recipe.model_validate(recipe_for("data.npz", **changes)).model_dump(mode="json")
-    pinned = another_job(job.pinned, f"plan {tracking.digest(changes)}")
-    return plan.run(replace(pinned, recipe=wanted), job.baseline)
+    return plan.run(job_of(job, **changes), baseline or job.baseline)
 
 
-@pytest.mark.parametrize(
-    ("share", "asked", "cycles", "why"),
-    [
-        (0.05, None, 1, "one-shot"),
-        (0.3, None, 1, "one-shot"),
-        (0.31, None, 2, "two cycles"),
-        (0.5, None, 2, "two cycles"),
-        (0.51, None, 3, "three cycles"),
-        (0.95, None, 3, "three cycles"),
-        (0.95, 1, 1, "set in the recipe"),
-        (0.05, 5, 5, "set in the recipe"),
-    ],
-)
-def test_the_more_goes_the_more_cycles_unless_the_recipe_says_how_many(
-    share: float, asked: int | None, cycles: int, why: str
-) -> None:
-    count, reason = plan.cycles_for(share, asked)
-    assert count == cycles
-    assert why in reason
+def row(made: Plan, choice: str) -> str:
+    """What was chosen, why, and by which numbers."""
+    return next(f"{row.chosen}: {row.because} [{row.numbers}]" for row in made.reasons if row.choice == choice)
 
 
-def test_every_cycle_takes_the_same_share_of_what_is_left_and_the_last_one_meets_the_goal(job: Job) -> None:
-    made = planned(job, goal={"sparsity": 0.75})
+def test_every_cycle_takes_the_same_share_of_what_is_left_and_all_epochs_are_shared_out_evenly(job: Job) -> None:
+    made = planned(job, goal={"macs": 0.75}, budget={"recovery_epochs": 7})
     left = [1.0, *(1 - share for share in made.shares)]
     ratios = [after / before for before, after in itertools.pairwise(left)]
-    assert made.measure == "sparsity"
+    assert (made.method, made.measure) == ("structured", "macs")
     assert made.shares[-1] == pytest.approx(0.75)
     assert ratios == pytest.approx([ratios[0]] * 3)
-
-
-@pytest.mark.parametrize("epochs", [3, 7, 12])
-def test_the_cycles_share_out_all_epochs_evenly(job: Job, epochs: int) -> None:
-    made = planned(job, goal={"macs": 0.6}, budget={"recovery_epochs": epochs})
-    assert made.measure == "macs"
-    assert sum(made.epochs) == epochs
+    assert sum(made.epochs) == 7
     assert max(made.epochs) - min(made.epochs) <= 1
 
 
-@pytest.mark.parametrize(
-    ("budget", "epochs", "why"),
-    [
-        ({}, 12, "set in the recipe"),
-        ({"trained_epochs": 100}, 15, "15% of the 100"),
-        ({"trained_epochs": 90, "recovery": 0.5}, 45, "outside the published 10 to 20%"),
-        ({"trained_steps": 1000, "recovery": 0.1}, 20, "10% of the 200"),
-        ({"trained_epochs": 2, "recovery": 0.1}, 1, "10% of the 2"),
-    ],
-)
-def test_recovery_takes_a_share_of_the_training_before_and_at_least_an_epoch(
-    budget: dict[str, Any], epochs: int, why: str
-) -> None:
-    wanted = recipe.Budget.model_validate(budget)
-    total, reason = plan.epochs_for(wanted, steps_per_epoch=5)
-    assert total == epochs
-    assert why in reason
+def test_the_training_before_is_told_in_epochs_or_in_steps_and_recovery_is_a_share_of_it(job: Job) -> None:
+    wanted = {"prune": {"method": "unstructured"}, "goal": {"sparsity": 0.3}}
+    made = planned(job, budget={"trained_steps": 1000, "recovery": 0.1}, recovery={"batch": 24}, **wanted)
+    assert sum(made.epochs) == 20, "120 examples are 5 steps"
+    assert row(made, "recovery").endswith("[10% of the 200 of training]")
 
 
-def test_a_goal_that_is_measured_is_planned_as_the_share_that_goes_and_how_far_the_axes_reach_is_said(job: Job) -> None:
-    made = planned(job, goal={"speedup": 4.0})
-    assert made.measure == "speedup"
-    assert made.shares[-1] == pytest.approx(1 - 1 / 4)
-    assert any("speedup 4: 4.00x; every cut is measured" in reason for reason in made.reasons)
-    assert any("at its narrowest by what is counted at most" in reason for reason in made.reasons)
+def test_a_goal_that_is_measured_says_how_far_the_axes_reach_and_that_every_cut_is_measured(job: Job) -> None:
+    wish = job.baseline.figures.size_bytes / 1e9
+    made = planned(job, goal={"size_mb": wish})
+    assert made.shares[-1] == pytest.approx(1 - 1e-3)
+    assert "the goal is out of reach" in row(made, "method")
+    assert "1000.00x wanted, structured at most " in row(made, "method")
+    assert "every cut is measured before its recovery" in row(made, "aim")
 
 
-def test_a_limit_becomes_the_share_of_the_dense_model_that_is_too_much(job: Job) -> None:
-    dense = job.baseline.figures.size_bytes
-    assert planned(job, goal={"size_mb": dense / 2e6}).shares[-1] == pytest.approx(0.5)
-    with pytest.raises(InputError, match=r"^goal\.size_mb: the dense model measures 0\..*, 1e\+06 was asked"):
-        planned(job, goal={"size_mb": 1e6})
+def test_the_method_is_chosen_by_what_it_buys_on_the_target_and_by_what_a_one_shot_cut_costs(job: Job) -> None:
+    told = row(job.plan, "method")
+    assert told.startswith("structured: on this target it buys time (fewer multiply-accumulates in dense kernels")
+    assert "one-shot cuts lose " in told
+    assert "(36 examples)" not in told
+    assert " 36 examples) at 50%]" in told, "of validation"
+    others = {one.chosen: one.because for one in job.plan.reasons if one.choice == "not"}
+    assert others["depth"].startswith("kind: expected branches of kind block in the program, found none")
+    assert others["unstructured"].startswith("it would buy disk (dense kernels: a zero costs what any number costs")
 
 
-def test_a_goal_beyond_the_narrowest_axes_is_said_to_be_out_of_reach(job: Job) -> None:
-    made = planned(job, goal={"size_mb": job.baseline.figures.size_bytes / 1e9})
-    assert any("the goal is out of reach: the cycles go as far as they can" in reason for reason in made.reasons)
+def test_sparse_learning_asks_for_units_to_leave(job: Job) -> None:
+    made = planned(job, prune={"align": 4, "sparse_learning": {"method": "group_lasso"}})
+    assert row(made, "method").startswith("structured: set in the recipe (prune.sparse_learning)")
 
 
-def test_the_method_is_chosen_by_what_it_buys_on_the_target(job: Job) -> None:
-    made = planned(job, target={"provider": "CPUExecutionProvider"})
-    assert any("structured: on CPUExecutionProvider units that leave buy time" in reason for reason in made.reasons)
-    assert any("single weights: zeros would buy disk (dense kernels" in reason for reason in made.reasons)
-
-
-def test_the_plan_with_its_reasons_is_an_artifact_of_the_run(job: Job) -> None:
+def test_the_plan_with_its_reasons_is_an_artifact_of_the_run_and_a_table(job: Job) -> None:
     stored = tracking.client().download_artifacts(job.pinned.run_id, "plan.json")
-    assert tuple(json.loads(Path(stored).read_text())["reasons"]) == job.plan.reasons
-    assert any("two cycles" in reason for reason in job.plan.reasons)
+    assert json.loads(Path(stored).read_text())["reasons"] == [vars(one) for one in job.plan.reasons]
+    text = (tracking.get_bytes(job.pinned.run_id, "plan.txt") or b"").decode()
+    assert "between 30% and 50% goes" in " ".join(text.split()) or "cycles" in text
 
 
 def test_the_plan_says_what_int8_may_buy_where_it_is_asked_for(job: Job) -> None:
-    reasons = planned(job, quantize={"int8": "auto"}).reasons
-    assert reasons[-1].startswith(
-        "INT8 of the dense and of the pruned model beside them: on CPUExecutionProvider it may buy "
-    )
-    assert not any("INT8" in reason for reason in job.plan.reasons)
+    made = planned(job, quantize={"int8": "auto"}, prune={"method": "unstructured"})
+    assert row(made, "beside").startswith("INT8: of the dense and of the pruned model; it may buy ")
+    assert not any(one.choice == "beside" for one in job.plan.reasons)
+
+
+def test_where_int8_alone_is_enough_no_cycle_runs_and_it_is_selected(job: Job) -> None:
+    pinned = job_of(job, goal={"speedup": 1.5}, quantize={"int8": True})
+    base = replace(job.baseline, int8_alone=Alone(0.0, 1.6, 1.7, 1.6, 1.8))
+    made = plan.run(pinned, base)
+    assert (made.method, made.shares, made.epochs) == ("quantize", (), ())
+    with pytest.raises(NothingToDo, match=r"^cycle 1: quantize: INT8 of the dense model reaches the goal within the"):
+        cut.run(pinned, base, made, 1, None)
+    selected = select.run(pinned, base, made, [None] * 5)
+    assert selected.cycle is None
+    assert selected.reason.startswith("INT8 of the dense model: INT8 of the dense model reaches the goal")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"goal": {"size_mb": 1e6}}, "the dense model is within the goal as it is"),
+        ({"goal": {"sparsity": 0.9999}}, "no method that this target gains by reaches the goal"),
+        ({"prune": {"method": "none"}}, r"set in the recipe \(prune\.method\)"),
+    ],
+    ids=["within the goal", "out of reach", "overruled"],
+)
+def test_where_nothing_is_to_be_pruned_the_run_ends_with_the_reason_where_one_looks_first(
+    job: Job, changes: dict[str, Any], why: str
+) -> None:
+    pinned = job_of(job, **changes)
+    made = plan.run(pinned, job.baseline)
+    assert (made.method, made.shares) == ("none", ())
+    with pytest.raises(NothingToDo, match=f"^cycle 1: none: {why}$"):
+        cut.run(pinned, job.baseline, made, 1, None)
+    with pytest.raises(NothingToDo, match=f"^not pruned: {why}$"):
+        select.run(pinned, job.baseline, made, [None] * 5)
+    run = tracking.client().get_run(pinned.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.note.content"] == f"**not pruned** · {made.reasons[0].because}"

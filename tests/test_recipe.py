@@ -48,6 +48,12 @@ def test_every_default_is_filled_in() -> None:
         "parity": 1e-4,
         "looks": 10,
     }
+    assert filled["approval"] is None
+    assert parse(approval={"users": ["ann"]}).model_dump()["approval"] == {
+        "verdicts": ("inconclusive",),
+        "users": ("ann",),
+        "hours": 24.0,
+    }
     assert filled["target"] == {
         "name": None,
         "provider": "CPUExecutionProvider",
@@ -61,12 +67,12 @@ def test_every_default_is_filled_in() -> None:
 @pytest.mark.parametrize(
     ("budget", "filled"),
     [
-        ({"trained_epochs": 100}, {"trained_epochs": 100, "recovery": 0.15}),
+        ({"trained_epochs": 100}, {"trained_epochs": 100}),
         ({"trained_steps": 9000, "recovery": 0.2}, {"trained_steps": 9000, "recovery": 0.2}),
         ({"recovery_epochs": 3}, {"recovery_epochs": 3}),
     ],
 )
-def test_recovery_is_a_share_of_the_training_before_where_that_is_told(
+def test_recovery_is_a_share_of_the_training_before_where_that_is_told_and_the_plans_choice_unless_it_is_given(
     budget: dict[str, Any], filled: dict[str, Any]
 ) -> None:
     read = parse(budget=budget)
@@ -219,6 +225,13 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> Non
             {"prune": {"sparse_learning": {"method": "growing", "epoch": 3}}},
             ["prune.sparse_learning.epoch: unknown setting", "method, strength, epochs"],
         ),
+        ({"approval": {"users": ["ann"], "hour": 1}}, ["approval.hour: unknown setting", "verdicts, users, hours"]),
+        ({"approval": {}}, ["approval.users: field required"]),
+        ({"approval": {"users": []}}, ["approval.users: tuple should have at least 1 item"]),
+        (
+            {"approval": {"users": ["ann"], "verdicts": ["fail"]}},
+            ["approval.verdicts.0: input should be 'inconclusive' or 'pass', got 'fail'"],
+        ),
         ({"target": {"lenght": 8}}, ["target.lenght: unknown setting", "name, provider, threads, batch, length"]),
         ({"target": {"length": 0}}, ["target.length", "greater than or equal to 1", "0"]),
         (
@@ -367,3 +380,58 @@ def test_every_objective_can_be_asked_for_by_its_name() -> None:
     assert tuple(OBJECTIVES) == recipe.OBJECTIVES
     for name in (*OBJECTIVES, "mine.objectives:rank"):
         assert recipe.parse(yaml.safe_dump(MINIMAL | {"objective": name}), "test").objective == name
+
+
+@pytest.mark.parametrize("method", recipe.METHODS)
+def test_every_method_is_taken_with_its_own_settings_and_comes_back_from_what_a_run_keeps(method: str) -> None:
+    own: dict[str, Any] = {"structured": {"align": 4}, "unstructured": {"weights": {"scope": "global"}}}
+    own |= {"n_m": {"weights": {"pattern": "1:4"}}, "depth": {"layers": {"kind": "mlp"}}}
+    wanted = {"goal": {"speedup": 1.5}, "quantize": {"int8": True}, "prune": {"method": method, **own.get(method, {})}}
+    read = parse(**wanted)
+    assert recipe.Recipe.model_validate(read.model_dump(mode="json")) == read
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"prune": {"method": "unstructured", "align": 4}},
+            "align goes with method structured, method is unstructured",
+        ),
+        ({"prune": {"method": "n_m", "layers": {"kind": "mlp"}}}, "layers goes with method depth, method is n_m"),
+        (
+            {"prune": {"method": "structured", "weights": {"scope": "global"}}},
+            "weights goes with method unstructured, n_m",
+        ),
+        (
+            {"prune": {"method": "depth", "sparse_learning": {"method": "growing"}}},
+            "sparse_learning goes with method struc",
+        ),
+        ({"prune": {"method": "n_m", "cycles": 2}}, "cycles must be 1 or left out with method n_m; it is 2"),
+        ({"prune": {"method": "n_m", "weights": {"pattern": "4:4"}}}, "pattern must leave fewer than all"),
+        ({"prune": {"method": "n_m", "weights": {"pattern": "2/4"}}}, "prune.weights.pattern: string should match"),
+        (
+            {"prune": {"method": "n_m"}, "goal": {"sparsity": 0.6}},
+            "goal sparsity 0.6 is more than the 0.5 that prune.weights",
+        ),
+        (
+            {"prune": {"method": "unstructured"}, "goal": {"kv_cache": 0.5}},
+            "goal kv_cache is nothing that zeros change",
+        ),
+        ({"prune": {"method": "unstructured"}, "goal": {"size_mb": 1}}, "goal size_mb is nothing that zeros change"),
+        (
+            {"prune": {"method": "quantize"}, "quantize": {"int8": True}},
+            "goal sparsity counts what int8 leaves as it is",
+        ),
+        (
+            {"prune": {"method": "quantize"}, "goal": {"speedup": 2}},
+            "prune.method quantize needs quantize.int8 true or auto",
+        ),
+        ({"prune": {"method": "magic"}}, "prune.method: input should be 'auto', 'structured'"),
+    ],
+    ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
+)
+def test_settings_that_do_not_go_together_are_refused_with_both_their_names(
+    changes: dict[str, Any], sentence: str
+) -> None:
+    assert sentence in refusal(yaml.safe_dump(MINIMAL | changes))

@@ -63,6 +63,7 @@ def test_a_content_is_registered_once_and_leads_back_to_its_file(tmp_path: Path)
     first, second = registered("once", 1.0), registered("once", 2.0)
     assert registered("once", 1.0) == first
     assert versions_of("once") == [first, second] == ["1", "2"]
+    assert tracking.client().get_registered_model("once-onnx").tags[registry.SOURCE] == "once"
     with tracking.fetched(registry.onnx_file("once", second)) as path:
         assert path.read_bytes() == write_onnx(tmp_path / "same.onnx", 2.0).read_bytes()
 

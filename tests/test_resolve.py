@@ -204,6 +204,8 @@ def test_an_unknown_recipe_is_refused(name: str) -> None:
         ({"prune": {"kinds": ["chanel"]}}, ["kinds: expected some of", "channel", "chanel"]),
         ({"prune": {"kinds": ["head"]}}, ["kinds: expected", "head", "the program has channel"]),
         ({"prune": {"criterion": "l3"}}, ["criterion: expected one of", "l2", "'l3'"]),
+        ({"prune": {"method": "unstructured"}, "goal": {"speedup": 2}}, ["prune.method: unstructured", "buy disk"]),
+        ({"prune": {"method": "depth"}}, ["kind: expected branches of kind block", "found none"]),
         (
             {"target": {"provider": "CPUExecutionProvidr"}},
             ["target.provider", "CPUExecutionProvider", "CPUExecutionProvidr"],

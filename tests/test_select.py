@@ -43,11 +43,13 @@ def cycles(job: Job, *ends: tuple[float, float]) -> list[Cycle | None]:
 def test_the_fastest_within_the_budget_goes_on(
     job: Job, pinned: Pinned, ends: tuple[tuple[float, float], ...], chosen: int
 ) -> None:
-    assert select.run(pinned, job.baseline, cycles(job, *ends)).cycle.cycle == chosen
+    best = select.run(pinned, job.baseline, job.plan, cycles(job, *ends)).cycle
+    assert best is not None
+    assert best.cycle == chosen
 
 
 def test_the_reason_is_kept_and_says_when_none_is_within_the_budget(job: Job, pinned: Pinned) -> None:
-    selected = select.run(pinned, job.baseline, cycles(job, STEEP))
+    selected = select.run(pinned, job.baseline, job.plan, cycles(job, STEEP))
     assert selected.reason == (
         "cycle 1: none is within 0.2 of the dense accuracy, this is the nearest; goal sparsity 0.5 needs 2.00x, 1.31x is reached: "
         "cycle 1 lost 0.2100; more recovery or a larger budget may get further"
@@ -57,4 +59,4 @@ def test_the_reason_is_kept_and_says_when_none_is_within_the_budget(job: Job, pi
 
 def test_without_a_finished_cycle_there_is_nothing_to_select(job: Job, pinned: Pinned) -> None:
     with pytest.raises(InputError, match="cycles: expected at least one finished cycle, got none"):
-        select.run(pinned, job.baseline, [None, None])
+        select.run(pinned, job.baseline, job.plan, [None, None])

@@ -500,3 +500,14 @@ def test_complex_weights_are_left_alone_with_the_reason() -> None:
     assert set(masks) == {"real.weight"}
     assert {layer.name: layer.skipped for layer in report.layers}["spectral"] == "holds complex64"
     assert torch.equal(sparse.state_dict["spectral"], program.state_dict["spectral"])
+
+
+@pytest.mark.parametrize("criterion", ["random", "gradient", "movement", "taylor"])
+def test_a_larger_share_adds_to_the_zeros_that_are_there(criterion: str) -> None:
+    first, _, _ = sparsify(models.exported("perceptron"), pattern=Unstructured(0.3))
+    examples = [(torch.from_numpy(models.vectors(16)), torch.arange(16) % models.CLASSES)]
+    second, _, report = sparsify(first, pattern=Unstructured(0.5), criterion=criterion, calibration=examples)
+    assert report.sparsity == pytest.approx(0.5, abs=0.02)
+    for name, weight in first.state_dict.items():
+        if weight.dim() > 1:
+            assert (second.state_dict[name][weight == 0] == 0).all()

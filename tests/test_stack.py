@@ -3,13 +3,15 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,7 +22,8 @@ import pytest
 
 from secateur.errors import InputError
 from secateur.objectives import ALLOWED
-from tasks.cli import pieces, processes, settings, stack
+from tasks import watch
+from tasks.cli import airflow_api, pieces, processes, settings, stack, webhook
 from tasks.cli.pieces import Piece, Stack
 
 SLEEPER = "import time; time.sleep(600)"
@@ -259,8 +262,45 @@ def test_tasks_may_import_what_the_caller_allows_and_learn_nothing_of_another_in
     assert environment["SECATEUR_BUCKET"] == f"s3://{pieces.BUCKET}"
 
 
+QUESTIONS = """
+from airflow.sdk import dag, task_group
+from tasks.airflow_glue import approval, step
+from tasks.references import Answer, Question
+
+def ask(hours: float) -> list[Question]:
+    return [Question("Promote it?", "**inconclusive**", ("admin",), hours)] if hours else []
+
+def tell(answers: list[Answer]) -> list[str]:
+    return [answer.sentence for answer in answers]
+
+@dag(schedule=None)
+def ask_a_person():
+    for case, hours in {"yes": 1.0, "no": 1.0, "late": 0.0003, "nobody": 0.0}.items():
+        @task_group(group_id=case)
+        def one():
+            step(tell, task_id="tell", trigger_rule="none_failed")(approval(step(ask, task_id="ask")(hours)))
+        one()
+
+ask_a_person()
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The repository with one more DAG, which asks as `prune_model` does."""
+    copy = tmp_path / "repository"
+    shutil.copytree(settings.REPOSITORY / "dags", copy / "dags")
+    (copy / "dags" / "ask_a_person.py").write_text(QUESTIONS)
+    for name in ("recipes", "secateur", "tasks"):
+        (copy / name).symlink_to(settings.REPOSITORY / name)
+    for module in (pieces, stack):
+        monkeypatch.setattr(module, "REPOSITORY", copy)
+    return copy
+
+
 @pytest.mark.slow
-def test_the_whole_stack_serves_heals_and_stops(folder: Path) -> None:
+@pytest.mark.usefixtures("repository")
+def test_the_whole_stack_serves_heals_watches_asks_and_stops(folder: Path) -> None:
     said: list[str] = []
     stack.up(said.append)
     environment = settings.stack_environment()
@@ -269,14 +309,72 @@ def test_the_whole_stack_serves_heals_and_stops(folder: Path) -> None:
         "secateur",
         "SignatureDoesNotMatch",
     }
+    with airflow_api.connect() as client:
+        asked = airflow_api.trigger(client, "ask_a_person", {})
+        client.patch("/api/v2/dags/prune_model", json={"is_paused": True}).raise_for_status()  # runs wait, do no work
+        register(10)
+        wait_for(lambda: airflow_api.runs(client, "prune_model"), 20)
+        wait_for(lambda: len(airflow_api.runs(client, "prune_model")) >= 10, 60)
+        answers = {"yes": ("Approve", "go"), "no": ("Reject", "too slow")}
+        wait_for(lambda: answered(client, asked, answers), 120)
+        told = {case: airflow_api.xcom(client, "ask_a_person", asked, f"{case}.tell") for case in ("yes", "no", "late")}
+        assert told == {
+            "yes": ["Approved by admin: go"],
+            "no": ["Rejected by admin: too slow"],
+            "late": ["Nobody answered in time."],
+        }
+        assert airflow_api.xcom(client, "ask_a_person", asked, "nobody.tell") == []
 
-    for process in processes.owned(folder):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    kill({name for name in pieces.NAMES if name.startswith("airflow")}, folder)
+    register(1)  # while nobody watches
+    kill(set(pieces.NAMES), folder)
     stack.up(said.append)
     assert settings.stack_environment() == environment
+    with airflow_api.connect() as client:
+        wait_for(lambda: len(airflow_api.runs(client, "prune_model")) >= 11, 60)
+        looked = len(airflow_api.runs(client, "watch_registry"))
+        webhook.ring()
+        wait_for(lambda: len(airflow_api.runs(client, "watch_registry", state="success")) > looked, 60)
+        ids = reversed(airflow_api.runs(client, "prune_model"))
+        assert [run.split("__")[1:3] for run in ids] == [["watched", str(number)] for number in range(1, 12)]
+        assert airflow_api.runs(client, "watch_registry", state="failed") == []
     stack.down(said.append)
     assert processes.owned(folder) == []
+
+
+def register(count: int) -> None:
+    """Register versions, all at once, of a model whose tag asks for the recipe `digits` from its first version on."""
+    import mlflow
+
+    client = mlflow.MlflowClient(settings.setting("MLFLOW_TRACKING_URI"))
+    if not client.search_registered_models("name = 'watched'"):
+        client.create_registered_model("watched", tags={watch.RECIPE: "digits", watch.SEEN: "0"})
+    run = client.create_run("0").info.run_id
+    with ThreadPoolExecutor(count) as pool:
+        made = pool.map(lambda _: client.create_model_version("watched", f"runs:/{run}/nothing", run), range(count))
+        assert len({version.version for version in made}) == count
+
+
+def answered(client: httpx.Client, run: str, answers: Mapping[str, tuple[str, str]]) -> bool:
+    """Answer what the run asks, as a browser does; True when it is over.
+
+    Not at once: an answer that comes while Airflow still lays the task to rest is forgotten, and asked for again.
+    """
+    time.sleep(2)
+    for case, (option, words) in answers.items():
+        path = f"/api/v2/dags/ask_a_person/dagRuns/{run}/taskInstances/{case}.approve/0/hitlDetails"
+        question = client.get(path)
+        if question.is_success and not question.json()["response_received"]:
+            answer = {"chosen_options": [option], "params_input": {"words": words}}
+            client.patch(path, json=answer).raise_for_status()
+    return airflow_api.run_state(client, "ask_a_person", run) in airflow_api.FINISHED
+
+
+def kill(names: set[str], folder: Path) -> None:
+    """Kill these pieces of the stack, with their children."""
+    for process in processes.owned(folder, names):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def buckets_with(secret: str) -> str:

@@ -77,34 +77,6 @@ OnProbe = Callable[[int, Probe, float | None, float | None], None]  # which file
 OnStart = Callable[[int, Arrivals | None, float], None]  # which file, what it is asked (None: alone), and for how long
 
 
-def highest_rate(
-    path: str | Path,
-    target: Target,
-    columns: Sequence[np.ndarray],
-    p99_ms: float,
-    *,
-    folder: str | Path | None = None,
-    seconds: float = 5.0,
-    tolerance: float = 0.05,
-    budget_s: float = 300.0,
-    parallel: int = 1,
-    seed: int = 0,
-) -> Rate:
-    """`highest_rates` of one file."""
-    return highest_rates(
-        [path],
-        target,
-        columns,
-        p99_ms,
-        folder=folder,
-        seconds=seconds,
-        tolerance=tolerance,
-        budget_s=budget_s,
-        parallel=parallel,
-        seed=seed,
-    )[0]
-
-
 def highest_rates(
     paths: Sequence[str | Path],
     target: Target,

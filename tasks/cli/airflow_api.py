@@ -78,10 +78,11 @@ def tasks(client: httpx.Client, dag: str, run: str) -> list[Task]:
     return sorted(items, key=lambda task: (task.started is None, task.started or 0.0))
 
 
-def xcom(client: httpx.Client, dag: str, run: str, task: str) -> Any | None:
+def xcom(client: httpx.Client, dag: str, run: str, task: str, map_index: int = -1) -> Any | None:
     """What a task returned; None when it returned nothing (it failed, was skipped, or has not run yet)."""
     path = f"{_run_path(dag, run)}/taskInstances/{quote(task)}/xcomEntries/return_value"
-    response = _send(client, "GET", path, params={"deserialize": "false"}, missing_is_fine=True)
+    query: dict[str, str | int] = {"deserialize": "false", "map_index": map_index}
+    response = _send(client, "GET", path, params=query, missing_is_fine=True)
     if response.status_code == httpx.codes.NOT_FOUND:
         return None
     return _plain(response.json()["value"])
@@ -92,6 +93,17 @@ def logs(client: httpx.Client, dag: str, run: str, task: Task) -> list[dict[str,
     path = f"{_run_path(dag, run)}/taskInstances/{quote(task.name)}/logs/{max(task.tries, 1)}"
     content = _get(client, path, params={"full_content": "true"}, what=f"the log of {task.name}")["content"]
     return [line if isinstance(line, dict) else {"event": str(line)} for line in content]
+
+
+def ring(client: httpx.Client, asset: str) -> None:
+    """Tell the DAGs that are scheduled on this asset that there is something for them."""
+    found = _get(client, "/api/v2/assets", params={"name_pattern": asset, "limit": 100}, what=f"asset {asset!r}")
+    ids = [item["id"] for item in found["assets"] if item["name"] == asset]
+    if not ids:
+        raise AirflowError(
+            f"Airflow at {client.base_url} does not know asset {asset!r}: is its DAG there, and not paused?"
+        )
+    _send(client, "POST", "/api/v2/assets/events", body={"asset_id": ids[0], "extra": {}}, what=f"asset {asset!r}")
 
 
 def ensure_pool(client: httpx.Client, name: str, *, slots: int, description: str) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from secateur.errors import InputError
-from tasks.cli import airflow_api, bar, decoders, files, follow, loading, programs, sample, show, stack
+from tasks.cli import airflow_api, bar, decoders, files, follow, loading, programs, sample, show, stack, webhook
 from tasks.cli.airflow_api import AirflowError
 from tasks.cli.mlflow_api import MlflowError
 from tasks.cli.sample import SampleError
@@ -344,6 +344,15 @@ def up() -> None:
 def down() -> None:
     """Stop the local stack; its data stays."""
     stack.down(typer.echo)
+
+
+@app.command("webhook")
+def receive(
+    host: Annotated[str, typer.Option(help="Address to listen on; TLS is a proxy's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8787,
+) -> None:
+    """Receive MLflow's webhooks and tell Airflow to look at the registry; SECATEUR_WEBHOOK_SECRET is what both know."""
+    webhook.serve(host, port, typer.echo)
 
 
 @app.command()

@@ -9,19 +9,22 @@ import httpx
 
 from tasks.cli import airflow_api, mlflow_api
 from tasks.cli.airflow_api import Task
+from tasks.references import Answer, Person
 
 _POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `promoted`, `refused` (the gate said no), `done` (no gate in it) or `failed`."""
+    """How a run ended: `promoted`, `refused` (the plan, the gate or a person said no), `done` (no gate in it) or `failed`."""
 
     ending: str
     dag_run_id: str
     airflow_url: str
     error: str | None = None
+    plan: Mapping[str, Any] | None = None
     verdict: Mapping[str, Any] | None = None
+    approval: str | None = None  # what a person said to the verdict
     promotion: Mapping[str, Any] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     metric: str = "accuracy"  # the objective's
@@ -30,7 +33,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0 when it did what was asked, 3 when the gate said no, 1 on an error."""
+        """0 when it did what was asked, 3 when the plan, the gate or a person said no, 1 on an error."""
         return {"promoted": 0, "done": 0, "refused": 3}.get(self.ending, 1)
 
 
@@ -57,13 +60,22 @@ def pruning_outcome(client: httpx.Client, dag: str, run: str, state: str) -> Out
         dag_run_id=run,
         airflow_url=url,
         error=failure(client, dag, run) if failed else None,
+        plan=airflow_api.xcom(client, dag, run, "plan"),
         verdict=airflow_api.xcom(client, dag, run, "gate"),
+        approval=_approval(airflow_api.xcom(client, dag, run, "approve", map_index=0)),
         promotion=promotion,
         metrics=remembered.metrics if remembered else {},
         metric=pinned.get("metric", "accuracy"),
         run_id=run_id,
         mlflow_url=remembered.url if remembered else None,
     )
+
+
+def _approval(answer: Mapping[str, Any] | None) -> str | None:
+    if answer is None:
+        return None
+    person, words = answer["responded_by_user"], answer["params_input"]
+    return Answer(tuple(answer["chosen_options"]), Person(**person) if person else None, words or {}).sentence
 
 
 def rollback_outcome(client: httpx.Client, dag: str, run: str, state: str) -> Outcome:

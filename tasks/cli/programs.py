@@ -129,7 +129,7 @@ def recover(
             dataset,
             settings,
             objective=lesson.objective,
-            masks=sparsity.masks_of(student) if _has_pattern(lineage) else None,
+            masks=sparsity.recorded_masks(student, lineage),
             checkpoint=checkpoints.in_folder(place),
             on_epoch=callbacks[0],
             on_step=callbacks[1],
@@ -160,11 +160,6 @@ def _dataset(lesson: Lesson, student: ExportedProgram) -> Dataset:
     dataset = data.Dataset(train, validation, validation)  # recovery has no say over a test split
     data_checks.check_fits(dataset, student, lesson.objective)
     return dataset
-
-
-def _has_pattern(lineage: Mapping[str, Any]) -> bool:
-    """Whether single weights were cut anywhere on the way to a program."""
-    return any("pattern" in cut for cut in lineage.get("cuts", ()))
 
 
 def _settings(lesson: Lesson) -> Settings:

@@ -12,13 +12,27 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from secateur import planner
 from tasks.cli.airflow_api import Task
 from tasks.cli.follow import Outcome
 
 Report = Callable[[str, list[Task]], None]
 
 _SETTLED = frozenset({"success", "failed", "skipped", "upstream_failed"})
-_STYLE = {"success": "green", "failed": "bold red", "skipped": "dim", "upstream_failed": "dim", "running": "cyan"}
+_STYLE = {
+    "success": "green",
+    "failed": "bold red",
+    "skipped": "dim",
+    "upstream_failed": "dim",
+    "running": "cyan",
+    "awaiting_input": "yellow",
+}
+_WORDS = {
+    None: "-",
+    "success": "done",
+    "upstream_failed": "not reached",
+    "awaiting_input": "waits for a person to answer in Airflow",
+}
 _STYLE_OF_VERDICT = {"pass": "green", "fail": "red", "inconclusive": "yellow", "reported": "dim"}
 
 
@@ -38,6 +52,7 @@ ROWS = (
     Row("params", "parameters", lambda value: f"{value:,.0f}"),
     Row("macs", "MACs", lambda value: f"{value:,.0f}"),
 )
+ZEROS = Row("zeros", "zeros", lambda value: f"{value:,.0f}")  # where a method makes some
 
 
 @contextmanager
@@ -65,16 +80,23 @@ def result(outcome: Outcome) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if outcome.error:
         parts.append(Text.assemble(("Error: ", "bold red"), outcome.error))
-    if outcome.ending == "refused":
-        reason = (outcome.verdict or {}).get("reason", "the gate gave no verdict")
+    not_pruned = outcome.ending == "refused" and (outcome.plan or {}).get("method") == planner.NONE
+    if outcome.plan and not_pruned:
+        rows = [planner.Row(**row) for row in outcome.plan["reasons"]]
+        parts += [Text.assemble(("Not pruned: ", "bold yellow"), rows[0].because), Text(planner.table(rows).rstrip())]
+    elif outcome.ending == "refused":
+        reason = outcome.approval or (outcome.verdict or {}).get("reason", "the gate gave no verdict")
         parts.append(Text.assemble(("Not promoted: ", "bold red"), reason))
-    if outcome.metrics and not outcome.error:
+    if outcome.metrics and not outcome.error and not not_pruned:
         ships = (outcome.verdict or {}).get("ships", "pruned")
+        if outcome.plan:
+            parts.append(Text(plan_sentence(outcome.plan)))
         parts.append(comparison(outcome.metrics, outcome.metric, ships))
         parts.append(Text(speedup_sentence(outcome.metrics)))
     if outcome.verdict:
         parts += _verdict(outcome.verdict)
     if outcome.promotion:
+        parts += [Text(outcome.approval)] if outcome.approval else []
         parts.append(Text(promotion_sentence(outcome.promotion)))
     addresses = {"MLflow": outcome.mlflow_url, "Airflow": outcome.airflow_url}
     parts += [Text(f"{name:8} {url}") for name, url in addresses.items() if url]
@@ -87,10 +109,17 @@ def comparison(metrics: Mapping[str, float], metric: str = "accuracy", ships: st
     table.add_column("")
     for title in ("dense", ships.replace("_int8", ", INT8"), "change"):
         table.add_column(title, justify="right")
-    for row in (_metric_row(metric), *ROWS):
+    zeros = (ZEROS,) if f"{ships}.{ZEROS.metric}" in metrics else ()
+    for row in (_metric_row(metric), *ROWS, *zeros):
         dense, shipped = metrics.get(f"dense.{row.metric}"), metrics.get(f"{ships}.{row.metric}")
         table.add_row(row.title, _value(row, dense), _value(row, shipped), _change(row, dense, shipped))
     return table
+
+
+def plan_sentence(plan: Mapping[str, Any]) -> str:
+    """The method and why it is that one."""
+    method = plan["reasons"][0]
+    return f"Method {method['chosen']}: {method['because']}."
 
 
 def speedup_sentence(metrics: Mapping[str, float]) -> str:
@@ -130,7 +159,7 @@ def _rows(tasks: list[Task]) -> dict[str, list[Task]]:
     return rows
 
 
-_ORDER = ("resolve", "baseline", "plan", "cycle", "select", "export", "validate", "gate", "promote")
+_ORDER = ("resolve", "baseline", "plan", "cycle", "select", "export", "validate", "gate", "ask", "approve", "promote")
 _ORDER_IN_CYCLE = ("cut", "recover", "evaluate")
 
 
@@ -146,7 +175,7 @@ def _place(task: Task) -> tuple[int, str, int]:
 
 def _cell(task: Task, *, with_name: bool) -> Text:
     words = [task.name.rpartition(".")[2]] if with_name else []
-    words.append({None: "-", "success": "done", "upstream_failed": "not reached"}.get(task.state, task.state or "-"))
+    words.append(_WORDS.get(task.state, task.state or "-"))
     if task.state in ("success", "failed", "running"):
         words.append(_duration(task))
     if task.tries > 1:
@@ -169,7 +198,7 @@ def _line_reporter(console: Console) -> Report:
             console.print("waiting: one run of a DAG at a time", style="dim")
         for task in tasks:
             key = (task.name, task.state, task.tries)
-            if key in seen or task.state not in _SETTLED | {"up_for_retry"}:
+            if key in seen or task.state not in _SETTLED | {"up_for_retry", "awaiting_input"}:
                 continue
             seen.add(key)
             if task.state not in ("skipped", "upstream_failed"):
