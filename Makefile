@@ -55,8 +55,8 @@ bench-predict: $(STAMP) ## Predicted against measured speedup of whole models, i
 bench-speed: $(STAMP) ## What pruning buys on this machine, into benchmarks/results; ROWS="resnet-half ...", THREADS=<n>
 	@$(BIN)/python -W ignore -m benchmarks.speed $(if $(THREADS),--threads $(THREADS),) $(if $(ROWS),--rows $(ROWS),)
 
-bench-gate: $(STAMP) ## What the gate lets pass: simulated models that are too bad, or equal, into benchmarks/results
-	@$(BIN)/python -W ignore -m benchmarks.gate
+bench-gate: $(STAMP) ## What the gate lets pass: simulated models that are too bad, or equal, into benchmarks/results; RULES="accuracy ..."
+	@$(BIN)/python -W ignore -m benchmarks.gate $(if $(RULES),--rules $(RULES),)
 
 bench-engine: $(BENCH_STAMP) ## The engine beside a peer, into benchmarks/results; DATA=<folder> for trained models, PARTS="resnet20 ..." for some
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -W ignore -m benchmarks.engine \
