@@ -319,12 +319,11 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
         for n, colour in zip(case.sizes, ("#4477aa", "#ee7733", "#228833"), strict=False):
             curve = [row for row in rows if (row["rule"], row["n"]) == (name, n)]
             x, y = [row["effect"] for row in curve], [row["share"] for row in curve]
-            axis.plot(
-                x, y, marker="o", markersize=3, linestyle="-" if len(x) > 2 else "", color=colour, label=f"n = {n:,}"
-            )
-            axis.fill_between(
-                x, [row["low"] for row in curve], [row["high"] for row in curve], color=colour, alpha=0.15
-            )
+            line = "-" if len(x) > 2 else ""  # two effects are no curve
+            axis.plot(x, y, marker="o", markersize=3, linestyle=line, color=colour, label=f"n = {n:,}")
+            if line:
+                ends = ([row[end] for row in curve] for end in ("low", "high"))
+                axis.fill_between(x, *ends, color=colour, alpha=0.15)
         axis.axvline(1, color="grey", linewidth=0.8, linestyle=":")
         axis.axhline(ALPHA, color="grey", linewidth=0.8, linestyle=":")
         axis.set_title(name, fontsize=10)
