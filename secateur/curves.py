@@ -149,7 +149,7 @@ def lost(share: float, dense: Answers, cut: Answers, objective: Objective, confi
     else:
         found = resampled_difference(dense, cut, objective.score, confidence, seed)
     estimate, low, high = found
-    return Cost(share, -estimate, -high, -low, len(dense[0]))
+    return Cost(share, 0.0 - estimate, 0.0 - high, 0.0 - low, len(dense[0]))  # no loss is no -0
 
 
 def _cut_alone(program: ExportedProgram, kept: dict[str, np.ndarray]) -> fx.GraphModule:

@@ -70,6 +70,8 @@ def run(pinned: Pinned, exported: Exported, validated: Validated) -> GateResult:
         "validated": validated,
     }
     digest = tracking.put_json(pinned.run_id, "gate/verdict.json", said)
+    if objective.right_or_wrong:
+        tracking.put_json(pinned.run_id, "gate/classes.json", _by_class(evidence, recipe.gate.confidence))
     scores = {"dense": objective.score(*evidence.dense.pair), ships: objective.score(*evidence.pruned.pair)}
     logged = {f"{which}.{pinned.metric}": score for which, score in scores.items()}
     tracking.log(pinned.run_id, logged | {"look": look}, step=exported.cycle, verdict=verdict.outcome)
@@ -292,3 +294,20 @@ def _lost_and_gained(evidence: Evidence) -> dict[str, Any]:
 
 def _where(chosen: np.ndarray) -> list[int]:
     return [int(position) for position in chosen.nonzero()[0]]
+
+
+def _by_class(evidence: Evidence, confidence: float) -> list[dict[str, float]]:
+    """Of each class of the test split how its accuracy changed, with an interval for that class alone: told, not judged."""
+    import numpy as np
+
+    from secateur.gate.bounds import paired_difference
+
+    before, after, targets = evidence.dense.right, evidence.pruned.right, evidence.dense.targets
+    found = []
+    for label in np.unique(targets).tolist():
+        of_class = targets == label
+        one, other = before[of_class], after[of_class]
+        estimate, low, high = paired_difference(one, other, confidence)
+        counts = {"examples": len(one), "lost": int((one & ~other).sum()), "gained": int((other & ~one).sum())}
+        found.append({"label": label, **counts, "estimate": estimate, "low": low, "high": high})
+    return found

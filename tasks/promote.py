@@ -13,8 +13,8 @@ def run(
 ) -> Promotion:
     """Register the dense file (the first time) and the one that the verdict is on, and let that one serve.
 
-    `answers` are a person's, to the question of `tasks.ask`. Without a file there is no verdict: the plan ended the run. Not remembered like other steps: what serves may have
-    changed since, and every part of it is repeatable.
+    `answers` are a person's, to the question of `tasks.ask`. Without a file there is no verdict: the plan ended the run.
+    Not remembered like other steps: what serves may have changed since, and every part of it is repeatable.
 
     Raises:
         NothingToDo: the verdict is neither a pass nor approved, or the recipe wants it approved and it is not; or there is none.
@@ -22,7 +22,7 @@ def run(
     if exported is None or verdict is None:
         raise NothingToDo("nothing was judged: the plan was not to prune")
     reason = _reason(pinned, verdict, answers)
-    from tasks import bucket, champion, registry
+    from tasks import bucket, champion, registry, report
 
     model = pinned.model
     tags = {"secateur.source": f"models:/{model}/{pinned.version}", "secateur.run": pinned.run_id}
@@ -43,10 +43,10 @@ def run(
         "secateur.evidence": verdict.evidence,
     }
     title = kind.capitalize() + (f", {int8.upper()}" if int8 else "")
-    version = registry.register_onnx(
-        model, pinned.run_id, exported.candidates[verdict.ships], f"{title}. {reason}", {**tags, **about}
-    )
     who = f"prune_model {pinned.dag_run_id}"
+    by = "; ".join([who, *(answer.sentence.rstrip(".") for answer in answers)])
+    card = report.card(pinned.run_id, title, verdict, by)
+    version = registry.register_onnx(model, pinned.run_id, exported.candidates[verdict.ships], card, {**tags, **about})
     promoted = champion.move(
         model, version, action="promote", reason=reason, who=who, evidence=verdict.evidence, first_from=dense
     )

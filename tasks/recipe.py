@@ -280,13 +280,14 @@ class Prune(_Section):
     """How to cut; the plan chooses the method and the number of cycles unless they are given."""
 
     method: Literal["auto", "structured", "unstructured", "n_m", "depth", "quantize", "none"] = "auto"
+    # of axes; attention, mlp, block and layer are whole branches, which allocation knapsack drops where that is cheaper
     kinds: tuple[str, ...] = ("head", "kv_group", "q_per_group", "channel", "width")
-    include: tuple[str, ...] = ("*",)  # globs on axis names, as `secateur inspect` prints them
+    include: tuple[str, ...] = ("*",)  # globs on names, as `secateur inspect` prints them: an axis, or branch:kind
     exclude: tuple[str, ...] = ()
     criterion: str = "l2"
     allocation: Literal["uniform", "global", "grouped", "sensitivity", "knapsack"] = "uniform"
     align: int = Field(8, ge=1)
-    floor: float = Field(0.0, ge=0, lt=1)  # share of every axis that stays
+    floor: float = Field(0.0, ge=0, lt=1)  # share of every axis that stays, and of the branches of every kind
     calibration: int = Field(
         256, ge=1
     )  # examples of the training split, for criteria and allocations that look at data

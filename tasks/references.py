@@ -203,6 +203,14 @@ class GateResult:
 
 
 @dataclass(frozen=True)
+class Reported:
+    """The report of a run as a page, and where that is in MLflow's UI."""
+
+    page: File
+    address: str
+
+
+@dataclass(frozen=True)
 class Question:
     """What a person is asked; `body` is Markdown."""
 

@@ -101,6 +101,7 @@ def _with_parent_run(pinned: Pinned, salt: str) -> Pinned:
         "secateur.data": pinned.data_digest,
         "secateur.code": pinned.code_digest,
         "secateur.objective": pinned.objective,
+        "secateur.metric": pinned.metric,
     }
     run_id = tracking.find_or_create_run(experiment, key, name, tags)
     complete = dataclasses.replace(pinned, key=key, experiment_id=experiment, run_id=run_id)

@@ -51,6 +51,7 @@ from tasks import (
     recipe,
     recover,
     registry,
+    report,
     resolve,
     rollback,
     tracking,
@@ -113,7 +114,7 @@ def test_the_verdict_and_its_evidence_are_an_artifact_and_the_reason_opens_the_r
     assert evidence["look"] == {"number": 1, "free": 10, "confidence": 0.95}
     assert evidence["incumbent"] == "not asked for"
     run = client.get_run(job.pinned.run_id)
-    assert run.data.tags["mlflow.note.content"] == f"**pass** · {job.verdict.reason}"
+    assert run.data.tags["mlflow.note.content"].startswith(f"**pass** · {job.verdict.reason}")
     assert run.info.status == client.get_run(job.cycles[0].run_id).info.status == "FINISHED"
 
 
@@ -231,6 +232,7 @@ def test_a_regression_on_a_table_is_judged_by_the_variance_it_explains(tmp_path:
     assert 0.5 < parent.metrics["pruned.r2"] <= parent.metrics["dense.r2"] + 0.2
     assert {"r2", "r2_delta", "r2_before_recovery"} <= parent.metrics.keys()
     assert not any("accuracy" in name for name in parent.metrics)
+    assert b"There are no classes to tell apart: the metric is r2" in report.page(done.pinned.run_id)
     assert done.promotion is not None
     bucket.check_serves(f"{model}-onnx", done.promotion.version)
 
@@ -343,7 +345,7 @@ def test_every_rule_of_the_test_set_is_asked_of_the_files_and_its_evidence_kept(
     }
     client = tracking.client()
     kept = {entry.path for entry in client.list_artifacts(pinned.run_id, "gate")}
-    assert kept == {"gate/verdict.json", "gate/evidence.npz", "gate/exemplars.npz"}
+    assert kept == {f"gate/{name}" for name in ("verdict.json", "evidence.npz", "exemplars.npz", "classes.json")}
     said = tracking.get_json(pinned.run_id, "gate/verdict.json")
     assert said is not None
     by_name = {rule["name"]: rule for rule in said["verdict"]["rules"]}
@@ -455,6 +457,8 @@ def test_an_impossible_gate_ends_green_unpromoted_and_says_why(job: Job) -> None
     assert (serving(model), versions_of(model), journal.entries(model)) == before
     run = tracking.client().get_run(pinned.run_id)
     assert run.data.tags["mlflow.note.content"] == f"**fail** · {verdict.reason}"
+    report.run(pinned)
+    assert b'<p class="stamp">fail</p>' in report.page(pinned.run_id)
     assert run.info.status == "FINISHED"
 
 

@@ -331,7 +331,7 @@ def test_the_whole_stack_serves_heals_watches_asks_and_stops(folder: Path) -> No
     stack.up(said.append)
     assert settings.stack_environment() == environment
     with airflow_api.connect() as client:
-        wait_for(lambda: len(airflow_api.runs(client, "prune_model")) >= 11, 60)
+        wait_for(lambda: len(airflow_api.runs(client, "prune_model")) >= 11, 120)
         looked = len(airflow_api.runs(client, "watch_registry"))
         webhook.ring()
         wait_for(lambda: len(airflow_api.runs(client, "watch_registry", state="success")) > looked, 60)
