@@ -24,6 +24,7 @@ def test_the_tail_of_latency_and_the_memory_of_a_file_have_intervals_over_proces
         assert 0 < low <= estimate <= high
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_loadgen_is_asked_at_one_rate_as_often_as_it_takes(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "adds.onnx", 1.0)

@@ -618,6 +618,7 @@ class Wide(nn.Module):
         return self.layers(nn.functional.interpolate(image, scale_factor=8.0))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_speedup_that_is_asked_for_is_measured_in_the_end(tmp_path: Path) -> None:
     inputs, labels = examples()
