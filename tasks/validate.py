@@ -50,6 +50,8 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
     print(reason, flush=True)
     shipped = found[ships]
     compared = shipped.compared
+    with tracking.fetched(exported.candidates[ships]) as path:
+        costs = figures.costs(path, validation, recipe)
     result = Validated(
         ships=ships,
         speedup=compared.speedup,
@@ -59,6 +61,7 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
         theoretical_speedup=baseline.figures.macs / shipped.counted.macs,
         parity=_parity(exported, ships, validation),
         noise=compared.inconclusive or str(compared.noise),
+        costs=costs,
     )
     measured = {
         name: value for name, value in vars(result).items() if isinstance(value, float) and name != "confidence"

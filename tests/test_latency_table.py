@@ -276,6 +276,7 @@ def test_prune_reaches_a_predicted_speedup_and_keeps_its_promise(allocation: str
     assert table.predict(widths) <= DENSE / 1.5
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_speedup_that_no_widths_give_is_predicted_and_measured_with_branches(tmp_path: Path) -> None:
     length, stream = 32, 64

@@ -39,6 +39,7 @@ def test_p99_is_given_only_when_ten_samples_lie_beyond_it(samples: int, reported
     assert (summarise(np.full(samples, 0.001), batch=1).p99_ms is not None) == reported
 
 
+@pytest.mark.alone
 def test_a_fast_file_is_asked_often_enough_for_p99(small: Path) -> None:
     seen = latency(small, Target(), [INPUTS], budget_s=0.5)
     assert seen.samples == MOST
@@ -46,6 +47,7 @@ def test_a_fast_file_is_asked_often_enough_for_p99(small: Path) -> None:
     assert 0 < seen.p50_ms <= seen.p90_ms <= seen.p99_ms
 
 
+@pytest.mark.alone
 def test_a_file_that_is_slow_for_its_budget_is_asked_often_enough_for_a_median(small: Path) -> None:
     assert latency(small, Target(), [INPUTS], budget_s=1e-6).samples == FEWEST
 

@@ -27,6 +27,8 @@ from tasks import watch
 from tasks.cli import airflow_api, pieces, processes, settings, stack, webhook
 from tasks.cli.pieces import Piece, Stack
 
+pytestmark = pytest.mark.alone
+
 SLEEPER = "import time; time.sleep(600)"
 PARENT_OF_SLEEPER = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEPER!r}])"
 

@@ -36,7 +36,7 @@ _WORDS = {
     "upstream_failed": "not reached",
     "awaiting_input": "waits for a person to answer in Airflow",
 }
-_STYLE_OF_VERDICT = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+_STYLE_OF_VERDICT = {"pass": "green", "fail": "red", "inconclusive": "yellow", "reported": "dim"}
 
 
 @dataclass(frozen=True)
