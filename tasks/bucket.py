@@ -1,10 +1,17 @@
-"""The bucket that servers read: `<model>/<version>/model.onnx`, a manifest written last, a pointer to the champion.
+"""The bucket that servers read, laid out as Triton and others expect it, every version sealed by a manifest.
 
-Credentials and endpoint come from the environment, as boto3 reads them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3, ...).
+`<model>/<version>/model.onnx` beside a `config.pbtxt` and, written last, `manifest.json` with the checksums of both; in
+`<model>/` itself `config.pbtxt`, by which Triton serves the champion alone, and `champion.json`, which says the same to others.
+
+Credentials and endpoint come from the environment, as boto3 reads them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3, ...);
+SECATEUR_BUCKET is the place, SECATEUR_BUCKET_OPTIONS what every object is stored with, such as
+`{"ServerSideEncryption": "aws:kms", "ACL": "bucket-owner-full-control"}`.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import tempfile
@@ -18,15 +25,44 @@ from tasks import tracking
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+    from secateur.runtime import Target
+
+
+class IncompleteError(OSError):
+    """A version is not in the bucket as it was published: publishing it again mends that."""
+
 
 _ABSENT = ("NoSuchKey", "404")
+_OPTIONS = ("ACL", "BucketKeyEnabled", "SSEKMSEncryptionContext", "SSEKMSKeyId", "ServerSideEncryption", "StorageClass")
+_TRITON_TYPES = {
+    **{"float16": "FP16", "float": "FP32", "double": "FP64", "bfloat16": "BF16", "bool": "BOOL", "string": "STRING"},
+    **{f"{sign}int{bits}": f"{sign}int{bits}".upper() for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
 
 
 def _s3() -> S3Client:
+    """For files: a stalled read ends after 20 s, and is tried again."""
+    return _client(5, 20, _settings())
+
+
+def _s3_small() -> S3Client:
+    """For small objects: an answer takes milliseconds, and a change of what serves has seconds for all of them."""
+    return _client(2, 5, _settings())
+
+
+def _settings() -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+
+
+@functools.cache
+def _client(attempts: int, read_timeout_s: int, settings: tuple[tuple[str, str], ...]) -> S3Client:
+    """One per process and environment: making one costs more than a request. Retries with back-off and full jitter."""
     import boto3
     from botocore.config import Config
 
-    return boto3.client("s3", config=Config(retries={"mode": "standard", "total_max_attempts": 5}, connect_timeout=5))
+    del settings  # boto3 reads them itself
+    retries: Any = {"mode": "standard", "total_max_attempts": attempts}
+    return boto3.client("s3", config=Config(retries=retries, connect_timeout=5, read_timeout=read_timeout_s))
 
 
 def _place(uri: str) -> tuple[str, str]:
@@ -40,6 +76,26 @@ def _place(uri: str) -> tuple[str, str]:
 def _key(*parts: str) -> tuple[str, str]:
     bucket, prefix = _place(os.environ.get("SECATEUR_BUCKET", ""))
     return bucket, "/".join(filter(None, [prefix, *parts]))
+
+
+def _stored_with() -> dict[str, Any]:
+    """What objects are stored with, as boto3 names it."""
+    text = os.environ.get("SECATEUR_BUCKET_OPTIONS", "") or "{}"
+    try:
+        options = json.loads(text)
+    except ValueError:
+        options = None
+    if not isinstance(options, dict) or not set(options) <= set(_OPTIONS):
+        raise InputError(
+            f"SECATEUR_BUCKET_OPTIONS: expected JSON with some of {', '.join(_OPTIONS)}, got {text[:200]!r}; "
+            'write for example {"ServerSideEncryption": "AES256"}'
+        )
+    return options
+
+
+def uri_of(model: str, version: str) -> str:
+    """The s3:// address of a version's file."""
+    return "s3://{}/{}".format(*_key(model, version, "model.onnx"))
 
 
 def download(uri: str, local: Path) -> None:
@@ -58,56 +114,85 @@ def download(uri: str, local: Path) -> None:
 def publish(model: str, version: str, local: Path) -> str:
     """Upload a file as a version of a model, manifest last, read it back and compare; a complete one is left alone.
 
+    A large file goes in parts, each with a checksum that the server compares; the whole is compared by its SHA-256.
+
     Returns:
         The s3:// address of the file.
     """
-    s3, sha256 = _s3(), tracking.sha256_of(local)
-    bucket, key = _key(model, version, "model.onnx")
-    manifest = _read_json(model, version, "manifest.json")
-    if manifest is None or manifest.get("sha256") != sha256 or _stored_sha256(bucket, key) != sha256:
-        s3.upload_file(str(local), bucket, key)
-        if _stored_sha256(bucket, key) != sha256:
-            raise OSError(f"bucket: s3://{bucket}/{key} reads back as other bytes than were written")
-        _write_json(
-            {"file": "model.onnx", "sha256": sha256, "bytes": local.stat().st_size}, model, version, "manifest.json"
-        )
-    return f"s3://{bucket}/{key}"
+    sha256, uri = tracking.sha256_of(local), uri_of(model, version)
+    if published(model, version) != sha256 or _stored_sha256(uri) != sha256:
+        _upload(local, uri)
+        if _stored_sha256(uri) != sha256:
+            raise OSError(f"bucket: {uri} reads back as other bytes than were written")
+        config = _triton_config(model, version, local)
+        _write(config.encode(), "text/plain", model, version, "config.pbtxt")
+        sums = {"sha256": sha256, "bytes": local.stat().st_size, "config": _sha256(config.encode())}
+        write_json({"file": "model.onnx", **sums}, model, version, "manifest.json")
+    return uri
 
 
-def _stored_sha256(bucket: str, key: str) -> str | None:
+def _upload(local: Path, uri: str) -> None:
+    bucket, key = _place(uri)
+    _s3().upload_file(str(local), bucket, key, ExtraArgs={**_stored_with(), "ChecksumAlgorithm": "SHA256"})
+
+
+def published(model: str, version: str) -> str | None:
+    """The SHA-256 of a version's file by its manifest, or None when the version is not complete."""
+    manifest = read_json(model, version, "manifest.json") or {}
+    return manifest.get("sha256") if "config" in manifest else None
+
+
+def _stored_sha256(uri: str) -> str | None:
     """SHA-256 of an object's bytes, or None when there is none."""
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         local = Path(folder) / "object"
         try:
-            download(f"s3://{bucket}/{key}", local)
+            download(uri, local)
         except FileNotFoundError:
             return None
         return tracking.sha256_of(local)
 
 
-def check_serves(model: str, version: str) -> None:
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def check_serves(model: str, version: str, target: Target | None = None) -> None:
     """Fetch a published version from the bucket, verify its checksum, and let ONNX Runtime answer one request.
 
+    Args:
+        target: that the version is for; the CPU when it is not given.
+
     Raises:
-        OSError: the manifest is missing or the bytes are not the ones it names.
+        IncompleteError: the manifest is missing or the bytes are not the ones it names.
+        OSError: the file cannot be loaded, or its answer is not finite.
+        InputError: the target's provider does not work here.
     """
     import numpy as np
 
     from secateur.runtime import Target, open_session, run
 
-    manifest = _read_json(model, version, "manifest.json")
+    manifest = read_json(model, version, "manifest.json")
     if manifest is None:
-        raise OSError(f"bucket: {model}/{version} has no manifest; it was not published completely")
-    bucket, key = _key(model, version, "model.onnx")
+        raise IncompleteError(f"bucket: {model}/{version} has no manifest; it was not published completely")
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         local = Path(folder) / "model.onnx"
-        download(f"s3://{bucket}/{key}", local)
+        try:
+            download(uri_of(model, version), local)
+        except FileNotFoundError as error:
+            raise IncompleteError(f"bucket: {model}/{version} has a manifest and no file") from error
         if tracking.sha256_of(local) != manifest["sha256"]:
-            raise OSError(f"bucket: {model}/{version}/model.onnx is not the file that its manifest names")
-        session = open_session(local, Target())
-        # ones: a mask of zeros would leave nothing to attend to
-        inputs = [np.ones(_shape(spec.shape), dtype=_dtype(spec.type)) for spec in session.get_inputs()]
-        if not np.isfinite(run(session, *inputs)).all():
+            raise IncompleteError(f"bucket: {model}/{version}/model.onnx is not the file that its manifest names")
+        try:
+            session = open_session(local, target or Target())
+            # ones: a mask of zeros would leave nothing to attend to
+            inputs = [np.ones(_shape(spec.shape), dtype=_dtype(spec.type)) for spec in session.get_inputs()]
+            answer = run(session, *inputs)
+        except InputError:
+            raise
+        except Exception as error:  # whatever the runtime has to say, as one sentence
+            raise OSError(f"bucket: {model}/{version} does not answer: {' '.join(str(error).split())}") from error
+        if not np.isfinite(answer).all():
             raise OSError(f"bucket: {model}/{version} answers with values that are not finite")
 
 
@@ -122,31 +207,95 @@ def _dtype(type_: str) -> str:
     return {"float": "float32", "double": "float64"}.get(element, element)
 
 
+def _triton_config(model: str, version: str, local: Path) -> str:
+    """Triton's model configuration that serves this one version; sizes as the file has them, -1 where they are dynamic."""
+    import onnx
+
+    graph = onnx.load(str(local), load_external_data=False).graph
+    constant = {tensor.name for tensor in graph.initializer}
+    lines = [f"name: {_quoted(model)}", 'backend: "onnxruntime"', "max_batch_size: 0"]
+    for end, values in (("input", graph.input), ("output", graph.output)):
+        for value in values:
+            if value.name in constant:
+                continue
+            tensor = value.type.tensor_type
+            kind = _TRITON_TYPES[onnx.TensorProto.DataType.Name(tensor.elem_type).lower()]
+            sizes = [size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim]
+            lines.append(f"{end} {{ name: {_quoted(value.name)} data_type: TYPE_{kind} dims: {sizes} }}")
+    lines.append(f"version_policy {{ specific {{ versions: [{version}] }} }}")
+    return "\n".join([*lines, ""])
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
 def point(model: str, version: str) -> None:
-    """Say which version serves."""
-    bucket, key = _key(model, version, "model.onnx")
-    _write_json({"version": version, "uri": f"s3://{bucket}/{key}"}, model, "champion.json")
+    """Say which version serves: Triton's configuration first, then the pointer.
+
+    Raises:
+        IncompleteError: the version was not published completely.
+    """
+    config, manifest = _read(model, version, "config.pbtxt"), read_json(model, version, "manifest.json")
+    if config is None or manifest is None or manifest.get("config") != _sha256(config):
+        raise IncompleteError(f"bucket: {model}/{version} lacks the config.pbtxt that its manifest names")
+    _write(config, "text/plain", model, "config.pbtxt")
+    write_json({"version": version, "uri": uri_of(model, version)}, model, "champion.json")
+
+
+def unpoint(model: str) -> None:
+    """Say that nothing serves, as before the first promotion."""
+    for name in ("champion.json", "config.pbtxt"):
+        bucket, key = _key(model, name)
+        _s3_small().delete_object(Bucket=bucket, Key=key)
 
 
 def pointer(model: str) -> dict[str, Any] | None:
     """What the bucket says serves, or None before the first promotion."""
-    return _read_json(model, "champion.json")
+    return read_json(model, "champion.json")
 
 
-def _read_json(*parts: str) -> dict[str, Any] | None:
+def names(*parts: str) -> list[str]:
+    """The names of the objects right below a prefix."""
+    bucket, key = _key(*parts)
+    pages = _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{key}/", Delimiter="/")
+    return [one["Key"].removeprefix(f"{key}/") for page in pages for one in page.get("Contents", [])]
+
+
+def read_json(*parts: str) -> dict[str, Any] | None:
+    """An object of JSON, or None when there is none.
+
+    Raises:
+        InputError: what is there is no JSON.
+    """
+    content = _read(*parts)
+    if content is None:
+        return None
+    try:
+        return dict(json.loads(content))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"bucket: expected JSON at s3://{'/'.join(_key(*parts))}, got {content[:60]!r}; someone else wrote it, move it away"
+        ) from error
+
+
+def write_json(value: dict[str, Any], *parts: str) -> None:
+    """Store an object of JSON."""
+    _write(json.dumps(value, sort_keys=True).encode(), "application/json", *parts)
+
+
+def _read(*parts: str) -> bytes | None:
     from botocore.exceptions import ClientError
 
     bucket, key = _key(*parts)
     try:
-        return json.loads(_s3().get_object(Bucket=bucket, Key=key)["Body"].read())
+        return _s3_small().get_object(Bucket=bucket, Key=key)["Body"].read()
     except ClientError as error:
         if error.response["Error"]["Code"] in _ABSENT:
             return None
         raise
 
 
-def _write_json(value: dict[str, Any], *parts: str) -> None:
+def _write(content: bytes, kind: str, *parts: str) -> None:
     bucket, key = _key(*parts)
-    _s3().put_object(
-        Bucket=bucket, Key=key, Body=json.dumps(value, sort_keys=True).encode(), ContentType="application/json"
-    )
+    _s3_small().put_object(Bucket=bucket, Key=key, Body=content, ContentType=kind, **_stored_with())

@@ -1,8 +1,17 @@
-"""Tells a fault of the wire, which another try can mend, from everything else."""
+"""Tells a fault of the wire, which another try can mend, from everything else; and tries again."""
 
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from secateur.errors import InputError
+
+T = TypeVar("T")
+
+_SHORTEST_S, _LONGEST_S = 0.1, 2.0
+# Not seeded: what two processes do at once they shall not do at once again.
+_JITTER = random.SystemRandom()
 
 # By name, so that nothing heavy is imported to recognise them. What `requests` raises is an OSError, and MLflow wraps that.
 _TRANSIENT = frozenset(
@@ -14,6 +23,8 @@ _TRANSIENT = frozenset(
         "urllib3.exceptions.HTTPError",
     }
 )
+_BUSY = (408, 429)  # an S3 server asks to come again; from 500 on the fault is its own
+_SERVER_FAULT = 500
 # OSErrors that speak of the input: a second try sees the same.
 _PERMANENT = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
@@ -23,6 +34,24 @@ def is_io_fault(exception: BaseException) -> bool:
     if isinstance(exception, InputError):
         return False
     return any(_is_transient(wrapped) for wrapped in _chain(exception))
+
+
+def persist(action: Callable[[], T], until: float) -> T:
+    """Do something, and again after a fault of the wire, until it works or `until` (of `time.monotonic`) is passed."""
+    longest = _SHORTEST_S
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            if not is_io_fault(error) or time.monotonic() + longest > until:
+                raise
+        rest(longest)
+        longest = min(2 * longest, _LONGEST_S)
+
+
+def rest(longest: float) -> None:
+    """Sleep for `longest` seconds at most and half of that at least, by chance."""
+    time.sleep(_JITTER.uniform(longest / 2, longest))
 
 
 def _chain(exception: BaseException) -> Iterator[BaseException]:
@@ -36,4 +65,7 @@ def _chain(exception: BaseException) -> Iterator[BaseException]:
 
 def _is_transient(exception: BaseException) -> bool:
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(exception).__mro__}
+    if "botocore.exceptions.ClientError" in names:
+        answer = getattr(exception, "response", {}).get("ResponseMetadata", {})
+        return int(answer.get("HTTPStatusCode", 0)) in _BUSY or int(answer.get("HTTPStatusCode", 0)) >= _SERVER_FAULT
     return not isinstance(exception, _PERMANENT) and bool(names & _TRANSIENT)

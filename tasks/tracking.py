@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 KEY = "secateur.key"
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 Step = typing.TypeVar("Step", bound=Callable[..., Any])
 
 
@@ -43,7 +44,7 @@ def client() -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if uri.startswith("http"):
+    if uri.startswith("http") and os.environ.get(_RETRIES) != "0":  # who asks once, finds out as quickly by asking
         import httpx
 
         try:
@@ -55,6 +56,22 @@ def client() -> MlflowClient:
     from mlflow import MlflowClient
 
     return MlflowClient()
+
+
+@contextmanager
+def impatient() -> typing.Iterator[None]:
+    """MLflow's client asks once and waits for seconds, not for minutes: its caller has a moment to keep to."""
+    settings = {_RETRIES: "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @functools.cache
@@ -72,7 +89,7 @@ def digest(value: Any) -> str:
 
 @functools.cache
 def code_digest() -> str:
-    """SHA-256 of the source of the science and the steps: another release is another result."""
+    """SHA-256 of the source of the science and the steps: another release is another result; another picture of it is not."""
     import secateur
     import tasks
 
@@ -80,7 +97,7 @@ def code_digest() -> str:
     for package in (secateur, tasks):
         root = Path(str(package.__file__)).parent
         for path in sorted(root.rglob("*.py")):
-            if "cli" not in path.relative_to(root).parts:
+            if not {"cli", "report"} & set(path.relative_to(root).parts):
                 sha.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return sha.hexdigest()
 
@@ -206,6 +223,21 @@ def _logged_model(run_id: str, name: str) -> str | None:
 def describe(run_id: str, text: str) -> None:
     """Set the description that opens the run's page."""
     client().set_tag(run_id, "mlflow.note.content", text)
+
+
+def description(run_id: str) -> str:
+    """What opens the run's page; empty before anything is said."""
+    return str(client().get_run(run_id).data.tags.get("mlflow.note.content", ""))
+
+
+def page_of(run_id: str) -> str:
+    """Where the run is in MLflow's UI, as a link from any other page of it, by whatever name the server is reached."""
+    return f"#/experiments/{client().get_run(run_id).info.experiment_id}/runs/{run_id}"
+
+
+def address() -> str:
+    """Of the tracking server's UI, as far as this process knows it."""
+    return f"{os.environ.get('MLFLOW_TRACKING_URI', '').rstrip('/')}/"
 
 
 def finish(run_id: str) -> None:

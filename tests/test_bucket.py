@@ -1,13 +1,17 @@
 """The bucket: a version is complete when its manifest is there, and nothing is believed that was not read back."""
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from services import BUCKET, write_onnx
 
 from secateur.errors import InputError
+from secateur.runtime import Target
 from tasks import bucket, tracking
 
 pytestmark = pytest.mark.usefixtures("services")
@@ -46,8 +50,84 @@ def test_a_published_version_is_the_file_and_a_manifest_that_names_its_bytes(mod
         "file": "model.onnx",
         "sha256": tracking.sha256_of(file),
         "bytes": file.stat().st_size,
+        "config": hashlib.sha256(stored(f"{model}/3/config.pbtxt")).hexdigest(),
     }
     bucket.check_serves(model, "3")
+
+
+def test_triton_is_told_to_serve_the_one_version_with_the_sizes_of_its_file(model: str, file: Path) -> None:
+    bucket.publish(model, "3", file)
+    bucket.point(model, "3")
+    assert stored(f"{model}/config.pbtxt").decode().splitlines() == [
+        f'name: "{model}"',
+        'backend: "onnxruntime"',
+        "max_batch_size: 0",
+        'input { name: "x" data_type: TYPE_FP32 dims: [-1, 2] }',
+        'output { name: "y" data_type: TYPE_FP32 dims: [-1, 2] }',
+        "version_policy { specific { versions: [3] } }",
+    ]
+    bucket.unpoint(model)
+    assert bucket.names(model) == []
+
+
+def test_nothing_points_to_a_version_whose_configuration_is_damaged(model: str, file: Path) -> None:
+    bucket.publish(model, "1", file)
+    store(f"{model}/1/config.pbtxt", b"damaged")
+    with pytest.raises(bucket.IncompleteError, match=r"lacks the config\.pbtxt that its manifest names"):
+        bucket.point(model, "1")
+    assert bucket.pointer(model) is None
+
+
+def test_a_large_file_goes_in_parts_and_comes_back_whole(model: str, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.write_bytes(np.random.default_rng(0).bytes(20_000_000))
+    sent = headers_of(lambda: bucket._upload(large, f"s3://{BUCKET}/{model}/large"))
+    assert len([one for one in sent if "partNumber" in one["path"]]) == 3
+    assert all("x-amz-checksum-sha256" in one or "x-amz-trailer" in one for one in sent if "partNumber" in one["path"])
+    assert hashlib.sha256(stored(f"{model}/large")).digest() == hashlib.sha256(large.read_bytes()).digest()
+
+
+def test_encryption_and_access_are_asked_for_with_every_object(
+    model: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "alias/models", "ACL": "bucket-owner-full-control"}
+    monkeypatch.setenv("SECATEUR_BUCKET_OPTIONS", json.dumps(options))
+    sent = headers_of(lambda: (bucket.publish(model, "1", file), bucket.point(model, "1")))
+    assert len(sent) == 5
+    for one in sent:
+        assert one["x-amz-server-side-encryption"] == "aws:kms"
+        assert one["x-amz-server-side-encryption-aws-kms-key-id"] == "alias/models"
+        assert one["x-amz-acl"] == "bucket-owner-full-control"
+
+
+@pytest.mark.parametrize("text", ["AES256", "[]", '{"Metadata": {}}', '{"ACL": "private", "Key": "../other"}'])
+def test_other_options_of_objects_are_refused_by_name(model: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECATEUR_BUCKET_OPTIONS", text)
+    with pytest.raises(InputError, match=r"SECATEUR_BUCKET_OPTIONS: expected JSON with some of ACL, .*, got "):
+        bucket.write_json({}, model, "any.json")
+
+
+def headers_of(work: Callable[[], Any]) -> list[dict[str, str]]:
+    """What was sent with every PUT that a piece of work made, and its path."""
+    sent: list[dict[str, str]] = []
+
+    def seen(request: Any, **_: Any) -> None:
+        if request.method == "PUT":
+            headers = {
+                name.lower(): value.decode() if isinstance(value, bytes) else str(value)
+                for name, value in request.headers.items()
+            }
+            sent.append({**headers, "path": request.url})
+
+    clients = bucket._s3(), bucket._s3_small()
+    for client in clients:
+        client.meta.events.register("before-send.s3", seen)
+    try:
+        work()
+    finally:
+        for client in clients:
+            client.meta.events.unregister("before-send.s3", seen)
+    return sent
 
 
 def test_a_prefix_of_the_bucket_is_kept(model: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +135,7 @@ def test_a_prefix_of_the_bucket_is_kept(model: str, file: Path, monkeypatch: pyt
     assert bucket.publish(model, "1", file) == f"s3://{BUCKET}/team/a/{model}/1/model.onnx"
     bucket.check_serves(model, "1")
     bucket.point(model, "1")
+    assert bucket.names(model, "1") == ["config.pbtxt", "manifest.json", "model.onnx"]
     assert json.loads(stored(f"team/a/{model}/champion.json")) == bucket.pointer(model)
 
 
@@ -65,7 +146,7 @@ def test_a_publication_cut_off_before_its_manifest_does_not_count_and_is_complet
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(bucket, "_write_json", cut_off)
+        patch.setattr(bucket, "write_json", cut_off)
         with pytest.raises(KeyboardInterrupt):
             bucket.publish(model, "1", file)
     assert stored(f"{model}/1/model.onnx") == file.read_bytes()
@@ -101,9 +182,36 @@ def test_a_model_of_any_input_type_is_tried(model: str, tmp_path: Path, kind: st
     bucket.check_serves(model, "1")
 
 
-def test_the_pointer_is_none_until_something_serves(model: str) -> None:
+def test_a_file_that_cannot_be_loaded_does_not_serve_and_the_runtime_s_words_say_why(
+    model: str, tmp_path: Path
+) -> None:
+    bucket.publish(model, "1", write_onnx(tmp_path / "good.onnx", 1.0))
+    garbage = b"no model"
+    store(f"{model}/1/model.onnx", garbage)
+    manifest = json.loads(stored(f"{model}/1/manifest.json"))
+    store(f"{model}/1/manifest.json", json.dumps({**manifest, "sha256": hashlib.sha256(garbage).hexdigest()}).encode())
+    with pytest.raises(OSError, match=r"^bucket: .*/1 does not answer: .*(protobuf|parsing)"):
+        bucket.check_serves(model, "1")
+
+
+def test_a_target_that_does_not_work_here_is_named(model: str, file: Path) -> None:
+    bucket.publish(model, "1", file)
+    with pytest.raises(InputError, match=r"^target.provider: expected one of .*, got NoSuchProvider"):
+        bucket.check_serves(model, "1", Target(provider="NoSuchProvider"))
+
+
+def test_a_pointer_that_is_no_json_is_named(model: str) -> None:
+    store(f"{model}/champion.json", b"version 3")
+    with pytest.raises(
+        InputError, match=rf"^bucket: expected JSON at s3://{BUCKET}/{model}/champion.json, got b'version"
+    ):
+        bucket.pointer(model)
+
+
+def test_the_pointer_is_none_until_something_serves(model: str, file: Path) -> None:
     assert bucket.pointer(model) is None
     for version in ("1", "2"):
+        bucket.publish(model, version, file)
         bucket.point(model, version)
         assert bucket.pointer(model) == {"version": version, "uri": f"s3://{BUCKET}/{model}/{version}/model.onnx"}
 

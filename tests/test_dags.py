@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ bag = DagBag({str(DAGS)!r})
 dags = {{
     dag.dag_id: {{
         "params": {{name: dag.params.get_param(name).description for name in dag.params}},
+        "patterns": {{name: dag.params.get_param(name).schema.get("pattern") for name in dag.params}},
         "doc": dag.doc_md or "",
         "assets": [asset.name for asset in dag.schedule or []],
         "max_active_runs": dag.max_active_runs,
@@ -30,6 +32,7 @@ dags = {{
             task.task_id: {{
                 "upstream": sorted(task.upstream_task_ids), "pool": task.pool, "rule": str(task.trigger_rule),
                 "retries": task.retries, "policy": type(task.retry_policy).__name__,
+                "links": [link.name for link in task.operator_extra_links],
             }} for task in dag.tasks
         }},
     }} for dag in bag.dags.values()
@@ -80,6 +83,19 @@ def test_every_dag_has_documentation_and_described_params(loaded: dict[str, Any]
         assert all(dag["params"].values())
 
 
+@pytest.mark.parametrize("dag", ["prune_model", "rollback_model"])
+def test_a_name_that_a_step_would_refuse_starts_no_run(loaded: dict[str, Any], dag: str) -> None:
+    patterns = loaded["dags"][dag]["patterns"]
+    good = {"model": "Digits-cnn_2.b", "recipe": "digits", "version": "12", "to": "12"}
+    for name, pattern in patterns.items():
+        if name not in good:
+            continue
+        assert re.search(pattern, good[name]), name
+        for bad in ("", "../up", "a/b", "1\n", "a\n", "a\nb", "modèle", "$(id)", "-rf", "a b", "1" * 10_000):
+            assert not re.search(pattern, bad), (name, bad)
+    assert all(re.search(patterns["to"], word) for word in ("previous", "dense") if "to" in patterns)
+
+
 def test_every_step_is_retried_by_the_same_policy(loaded: dict[str, Any]) -> None:
     for dag in loaded["dags"].values():
         assert {(task["retries"], task["policy"]) for task in dag["tasks"].values()} == {(3, "StepRetries")}
@@ -99,6 +115,13 @@ def test_selection_goes_on_when_cycles_were_skipped(loaded: dict[str, Any]) -> N
     select = loaded["dags"]["prune_model"]["tasks"]["select"]
     assert select["rule"].lower().endswith("none_failed_min_one_success")
     assert set(select["upstream"]) >= {f"cycle_{cycle}.evaluate" for cycle in range(1, CYCLES + 1)}
+
+
+def test_the_report_is_written_whether_or_not_anything_was_promoted(loaded: dict[str, Any]) -> None:
+    report = loaded["dags"]["prune_model"]["tasks"]["report"]
+    assert report["rule"].lower().endswith("none_failed")
+    assert set(report["upstream"]) == {"promote", "resolve"}
+    assert report["links"] == ["Report"]
 
 
 def test_a_person_is_asked_between_gate_and_promotion_which_happens_also_where_nobody_was(

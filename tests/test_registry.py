@@ -7,6 +7,7 @@ from services import MODEL, registered_onnx, stored_onnx, versions_of, write_onn
 
 from secateur.errors import InputError
 from tasks import registry, tracking
+from tasks.journal import Entry
 
 pytestmark = pytest.mark.usefixtures("services")
 
@@ -46,7 +47,7 @@ def test_a_version_that_is_not_there_is_answered_with_those_that_are(ten: str, v
         registry.number(ten, version)
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "a:b", "x' OR name LIKE '%", "../up", "a" * 300])
+@pytest.mark.parametrize("name", ["", "a/b", "a:b", "x' OR name LIKE '%", "../up", "up\n", "modèle", "a" * 10_000])
 def test_a_name_that_no_model_can_have_never_reaches_the_server(name: str) -> None:
     with pytest.raises(InputError, match="model: expected a registered model's name"):
         registry.number(name, "1")
@@ -87,5 +88,46 @@ def test_nothing_serves_before_the_alias_is_set() -> None:
     assert registry.champion("nobody-knows-it") is None
     version = registered_onnx("aliased", 5.0)
     assert registry.champion("aliased") is None
-    registry.set_champion("aliased", version)
+    registry.set_alias("aliased", registry.CHAMPION, version)
     assert registry.champion("aliased") == version
+    registry.set_alias("aliased", registry.CHAMPION, None)
+    assert registry.champion("aliased") is None
+
+
+def test_a_model_whose_onnx_name_would_be_too_long_is_refused_before_it_is_pruned() -> None:
+    with pytest.raises(InputError, match="model: expected a registered model's name"):
+        registry.source("a" * 198, "1")
+
+
+def test_of_a_content_that_two_registered_at_once_the_first_version_is_everybody_s() -> None:
+    first = registered_onnx("at-once", 6.0)
+    registered_onnx("at-once", 6.0)
+    assert registered("at-once", 6.0) == first == "1"
+
+
+def entry(number: int, before: str | None, to: str) -> Entry:
+    """An entry of a journal."""
+    words = {"who": "test", "action": "promote", "reason": "", "evidence": "", "request": "", "claimant": ""}
+    return Entry(number=number, when="", from_version=before, to_version=to, previous="", digest="", **words)
+
+
+def test_what_has_not_served_for_long_is_marked_never_deleted_and_loses_the_mark_when_it_serves_again() -> None:
+    versions = [registered_onnx("retired", shift) for shift in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)]
+    name = registry.onnx_name("retired")
+    tracking.client().set_model_version_tag(name, "1", registry.KIND, "dense")
+    registry.set_alias("retired", registry.CHALLENGER, "3")
+    old = [entry(1, "1", "2"), entry(2, "2", "3"), entry(3, "3", "4")]
+    recent = [entry(number, "4", "5") for number in range(4, 4 + registry.KEPT_ENTRIES - 1)]
+    registry.archive("retired", [*old, *recent])
+    assert archived(name) == ["2"], "1 is dense, 3 and 4 recent, 6 was never served"
+    registry.archive("retired", [*old, *recent, *recent])
+    assert archived(name) == ["2"], "4 is named by the last entries, 3 by an alias"
+    registry.archive("retired", [*old, *recent, *recent, entry(40, "5", "2")])
+    assert archived(name) == []
+    assert versions_of("retired") == versions
+
+
+def archived(name: str) -> list[str]:
+    """The versions that bear the mark."""
+    found = tracking.client().search_model_versions(f"name = '{name}'")
+    return sorted(str(version.version) for version in found if registry.ARCHIVED in version.tags)

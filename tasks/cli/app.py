@@ -2,6 +2,7 @@
 
 import json
 import sys
+import webbrowser
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,20 @@ from rich.console import Console
 from rich.text import Text
 
 from secateur.errors import InputError
-from tasks.cli import airflow_api, bar, decoders, files, follow, loading, programs, sample, show, stack, webhook
+from tasks.cli import (
+    airflow_api,
+    bar,
+    decoders,
+    files,
+    follow,
+    loading,
+    programs,
+    registry_commands,
+    sample,
+    show,
+    stack,
+    webhook,
+)
 from tasks.cli.airflow_api import AirflowError
 from tasks.cli.mlflow_api import MlflowError
 from tasks.cli.sample import SampleError
@@ -62,29 +76,73 @@ def run(
 @app.command()
 def rollback(
     model: Model,
-    to: Annotated[str, typer.Option(help="Version of MODEL-onnx that shall serve: a number, or previous.")],
+    to: Annotated[str, typer.Option(help="Version of MODEL-onnx that shall serve: a number, previous, or dense.")],
     reason: Annotated[str, typer.Option(help="Why; it is kept in the promotion journal.")],
+    direct: Annotated[
+        bool, typer.Option("--direct", help="From here, without Airflow, by MLflow and S3 alone.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Serve an earlier version again."""
-    outcome = _trigger_and_follow(
-        "rollback_model", {"model": model, "to": to, "reason": reason}, follow.rollback_outcome
-    )
+    """Serve an earlier version again: it is fetched, checked and tried before anything moves."""
+    if direct:
+        outcome = registry_commands.rollback(model, to, reason)
+    else:
+        outcome = _trigger_and_follow(
+            "rollback_model", {"model": model, "to": to, "reason": reason}, follow.rollback_outcome
+        )
     _print(outcome, as_json)
     raise typer.Exit(outcome.exit_code)
 
 
 @app.command()
-def history(model: Model, as_json: Json = False) -> None:
-    """Print the promotion journal: who moved the champion, when, why and on what evidence."""
-    from tasks import journal  # brings boto3, which the other commands do without
+def history(
+    model: Model,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check the chain, its copy in the bucket, alias and pointer.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Put back what the journal says serves, and accept what is wrong with it.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option(help="Of a repair; it is kept in the journal.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the promotion journal: who moved the champion, when, why and on what evidence. Exit status 1 when it does not verify."""
+    if repair:
+        _print(registry_commands.repair(model, reason), as_json)
+        raise typer.Exit(0)
+    if reason is not None:
+        raise InputError("--reason: expected beside --repair, got it alone; a history needs no reason")
+    seen = registry_commands.history(model, verify=verify)
+    if as_json:
+        typer.echo(json.dumps(registry_commands.as_json(seen), indent=2))
+    else:
+        console = Console()
+        console.print(show.history(model, [asdict(entry) for entry in seen.entries]))
+        if verify:
+            console.print(show.verified(model, seen.entries, seen.findings), soft_wrap=True)
+    raise typer.Exit(1 if seen.findings else 0)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="Id of the run in MLflow: the end of the address that `run` prints.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where the page goes; by default report-RUN.html, here.")
+    ] = None,
+    show_it: Annotated[bool, typer.Option("--open", help="Show it in the browser too.")] = False,
+) -> None:
+    """Write the report of a run as one HTML file that needs no network; made first where the run has none."""
+    from tasks import report  # brings MLflow, which the other commands do without
 
     export_settings()
-    entries = [asdict(entry) for entry in journal.entries(model)]
-    if as_json:
-        typer.echo(json.dumps(entries, indent=2))
-    else:
-        Console().print(show.history(model, entries))
+    content = report.page(run)
+    path = output or Path(f"report-{run}.html")
+    if not path.parent.is_dir():
+        raise InputError(f"output: expected a folder that exists, got {path.parent}; create it first")
+    path.write_bytes(content)
+    typer.echo(f"Written: {path}")
+    if show_it and not webbrowser.open(path.resolve().as_uri()):
+        raise InputError(f"open: expected a browser on this machine, found none; open {path} yourself")
 
 
 @app.command()
@@ -115,15 +173,24 @@ def cut(
     ratio: Annotated[float | None, typer.Option(help="Share of the units of every chosen axis to remove.")] = None,
     parameters: Annotated[float | None, typer.Option(help="Share of the parameters to remove.")] = None,
     macs: Annotated[float | None, typer.Option(help="Share of the multiply-accumulates to remove.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Kinds of axes, by comma, such as head,width.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="Kinds of axes, by comma, such as head,width; with knapsack also of branches: attention, mlp, block, layer."
+        ),
+    ] = None,
     criterion: Annotated[str, typer.Option(help="How units are ranked, such as l2, taylor, wanda.")] = "l2",
     allocation: Annotated[str, typer.Option(help="uniform, global, grouped, sensitivity or knapsack.")] = "uniform",
     curves: Annotated[
         Path | None, typer.Option(help="JSON file that keeps the curves of allocation sensitivity; resumed from.")
     ] = None,
     align: Annotated[int, typer.Option(help="Widths stay multiples of this.")] = 1,
-    include: Annotated[list[str] | None, typer.Option(help="Glob on axis names; may be repeated.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="Glob on axis names; may be repeated.")] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Glob on names of axes and branches; may be repeated.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Glob on names of axes and branches; may be repeated.")
+    ] = None,
     layers: Annotated[float | None, typer.Option(help="Share of the layers to drop whole.")] = None,
     layer_kind: Annotated[str, typer.Option(help="layer, attention, mlp or block.")] = "layer",
     layer_criterion: Annotated[

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -15,6 +15,9 @@ from rich.text import Text
 from secateur import planner
 from tasks.cli.airflow_api import Task
 from tasks.cli.follow import Outcome
+
+if TYPE_CHECKING:
+    from tasks.journal import Entry
 
 Report = Callable[[str, list[Task]], None]
 
@@ -33,7 +36,7 @@ _WORDS = {
     "upstream_failed": "not reached",
     "awaiting_input": "waits for a person to answer in Airflow",
 }
-_STYLE_OF_VERDICT = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+_STYLE_OF_VERDICT = {"pass": "green", "fail": "red", "inconclusive": "yellow", "reported": "dim"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def result(outcome: Outcome) -> list[RenderableType]:
     if outcome.promotion:
         parts += [Text(outcome.approval)] if outcome.approval else []
         parts.append(Text(promotion_sentence(outcome.promotion)))
-    addresses = {"MLflow": outcome.mlflow_url, "Airflow": outcome.airflow_url}
+    addresses = {"Report": outcome.report_url, "MLflow": outcome.mlflow_url, "Airflow": outcome.airflow_url}
     parts += [Text(f"{name:8} {url}") for name, url in addresses.items() if url]
     return parts
 
@@ -147,9 +150,23 @@ def history(model: str, entries: Sequence[Mapping[str, Any]]) -> RenderableType:
     for entry in entries:
         when = str(entry["when"])[:16].replace("T", " ")
         version = f"{entry['from_version'] or '-'} -> {entry['to_version']}"
-        cells = (entry["number"], when, entry["action"], version, entry["who"], entry["reason"])
+        action = entry["action"] + {"done": "", "undone": " (undone)"}.get(entry["outcome"], " (not ended)")
+        cells = (entry["number"], when, action, version, entry["who"], entry["reason"])
         table.add_row(*(escape(str(cell)) for cell in cells))
     return table
+
+
+def verified(model: str, entries: Sequence["Entry"], findings: Sequence[str]) -> RenderableType:
+    """What verifying a journal found."""
+    if findings:
+        return Text(
+            "\n".join([f"The journal of {model} does not verify:", *(f"  {one}" for one in findings)]), style="red"
+        )
+    return Text(
+        f"The journal of {model} verifies: {len(entries)} entries, each bound to the one before, the same in MLflow and in the "
+        "bucket; alias and pointer agree with it.",
+        style="green",
+    )
 
 
 def _rows(tasks: list[Task]) -> dict[str, list[Task]]:
@@ -159,7 +176,20 @@ def _rows(tasks: list[Task]) -> dict[str, list[Task]]:
     return rows
 
 
-_ORDER = ("resolve", "baseline", "plan", "cycle", "select", "export", "validate", "gate", "ask", "approve", "promote")
+_ORDER = (
+    "resolve",
+    "baseline",
+    "plan",
+    "cycle",
+    "select",
+    "export",
+    "validate",
+    "gate",
+    "ask",
+    "approve",
+    "promote",
+    "report",
+)
 _ORDER_IN_CYCLE = ("cut", "recover", "evaluate")
 
 

@@ -1,0 +1,77 @@
+"""A wire between a client and a server that can fail as wires and servers do."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+FULL = b"<Error><Code>InsufficientStorage</Code><Message>no space left on device</Message></Error>"
+HALF_WAY = 50_000  # bytes
+
+
+class Wire:
+    """Forwards bytes to a server, or does what it is told to `become`: refusing, stalling, dropping or full."""
+
+    def __init__(self, server: str) -> None:
+        self.server = (urlsplit(server).hostname, urlsplit(server).port)
+        self.door = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self.door.getsockname()[1]}"
+        self.state = "whole"
+        self.open: set[socket.socket] = set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def become(self, state: str) -> None:
+        """Change the state, and cut what is connected: it was connected in another."""
+        self.state = state
+        for one in list(self.open):
+            self._cut(one)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.door.accept()
+                self.open.add(client)
+                if self.state == "refusing":
+                    self._cut(client)
+                elif self.state != "stalling":
+                    threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            server = socket.create_connection(self.server)
+            self.open.add(server)
+            threading.Thread(target=self._copy, args=(server, client), daemon=True).start()
+            self._copy(client, server, sending=True)
+
+    def _copy(self, source: socket.socket, target: socket.socket, sending: bool = False) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while chunk := source.recv(16_384):
+                passed += len(chunk)
+                if sending and self.state == "full" and chunk.startswith(b"PUT "):
+                    source.sendall(b"HTTP/1.1 507 Insufficient Storage\r\nContent-Type: application/xml\r\n")
+                    source.sendall(b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(FULL), FULL))
+                    break
+                if sending and self.state == "dropping" and passed > HALF_WAY:
+                    break
+                target.sendall(chunk)
+        for one in (source, target):
+            self._cut(one)
+
+    def _cut(self, one: socket.socket) -> None:
+        self.open.discard(one)
+        with contextlib.suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+        one.close()
+
+
+@contextlib.contextmanager
+def wire(server: str) -> Iterator[Wire]:
+    """A wire to a server for as long as the context lasts."""
+    made = Wire(server)
+    try:
+        yield made
+    finally:
+        made.door.close()
+        made.become("refusing")
