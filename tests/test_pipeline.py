@@ -643,6 +643,7 @@ def test_zeros_that_a_recipe_asks_for_stay_zero_to_the_end(job: Job) -> None:
     done = walk(model, write_recipe("zeros", recipe_for(job.pinned.recipe["data"]["path"], model, **changes)))
     assert (done.plan.method, len(done.cycles)) == ("unstructured", 3)
     assert [cycle.sparsity for cycle in done.cycles] == pytest.approx(done.plan.shares, abs=0.005)
+    assert done.selected.cycle == done.cycles[-1]
     gone: dict[str, Any] = {}
     for cut_, recovered in zip(done.cuts, done.recovered, strict=True):
         made, learnt = weights_of(cut_.program), weights_of(recovered.program)

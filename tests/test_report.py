@@ -61,6 +61,8 @@ FULL = Evidence(
     ships="pruned",
     rules=RULES,
     test_examples=629,
+    look="look 2 at this test split, 5 of which cost no confidence",
+    incumbent="version 1",
     confidence=0.95,
     plan=(planner.Row("cycles", "2", "the share lies between 30% and 50%", "50%"),),
     not_pruned="",
@@ -86,7 +88,21 @@ FULL = Evidence(
 )
 EMPTY = replace(
     FULL,
-    **dict.fromkeys(("outcome", "reason", "ships", "selected", "shipped_because", "explained", "machine", "noise"), ""),
+    **dict.fromkeys(
+        (
+            "look",
+            "incumbent",
+            "outcome",
+            "reason",
+            "ships",
+            "selected",
+            "shipped_because",
+            "explained",
+            "machine",
+            "noise",
+        ),
+        "",
+    ),
     **dict.fromkeys(("rules", "plan", "files", "points", "widths", "curves", "classes", "promises"), ()),
     recipe={},
     test_examples=None,

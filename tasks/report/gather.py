@@ -136,6 +136,8 @@ class Evidence:
     ships: str
     rules: tuple[Bound, ...]
     test_examples: int | None
+    look: str  # how often this test split has been looked at, empty without a verdict
+    incumbent: str  # what the gate knew of what served
     confidence: float
     plan: tuple[planner.Row, ...]
     not_pruned: str  # why the plan ended the run
@@ -210,6 +212,8 @@ def gather(run_id: str) -> Evidence:
         ships=ships,
         rules=tuple(_bound(rule) for rule in verdict.get("rules", [])),
         test_examples=evidence.get("test_examples"),
+        look=_look(evidence.get("look")),
+        incumbent=evidence.get("incumbent", ""),
         confidence=(recipe.get("gate") or {}).get("confidence", CONFIDENCE),
         plan=reasons,
         not_pruned=reasons[0].because if reasons and plan.get("method") == planner.NONE else "",
@@ -262,6 +266,10 @@ def _cycles(read: Callable[[str], Any]) -> list[dict[str, Any]]:
     while cycle := _result(read, f"evaluate_{len(found) + 1}"):
         found.append(cycle)
     return found
+
+
+def _look(look: Mapping[str, Any] | None) -> str:
+    return f"look {look['number']} at this test split, {look['free']} of which cost no confidence" if look else ""
 
 
 def _bound(rule: Mapping[str, Any]) -> Bound:
