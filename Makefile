@@ -13,8 +13,11 @@ empty :=
 space := $(empty) $(empty)
 UV_ENV = $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))",)
 
+# Tests share two processes; those that measure time run after them, alone.
+TOGETHER := -n 2 --dist loadgroup
+
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow up down lint bench-overhead bench-engine bench-recovery bench-accuracy bench-scale bench-ab bench-predict bench-speed bench-registry
+.PHONY: help run test test-slow up down lint bench-overhead bench-engine bench-recovery bench-accuracy bench-scale bench-ab bench-predict bench-speed bench-registry bench-gate
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -29,11 +32,12 @@ down: $(STAMP) ## Stop the local stack; its data stays in .stack
 	@$(BIN)/secateur down
 
 test: $(STAMP) ## Run the tests, but for the slow ones
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not alone" $(TOGETHER)
+	@$(BIN)/python -m pytest -q -m "alone and not slow"
 
 test-slow: $(STAMP) ## Run the slow tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadgroup tests/test_zoo.py
-	@$(BIN)/python -m pytest -q -m slow --ignore tests/test_zoo.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not alone" $(TOGETHER)
+	@$(BIN)/python -m pytest -q -m "slow and alone"
 
 lint: $(STAMP) ## Check format, lint and types
 	@$(BIN)/ruff format --check .
@@ -57,6 +61,9 @@ bench-speed: $(STAMP) ## What pruning buys on this machine, into benchmarks/resu
 
 bench-registry: $(STAMP) ## Processes that promote and roll back one model at random, on the running stack; PROCESSES=<n>, SECONDS=<n>
 	@$(BIN)/python -W ignore -m benchmarks.registry $(if $(PROCESSES),--processes $(PROCESSES),) $(if $(SECONDS),--seconds $(SECONDS),)
+
+bench-gate: $(STAMP) ## What the gate lets pass: simulated models that are too bad, or equal, into benchmarks/results; RULES="accuracy ..."
+	@$(BIN)/python -W ignore -m benchmarks.gate $(if $(RULES),--rules $(RULES),)
 
 bench-engine: $(BENCH_STAMP) ## The engine beside a peer, into benchmarks/results; DATA=<folder> for trained models, PARTS="resnet20 ..." for some
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -W ignore -m benchmarks.engine \

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from airflow.sdk import Param, dag, task_group
+from airflow.sdk import Param, chain, dag, task_group
 
-from tasks import ask, baseline, cut, evaluate, export, gate, plan, promote, recover, resolve, select, validate
-from tasks.airflow_glue import MODEL_PATTERN, approval, step
+from tasks import ask, baseline, cut, evaluate, export, gate, plan, promote, recover, report, resolve, select, validate
+from tasks.airflow_glue import MODEL_PATTERN, approval, linked, step
 
 MAX_CYCLES = 5
 BENCH = "bench"  # a pool with one slot: two measurements at once would measure each other
@@ -60,8 +60,8 @@ def prune_model() -> None:
     cycles (cut, recover, evaluate; a cycle with nothing left to do is skipped), exported to ONNX, and judged against the
     dense model on data that nothing before has seen. Only a verdict *pass* is promoted, or what a person approves where the
     recipe asks one: otherwise `promote` is skipped, the champion stays, and the run's description says why. `plan` may find
-    that the model is better not pruned: then everything after it is skipped, and its log says why. Everything is in MLflow,
-    under the experiment of the source model.
+    that the model is better not pruned: then everything after it is skipped, and its log says why. `report` ends every
+    run with a page of it, linked from its task. Everything is in MLflow, under the experiment of the source model.
     """
     pinned = step(resolve.run)(
         "{{ params.model }}", "{{ params.version }}", "{{ params.recipe }}", "{{ params.fresh }}", "{{ run_id }}"
@@ -76,7 +76,9 @@ def prune_model() -> None:
     validated = step(validate.run, pool=BENCH)(pinned, base, exported)
     verdict = step(gate.run)(pinned, exported, validated)
     answers = approval(step(ask.run)(pinned, verdict))
-    step(promote.run, trigger_rule="none_failed")(pinned, exported, verdict, answers)
+    promoted = step(promote.run, trigger_rule="none_failed")(pinned, exported, verdict, answers)
+    reported = linked(step(report.run, trigger_rule="none_failed")(pinned), "Report")  # also of what was not promoted
+    chain(promoted, reported)
 
 
 prune_model()

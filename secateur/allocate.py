@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-import heapq
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,6 +14,7 @@ import sympy
 
 from secateur.axes.infer import AxisInfo, Structure
 from secateur.axes.terms import Widths
+from secateur.branches import Droppable, without
 from secateur.errors import InputError
 
 ALIGNED_KINDS = ("channel", "width", "embedding")  # a head count has no vector width to fill
@@ -142,87 +143,41 @@ def sensitivity_order(
     return sorted(steps, key=lambda s: (s.key, -s.width / axes[s.which].size, s.which))
 
 
-def knapsack_order(
-    axes: Sequence[AxisInfo],
-    ladders: Sequence[list[int]],
-    scores: Mapping[str, np.ndarray],
-    count: Callable[[Widths], int],
-) -> list[Step]:
-    """The least importance for what the goal counts first, counted anew at the widths that are left so far.
-
-    The greedy answer to a knapsack (Dantzig, Operations Research 1957): importance, scores over their axis's mean magnitude, is
-    given up where a unit of it buys most. Time falls in stairs, so an axis stops only at widths where the next one is dearer
-    than those before (the corners of the convex hull of importance against time, as a Lagrangian would have it). What an
-    axis saves shrinks with those that it is multiplied with, so what was too dear stays so, and only the cheapest is
-    counted again (Minoux, Optimization Techniques 1978).
-    """
-    lost = [_importance_lost(scores[info.name], widths) for info, widths in zip(axes, ladders, strict=True)]
-    widths = {info.axis: info.size for info in axes}
-    now = dense = count(widths)
-    corners = [
-        _corners(lost[i], np.array([count(widths | {info.axis: width}) for width in ladders[i]]))
-        for i, info in enumerate(axes)
-    ]
-    rungs = [0] * len(axes)
-
-    def price(i: int) -> tuple[float, int]:
-        """Of the way to the next corner, with the axis's number."""
-        rung = corners[i][0]
-        saved = (now - count(widths | {axes[i].axis: ladders[i][rung]})) / dense
-        return float(lost[i][rung] - lost[i][rungs[i]]) / max(saved, 1e-12), i
-
-    steps: list[Step] = []
-    queue = [price(i) for i in range(len(axes)) if corners[i]]
-    heapq.heapify(queue)
-    while queue:
-        asked, i = price(heapq.heappop(queue)[1])
-        if queue and asked > queue[0][0]:
-            heapq.heappush(queue, (asked, i))
-            continue
-        rungs[i] = corners[i].pop(0)
-        widths[axes[i].axis] = ladders[i][rungs[i]]
-        now = count(widths)
-        steps.append(Step(asked, i, ladders[i][rungs[i]]))
-        if corners[i]:
-            heapq.heappush(queue, price(i))
-    return steps
-
-
-def _corners(lost: np.ndarray, left: np.ndarray) -> list[int]:
-    """The rungs at which importance against time turns: from each, the next is the cheapest of all that are narrower."""
-    corners, at = [], 0
-    while at < len(lost) - 1:
-        prices = (lost[at + 1 :] - lost[at]) / np.maximum(left[at] - left[at + 1 :], 1e-12 * left[0])
-        at += 1 + int(prices.argmin())
-        corners.append(at)
-    return corners
-
-
-def _importance_lost(scores: np.ndarray, widths: Sequence[int]) -> np.ndarray:
-    """What is gone at each width, in units of the axis's mean magnitude."""
-    ranked = np.sort(scores / max(float(np.abs(scores).mean()), np.finfo(float).tiny))
-    gone = np.concatenate([[0.0], np.cumsum(ranked)])
-    return gone[len(scores) - np.array(widths)]
-
-
 ORDERS = {"uniform": uniform_order, "global": global_order, "grouped": grouped_order}  # by scores
 ALLOCATIONS = (*ORDERS, "sensitivity", "knapsack")
 
 
 def measure_of(
-    goal: Goal | Speedup, structure: Structure, axes: Sequence[AxisInfo], symbols: dict[sympy.Symbol, int]
+    goal: Goal | Speedup,
+    structure: Structure,
+    axes: Sequence[AxisInfo],
+    symbols: dict[sympy.Symbol, int],
+    branches: Sequence[Droppable] = (),
 ) -> Callable[[Widths], int]:
-    """What the goal counts, as a function of the widths that are left."""
-    if isinstance(goal, Macs):
-        return lambda widths: structure.count_macs(symbols, widths)
-    if isinstance(goal, KvCache):
-        return structure.count_cache
-    if isinstance(goal, Ratio):
-        return lambda widths: sum(widths.get(info.axis, info.size) for info in axes)
+    """What the goal counts, as a function of the widths that are left; a branch is gone at width 0."""
     if isinstance(goal, Speedup):
-        names = {info.axis: info.name for info in axes}  # nanoseconds, since counts are whole
+        names = {info.axis: info.name for info in (*axes, *(branch.info for branch in branches))}
+        # nanoseconds, since counts are whole
         return lambda widths: round(goal.latency({names[axis]: width for axis, width in widths.items()}) * 1e9)
-    return structure.count_parameters
+
+    def dropped(widths: Widths) -> tuple[int, ...]:
+        return tuple(i for i, branch in enumerate(branches) if widths.get(branch.info.axis, 1) == 0)
+
+    def units(widths: Widths) -> int:
+        lost = {info.axis for i in dropped(widths) for info in branches[i].inside}
+        return sum(widths.get(info.axis, info.size) for info in axes if info.axis not in lost)
+
+    @functools.cache
+    def remaining(gone: tuple[int, ...]) -> Structure:
+        return without(structure, {node for number in gone for node in branches[number].nodes}) if gone else structure
+
+    if isinstance(goal, Ratio):
+        return units
+    if isinstance(goal, Macs):
+        return lambda widths: remaining(dropped(widths)).count_macs(symbols, widths)
+    if isinstance(goal, KvCache):
+        return lambda widths: remaining(dropped(widths)).count_cache(widths)
+    return lambda widths: remaining(dropped(widths)).count_parameters(widths)
 
 
 def reach(
@@ -237,18 +192,19 @@ def reach(
     """
     dense = count({})
 
-    def after(taken: int) -> Widths:
-        return {info.axis: info.size for info in axes} | {axes[s.which].axis: s.width for s in steps[:taken]}
+    after = functools.partial(_after, axes, steps)
 
     def removed(widths: Widths) -> float:
         return 1 - count(widths) / dense
 
     if goal.share > (reachable := removed(after(len(steps)))):
+        branches = sum(info.minimum == 0 for info in axes)
+        what = f"{len(axes) - branches} axes" + (f" and {branches} branches" if branches else "")
         raise InputError(
-            f"goal: {goal} asks for more than these {len(axes)} axes can give: expected a share of at most {reachable:.3f}, "
+            f"goal: {goal} asks for more than these {what} can give: expected a share of at most {reachable:.3f}, "
             f"got {goal.share}; allow more kinds, a smaller alignment or a lower floor"
         )
-    taken = max(bisect.bisect_left(range(len(steps)), goal.share, key=lambda k: removed(after(k))) - 1, 0)
+    taken = max(steps_needed(axes, steps, goal, count) - 1, 0)
     if isinstance(goal, Speedup):
         return _given_back(axes, steps[: taken + 1], after(taken + 1), lambda w: removed(w) >= goal.share)
     widths = after(taken)
@@ -264,6 +220,20 @@ def reach(
             break
     beyond = [widths | {axes[step.which].axis: step.width} for step in too_far.values()]
     return min([widths, after(taken + 1), *beyond], key=lambda w: abs(removed(w) - goal.share))
+
+
+def steps_needed(
+    axes: Sequence[AxisInfo], steps: Sequence[Step], goal: Goal | Speedup, count: Callable[[Widths], int]
+) -> int:
+    """How many steps in order meet the goal; all of them where none does."""
+    dense = count({})
+    return bisect.bisect_left(
+        range(len(steps)), goal.share, key=lambda taken: 1 - count(_after(axes, steps, taken)) / dense
+    )
+
+
+def _after(axes: Sequence[AxisInfo], steps: Sequence[Step], taken: int) -> Widths:
+    return {info.axis: info.size for info in axes} | {axes[s.which].axis: s.width for s in steps[:taken]}
 
 
 def _given_back(

@@ -1,19 +1,23 @@
-"""Depth: residual branches and repeated layers that can be removed whole, found from the graph alone."""
+"""Depth: residual branches and repeated layers that can be removed whole, found from the graph alone, and what goes with them."""
 
 from __future__ import annotations
 
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import torch
 from torch import fx
 
-from secateur.axes.infer import Structure
+from secateur.axes.infer import AxisInfo, Structure
 from secateur.axes.normalise import remove_dead_code
-from secateur.axes.terms import resolve
+from secateur.axes.terms import Axis, resolve
+from secateur.errors import InputError
+
+KINDS = ("attention", "mlp", "block", "layer")
 
 _ADD = {torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor}
 _PRODUCTS = {"matmul", "bmm", "baddbmm"}
@@ -30,6 +34,19 @@ class Branch:
     exit: fx.Node
     tensors: tuple[str, ...]  # parameters and buffers that nothing else uses
     parameters: int
+
+
+@dataclass(frozen=True)
+class Droppable:
+    """A branch as an allocation weighs it: `info` is an axis of one unit, at width 0 the branch is gone.
+
+    `nodes` go with it, and every unit of the axes `inside`: those that can be cut and that no other tensor carries.
+    """
+
+    info: AxisInfo
+    branch: Branch
+    nodes: frozenset[fx.Node]
+    inside: tuple[AxisInfo, ...]
 
 
 def find(module: fx.GraphModule, structure: Structure) -> tuple[Branch, ...]:
@@ -56,20 +73,98 @@ def _distinct(found: Iterable[Branch]) -> tuple[Branch, ...]:
     return tuple(named)
 
 
-def drop(module: fx.GraphModule, branches: Iterable[Branch]) -> None:
-    """Remove branches in place, with the parameters that only they used."""
-    branches = list(branches)
-    order = {node: position for position, node in enumerate(module.graph.nodes)}
+def innermost(found: Sequence[Branch]) -> list[Branch]:
+    """Of branches of one kind those that hold no other: a stage of blocks gives way to its blocks."""
+    return [b for b in found if not any(o is not b and o.name.startswith(b.name + ".") for o in found)]
+
+
+def droppable(module: fx.GraphModule, structure: Structure, kinds: Collection[str]) -> list[Droppable]:
+    """The branches of these kinds that can be weighed against units: those with axes of their own, by which they score.
+
+    Raises:
+        InputError: a branch of one kind holds one of another.
+    """
+    found = find(module, structure)
+    made = []
+    for branch in (b for kind in KINDS if kind in kinds for b in innermost([b for b in found if b.kind == kind])):
+        nodes = gone(module, [branch])
+        rest = without(structure, nodes)
+        inside = held_by(structure, rest)
+        if inside and not set(branch.tensors) & _read(rest):
+            name = f"{branch.name}:{branch.kind}"
+            info = AxisInfo(name, branch.kind, Axis(1), 1, (), normalised=False, frozen=None, minimum=0)
+            made.append(Droppable(info, branch, nodes, inside))
+    for one, other in combinations(made, 2):
+        if one.nodes & other.nodes:
+            outer, inner = sorted((one, other), key=lambda each: -len(each.nodes))
+            raise InputError(
+                f"kinds: expected branches that lie beside each other, {outer.info.name} holds {inner.info.name}; ask for "
+                f"{outer.info.kind} or for {inner.info.kind}"
+            )
+    return made
+
+
+def without(structure: Structure, nodes: Collection[fx.Node]) -> Structure:
+    """What is left of a structure, its counts among it, when these nodes go and the tensors that only they read."""
+    trace = structure.trace
+    layouts = {node: layout for node, layout in trace.layouts.items() if node not in nodes}
+    contractions = [contraction for contraction in trace.contractions if contraction.node not in nodes]
+    left = replace(structure, trace=replace(trace, layouts=layouts, contractions=contractions))
+    read = _read(left)
+    tensors = {
+        name: dims
+        for name, dims in structure.tensors.items()
+        if not read.isdisjoint((name, *structure.aliases.get(name, ())))
+    }
+    axes = tuple(info for info in structure.axes if any(name in tensors for name, _ in info.members))
+    return replace(left, axes=axes, tensors=tensors, parameters=structure.parameters & tensors.keys())
+
+
+def held_by(whole: Structure, left: Structure) -> tuple[AxisInfo, ...]:
+    """The axes that can be cut and that are gone from what is left of a structure."""
+    stays = {info.axis for info in left.axes}
+    return tuple(info for info in whole.prunable if info.axis not in stays)
+
+
+def _read(structure: Structure) -> set[str]:
+    """The names under which a graph reads its tensors."""
+    return {str(node.target) for node in structure.trace.layouts if node.op == "get_attr"}
+
+
+def gone(module: fx.GraphModule, branches: Iterable[Branch]) -> frozenset[fx.Node]:
+    """The nodes that dropping branches together would remove: what several share goes with the last of them."""
+    bridges = [(branch.entry, branch.exit) for branch in branches]
+    return frozenset(_left(module.graph, ()) - _left(module.graph, bridges))
+
+
+def _left(graph: fx.Graph, bridges: Sequence[tuple[fx.Node, fx.Node]]) -> set[fx.Node]:
+    """The nodes of a graph that would be left, seen on a copy."""
+    copy = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    copy.output(copy.graph_copy(graph, copied))
+    _bridge(copy, [(copied[entry], copied[exit_]) for entry, exit_ in bridges])
+    still = set(copy.nodes)
+    return {node for node, twin in copied.items() if twin in still}
+
+
+def _bridge(graph: fx.Graph, bridges: Sequence[tuple[fx.Node, fx.Node]]) -> None:
+    """Let each exit be its entry, in place, and remove what nothing reads any more."""
+    order = {node: position for position, node in enumerate(graph.nodes)}
     # the last first: the entry of a branch may be the exit of the one before, which has to go as well
-    for branch in sorted(branches, key=lambda branch: order[branch.exit], reverse=True):
-        branch.exit.replace_all_uses_with(branch.entry)
-    remove_dead_code(module)
-    used = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
-    for branch in branches:
-        for name in branch.tensors:
-            if name not in used:
-                owner, _, attribute = name.rpartition(".")
-                delattr(module.get_submodule(owner), attribute)
+    for entry, exit_ in sorted(bridges, key=lambda bridge: order[bridge[1]], reverse=True):
+        exit_.replace_all_uses_with(entry)
+        graph.erase_node(exit_)  # a sum that is written into its entry would count as read
+    remove_dead_code(graph)
+
+
+def drop(module: fx.GraphModule, branches: Iterable[Branch]) -> None:
+    """Remove branches in place, with the parameters and buffers that only they used."""
+    before = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
+    _bridge(module.graph, [(branch.entry, branch.exit) for branch in branches])
+    after = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
+    for name in before - after:
+        owner, _, attribute = name.rpartition(".")
+        delattr(module.get_submodule(owner), attribute)
     module.recompile()
 
 

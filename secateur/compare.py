@@ -154,7 +154,7 @@ def in_rounds(
     """
     began, rng = clock(), np.random.default_rng(seed)
     rounds: list[_Round] = []
-    look = fewest = _rounds_for(confidence)
+    look = fewest = fewest_rounds(confidence)
     while True:
         rounds.append(_round(fresh, rng, clock))
         spent = clock() - began
@@ -168,7 +168,7 @@ def in_rounds(
             look = math.ceil(LOOK_AGAIN * look)
 
 
-def _rounds_for(confidence: float) -> int:
+def fewest_rounds(confidence: float) -> int:
     """As few rounds as give an interval of this confidence."""
     return max(FEWEST_ROUNDS, math.ceil(1 - math.log2(1 - confidence)))
 

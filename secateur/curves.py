@@ -18,14 +18,14 @@ from torch.nn import functional
 from torch.utils import _pytree
 
 from secateur import calibration as calibrating
-from secateur import gate, pruning, surgery
 from secateur import program as programs
+from secateur import pruning, surgery
 from secateur.allocate import Curves
 from secateur.axes.infer import infer
 from secateur.calibration import Batch, Loss, classification_loss
 from secateur.data import Split
 from secateur.errors import InputError
-from secateur.gate import Answers
+from secateur.gate.bounds import Answers, paired_difference, resampled_difference
 from secateur.objectives import Objective, answered, logits_of
 from secateur.planner import Cost
 from secateur.pruning import DEFAULT_KINDS, Choice
@@ -145,11 +145,11 @@ def lost(share: float, dense: Answers, cut: Answers, objective: Objective, confi
     """What a cut of this share costs of the metric, with bounds at `confidence` on either side, as the gate takes them."""
     if objective.right_or_wrong:
         before, after = (answers == targets for answers, targets in (dense, cut))
-        found = gate.paired_difference(before, after, confidence)
+        found = paired_difference(before, after, confidence)
     else:
-        found = gate.resampled_difference(dense, cut, objective.score, confidence, seed)
+        found = resampled_difference(dense, cut, objective.score, confidence, seed)
     estimate, low, high = found
-    return Cost(share, -estimate, -high, -low, len(dense[0]))
+    return Cost(share, 0.0 - estimate, 0.0 - high, 0.0 - low, len(dense[0]))  # no loss is no -0
 
 
 def _cut_alone(program: ExportedProgram, kept: dict[str, np.ndarray]) -> fx.GraphModule:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,7 +20,8 @@ class Split:
     """Inputs [N, ...] and labels [N, ...]; a program with several inputs takes `more` after the first.
 
     `lengths` [N] says how many positions of each example [T] are more than padding, where a mask among the inputs says so
-    too: a program that takes any length may then be given batches that are only as long as their longest.
+    too: a program that takes any length may then be given batches that are only as long as their longest. `metadata` [N] by
+    name is what no model sees: the gate slices by it.
 
     Raises:
         InputError: the arrays differ in length.
@@ -29,6 +31,7 @@ class Split:
     labels: np.ndarray
     more: tuple[np.ndarray, ...] = ()
     lengths: np.ndarray | None = None
+    metadata: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if any(len(column) != len(self.labels) for column in self.columns):
@@ -49,7 +52,25 @@ class Split:
     def take(self, chosen: np.ndarray) -> Split:
         """The examples at these positions, copied into memory."""
         lengths = None if self.lengths is None else self.lengths[chosen]
-        return Split(self.inputs[chosen], self.labels[chosen], tuple(column[chosen] for column in self.more), lengths)
+        metadata = {name: column[chosen] for name, column in self.metadata.items()}
+        more = tuple(column[chosen] for column in self.more)
+        return Split(self.inputs[chosen], self.labels[chosen], more, lengths, metadata)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over every example, in order."""
+        return _digest([self])
+
+    @functools.cached_property
+    def ids(self) -> np.ndarray:
+        """A name for each example [N]: a digest of its inputs, the same wherever it is read."""
+        names = []
+        for position in range(len(self)):
+            sha = hashlib.blake2b(digest_size=16)
+            for column in self.columns:
+                sha.update(np.ascontiguousarray(column[position]).tobytes())
+            names.append(sha.hexdigest())
+        return np.array(names)
 
 
 @dataclass(frozen=True)
@@ -68,13 +89,20 @@ class Dataset:
     @property
     def digest(self) -> str:
         """SHA-256 over every example of every split, in order."""
-        sha = hashlib.sha256()
-        for part in self.splits.values():
-            for array in (*part.columns, part.labels):
-                sha.update(f"{array.shape}{array.dtype}".encode())
-                for rows in chunks(array):
-                    sha.update(np.ascontiguousarray(rows).tobytes())
-        return sha.hexdigest()
+        return _digest([self.train, self.validation, self.test])
+
+
+def _digest(splits: Sequence[Split]) -> str:
+    sha = hashlib.sha256()
+    for part in splits:
+        for array in (*part.columns, part.labels):
+            sha.update(f"{array.shape}{array.dtype}".encode())
+            for rows in chunks(array):
+                sha.update(np.ascontiguousarray(rows).tobytes())
+        for name, column in part.metadata.items():
+            sha.update(f"{name}{column.shape}".encode())
+            sha.update("\0".join(map(str, column.tolist())).encode())
+    return sha.hexdigest()
 
 
 def chunks(array: np.ndarray) -> Iterator[np.ndarray]:

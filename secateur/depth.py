@@ -18,12 +18,11 @@ from secateur import calibration as calibrating
 from secateur import program as programs
 from secateur.allocate import Goal
 from secateur.axes.infer import Structure, infer
-from secateur.branches import Branch
+from secateur.branches import KINDS, Branch, innermost
 from secateur.calibration import Batch
 from secateur.errors import InputError
 from secateur.tables import as_text
 
-KINDS = ("attention", "mlp", "block", "layer")
 CRITERIA = ("influence", "variance", "last", "random")
 
 
@@ -170,7 +169,7 @@ def _candidates(module: fx.GraphModule, structure: Structure, kind: str) -> list
     if kind not in KINDS:
         raise InputError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     found = graph_branches.find(module, structure)
-    candidates = _outermost([b for b in found if b.kind == kind])
+    candidates = innermost([b for b in found if b.kind == kind])
     if not candidates:
         kinds = ", ".join(sorted({b.kind for b in found}))
         raise InputError(f"kind: expected branches of kind {kind} in the program, found {kinds or 'none of any kind'}")
@@ -180,11 +179,6 @@ def _candidates(module: fx.GraphModule, structure: Structure, kind: str) -> list
 def _droppable(candidates: Sequence[Branch]) -> int:
     """How many of them may go: of layers one stays."""
     return len(candidates) - (candidates[0].kind == "layer")
-
-
-def _outermost(candidates: list[Branch]) -> list[Branch]:
-    """Layers that hold other layers (a stage of blocks) give way to what they hold."""
-    return [b for b in candidates if not any(o is not b and o.name.startswith(b.name + ".") for o in candidates)]
 
 
 def score(

@@ -29,11 +29,14 @@ class Axis:
 
 @dataclass(frozen=True)
 class Branch:
-    """What `drop_branches` may remove whole."""
+    """What `drop_branches` may remove whole, and what goes then. The axes that live in it alone are what `prune` weighs it by;
+    one without any is left to `drop_branches`."""
 
     name: str
     kind: str
     parameters: int
+    macs: int
+    axes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,15 @@ class Inspection:
                 free.add_row(axis.name, axis.kind + mark, f"{axis.size:,}", *share)
             else:
                 frozen.add_row(axis.name, f"{axis.size:,}", axis.frozen)
-        whole = Table("branch", "kind", "parameters", title="what can be dropped whole", title_justify="left")
+        title = "what can be dropped whole"
+        whole = Table("branch", "kind", "parameters", "MACs", "axes inside", title=title, title_justify="left")
         for branch in self.branches:
-            whole.add_row(branch.name, branch.kind, f"{branch.parameters:,}")
+            share = [f"{part / max(all_, 1):.1%}" for part, all_ in self._shares(branch)]
+            whole.add_row(branch.name, branch.kind, *share, f"{len(branch.axes)}")
         return f"{as_text(free, whole, frozen)}{self.parameters:,} parameters, {self.macs:,} MACs per example"
 
-    def _shares(self, axis: Axis) -> list[tuple[int, int]]:
-        return [(axis.parameters, self.parameters), (axis.macs, self.macs)]
+    def _shares(self, part: Axis | Branch) -> list[tuple[int, int]]:
+        return [(part.parameters, self.parameters), (part.macs, self.macs)]
 
 
 def inspect(program: ExportedProgram) -> Inspection:
@@ -75,10 +80,15 @@ def inspect(program: ExportedProgram) -> Inspection:
         carried = structure.carried_by(info.axis, symbols)
         return Axis(info.name, info.kind, info.size, *carried, info.normalised, weights, info.frozen)
 
-    found = branches.find(module, structure)
+    def whole(branch: branches.Branch) -> Branch:
+        left = branches.without(structure, branches.gone(module, [branch]))
+        inside = tuple(info.name for info in branches.held_by(structure, left))
+        macs = structure.count_macs(symbols) - left.count_macs(symbols)
+        return Branch(branch.name, branch.kind, branch.parameters, macs, inside)
+
     return Inspection(
         parameters=structure.count_parameters(),
         macs=structure.count_macs(symbols),
         axes=tuple(map(summary, structure.axes)),
-        branches=tuple(Branch(branch.name, branch.kind, branch.parameters) for branch in found),
+        branches=tuple(map(whole, branches.find(module, structure))),
     )

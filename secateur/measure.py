@@ -20,17 +20,22 @@ WARM_UP = 50  # requests, of slow files as many as fit into a tenth of the budge
 FEWEST, MOST = 30, 5000  # requests that are timed
 CHUNK = 1 << 20  # bytes of a file that are read at a time
 FOR_P99 = 100 * SAMPLES_BEYOND  # requests without which there is none
+PERCENTS = (1, 2, *range(5, 100, 5), 98, 99)  # that draw a distribution
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per request of one batch, and requests' examples per second."""
+    """Milliseconds per request of one batch, and requests' examples per second.
+
+    `curve` draws the distribution: percents of the requests with the milliseconds that they took at most.
+    """
 
     p50_ms: float
     p90_ms: float
     p99_ms: float | None
     throughput: float
     samples: int
+    curve: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,18 @@ def shortened(columns: Sequence[np.ndarray], target: Target) -> list[np.ndarray]
 
 
 def summarise(seconds: np.ndarray, batch: int) -> Latency:
-    """Percentiles of request times; p99 only when ten samples lie beyond it."""
+    """Percentiles of request times; p99, like the ends of the curve, only when ten samples lie beyond it."""
     p50, p90, p99 = np.percentile(seconds * 1e3, [50, 90, 99])
     enough = len(seconds) >= FOR_P99
-    return Latency(float(p50), float(p90), float(p99) if enough else None, float(batch / seconds.mean()), len(seconds))
+    drawn = [percent for percent in PERCENTS if min(percent, 100 - percent) * len(seconds) >= FOR_P99]
+    return Latency(
+        float(p50),
+        float(p90),
+        float(p99) if enough else None,
+        float(batch / seconds.mean()),
+        len(seconds),
+        tuple(zip(drawn, map(float, np.percentile(seconds * 1e3, drawn)), strict=True)),
+    )
 
 
 def latency(

@@ -15,24 +15,27 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.utils import _pytree
 
-from secateur import allocate, calibration, surgery
+from secateur import allocate, branches, calibration, knapsack, surgery
 from secateur import program as programs
 from secateur.allocate import Curves, Goal, KvCache, Macs, Ratio, Speedup
 from secateur.axes.infer import KINDS, AxisInfo, Structure, infer
 from secateur.axes.terms import Kept, Widths
+from secateur.branches import Droppable
 from secateur.calibration import Batch, Loss, Statistics, classification_loss
 from secateur.errors import InputError, NothingRemovedError
 from secateur.importance import CRITERIA, Evidence
 from secateur.tables import as_text
 
 DEFAULT_KINDS = ("head", "kv_group", "q_per_group", "channel", "width")
+Goes = tuple[Kept, Sequence[Droppable]]  # the units that stay of each axis that is cut, and the branches that do not
 MASKED_TOLERANCE = 1e-5  # relative to the largest output
 EXPECTED_REASONS = ("is a graph input", "is a graph output")  # every program has them: an error names others first
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which axes may be cut, and by what. `include` and `exclude` are globs on axis names (`module.path:kind`)."""
+    """Which axes may be cut and which branches dropped, and by what. `include` and `exclude` are globs on their names
+    (`module.path:kind`); a branch stays where an axis inside is excluded."""
 
     kinds: tuple[str, ...] = DEFAULT_KINDS
     include: tuple[str, ...] = ("*",)
@@ -40,13 +43,17 @@ class Choice:
     criterion: str = "l2"
     allocation: str = "uniform"
     align: int = 1
-    floor: float = 0.0  # share of every axis that stays
+    floor: float = 0.0  # share of every axis that stays, and of the branches of every kind
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class AxisCut:
-    """What happened to one axis: the units that stayed; scores are the lowest and the highest of all its units."""
+    """What happened to one axis: the units that stayed; scores are the lowest and the highest of all its units.
+
+    A branch that was dropped is an axis of one unit that did not stay, its score the importance of all inside, in units of
+    their axes' means.
+    """
 
     name: str
     kind: str
@@ -80,7 +87,7 @@ class Report:
 
     @property
     def kept(self) -> dict[str, tuple[int, ...]]:
-        """The units that stayed, by axis name: what `replay` takes."""
+        """The units that stayed, by axis name, none of a dropped branch: what `replay` takes."""
         return {axis.name: axis.kept for axis in self.axes}
 
     def __str__(self) -> str:
@@ -115,34 +122,42 @@ def prune(
     """Remove the least important units so that the goal is met, and prove that the result is what it should be.
 
     The input program is not modified. Checked before returning: the cut program exports again and runs at two batch
-    sizes; the goal is reached within one alignment step; the dense program with the same units zeroed gives the same
-    outputs, unless a normalisation runs over a cut axis.
+    sizes; the goal is reached within one alignment step; the dense program with the same units zeroed and the same branches
+    bypassed gives the same outputs, unless a normalisation runs over a cut axis.
 
     Args:
+        kinds: of axes, and of branches (attention, mlp, block, layer), which allocation "knapsack" weighs against units.
         calibration: batches of (inputs..., target), for the criteria that look at activations or gradients.
         curves: for allocation "sensitivity", what `secateur.sensitivity` measured.
 
     Raises:
-        InputError: no axis can be cut, the goal cannot be reached, a name is unknown, or data is missing or misfits.
+        InputError: nothing can be cut, the goal cannot be reached, a name is unknown, or data is missing or misfits.
     """
     choice = Choice(tuple(kinds), tuple(include), tuple(exclude), criterion, allocation, align, floor, seed)
     _check_arguments(goal, choice, calibration, curves)
     programs.check_supported(program)
     module = programs.graph_module(program, shared=True)
     structure = infer(module)
-    chosen = _carriers(goal, structure, choose_axes(structure, choice))
+    chosen, whole = _carriers(goal, structure, *choose(module, structure, choice))
     symbols = programs.per_example_symbols(program)
-    scores = score_units(program, module, structure, chosen, choice, calibration, loss)
-    widths = _allocate(structure, chosen, choice, goal, symbols, scores, curves)
+    weighed = {info.axis: info for info in (*chosen, *(info for each in whole for info in each.inside))}
+    scores = score_units(program, module, structure, list(weighed.values()), choice, calibration, loss)
+    widths = _allocate(structure, (chosen, whole), choice, goal, symbols, scores, curves)
+    dropped = [each for each in whole if widths[each.info.axis] == 0]
+    lost = {info.axis for each in dropped for info in each.inside}
     kept = {
-        info.axis: strongest(scores[info.name], widths[info.axis]) for info in chosen if widths[info.axis] < info.size
+        info.axis: strongest(scores[info.name], widths[info.axis])
+        for info in chosen
+        if widths[info.axis] < info.size and info.axis not in lost
     }
-    if not kept:
+    if not kept and not dropped:
         raise NothingRemovedError(
-            f"goal: {goal} would remove nothing from {len(chosen)} axes at align {align}; ask for more or lower it"
+            f"goal: {goal} would remove nothing from {len(chosen)} axes at align {choice.align}; ask for more or lower it"
         )
-    pruned, report = _cut(program, module, structure, kept, scores)
-    _check_counts(report, structure, symbols, widths, goal)
+    scores |= {each.info.name: np.array([knapsack.held(each, scores)]) for each in dropped}
+    left = branches.without(structure, branches.gone(module, [each.branch for each in dropped]))
+    pruned, report = _cut(program, module, structure, (kept, dropped), scores)
+    _check_counts(report, left, symbols, widths, goal)
     return pruned, report
 
 
@@ -157,10 +172,31 @@ def replay(program: ExportedProgram, kept: Mapping[str, Sequence[int]]) -> tuple
     """
     module = programs.graph_module(program, shared=True)
     structure = infer(module)
-    check_kept(structure.prunable, kept)
+    units, dropped = split(module, structure, kept)
+    check_kept(structure.prunable, units)
     by_name = {info.name: info for info in structure.prunable}
-    chosen = {by_name[name].axis: np.array(units, dtype=np.int64) for name, units in kept.items()}
-    return _cut(program, module, structure, chosen, {name: np.zeros(by_name[name].size) for name in kept})
+    chosen = {by_name[name].axis: np.array(each, dtype=np.int64) for name, each in units.items()}
+    scores = {info.name: np.zeros(info.size) for info in (*structure.prunable, *(each.info for each in dropped))}
+    return _cut(program, module, structure, (chosen, dropped), scores)
+
+
+def split(
+    module: fx.GraphModule, structure: Structure, kept: Mapping[str, Sequence[int]]
+) -> tuple[dict[str, Sequence[int]], list[Droppable]]:
+    """What a report keeps, as units by axis name and the branches that were dropped.
+
+    Raises:
+        InputError: a branch that this program does not have.
+    """
+    kinds = {name: name.rpartition(":")[2] for name, units in kept.items() if not units}
+    names = {name for name, kind in kinds.items() if kind in branches.KINDS}
+    found = branches.droppable(module, structure, {kinds[name] for name in names}) if names else []
+    if missing := names - {each.info.name for each in found}:
+        raise InputError(
+            f"kept: expected branches of this program, got {min(missing)!r}; it is not the model that was cut"
+        )
+    units = {name: each for name, each in kept.items() if name not in names}
+    return units, [each for each in found if each.info.name in names]
 
 
 def check_kept(axes: Sequence[AxisInfo], kept: Mapping[str, Sequence[int]]) -> None:
@@ -179,38 +215,46 @@ def check_prunable(program: ExportedProgram, choice: Choice) -> None:
     """Raise InputError when `prune` could do nothing with these choices, whatever the goal."""
     check_choice(choice)
     programs.check_supported(program)
-    choose_axes(infer(programs.graph_module(program, shared=True)), choice)
+    module = programs.graph_module(program, shared=True)
+    choose(module, infer(module), choice)
 
 
 def reachable(program: ExportedProgram, choice: Choice, goal: Goal | Speedup) -> float:
-    """The share that a goal of this sort can ask for at most: every axis that these choices allow at its narrowest.
+    """The share that a goal of this sort can ask for at most: every axis that these choices allow at its narrowest, and as many
+    branches dropped.
 
     Raises:
-        InputError: no axis can be cut.
+        InputError: nothing can be cut.
     """
-    structure = infer(programs.graph_module(program, shared=True))
-    chosen = _carriers(goal, structure, choose_axes(structure, choice))
-    count = allocate.measure_of(goal, structure, chosen, programs.per_example_symbols(program))
-    narrowest = {info.axis: allocate.ladder(info, choice.align, choice.floor)[-1] for info in chosen}
-    return 1 - count(narrowest) / count({})
+    module = programs.graph_module(program, shared=True)
+    structure = infer(module)
+    chosen, whole = _carriers(goal, structure, *choose(module, structure, choice))
+    count = allocate.measure_of(goal, structure, chosen, programs.per_example_symbols(program), whole)
+    items = _items(chosen, whole, choice, {})
+    narrowest = {info.axis: rungs[-1] for info, rungs in zip(chosen, items.ladders, strict=True)}
+    gone = {whole[number].info.axis: 0 for number in knapsack.furthest(items, count)}
+    return 1 - count(narrowest | gone) / count({})
 
 
-def _carriers(goal: Goal | Speedup, structure: Structure, chosen: list[AxisInfo]) -> list[AxisInfo]:
-    """The axes that carry what the goal counts, where not every axis does.
+def _carriers(
+    goal: Goal | Speedup, structure: Structure, chosen: list[AxisInfo], whole: list[Droppable]
+) -> tuple[list[AxisInfo], list[Droppable]]:
+    """The axes and branches that carry what the goal counts, where not every one does.
 
     Raises:
         InputError: none of them does.
     """
     if not isinstance(goal, KvCache):
-        return chosen
-    whole = structure.count_cache()
-    carriers = [info for info in chosen if structure.count_cache({info.axis: info.minimum}) < whole]
-    if not carriers:
+        return chosen, whole
+    dense = structure.count_cache()
+    carriers = [info for info in chosen if structure.count_cache({info.axis: info.minimum}) < dense]
+    attending = [each for each in whole if branches.without(structure, each.nodes).count_cache() < dense]
+    if not carriers and not attending:
         raise InputError(
             f"goal: {goal} counts the keys and values of attention, and none of the {len(chosen)} axes that may be cut carries them; "
-            f"allow kinds such as kv_group, head or v_width{'' if whole else ', in a program with attention'}"
+            f"allow kinds such as kv_group, head or v_width{'' if dense else ', in a program with attention'}"
         )
-    return carriers
+    return carriers, attending
 
 
 def needs_data(choice: Choice) -> bool:
@@ -218,21 +262,53 @@ def needs_data(choice: Choice) -> bool:
     return bool(CRITERIA[choice.criterion].needs) or choice.allocation == "sensitivity"
 
 
-def choose_axes(structure: Structure, choice: Choice) -> list[AxisInfo]:
-    """The axes that may be cut.
+def choose(module: fx.GraphModule, structure: Structure, choice: Choice) -> tuple[list[AxisInfo], list[Droppable]]:
+    """The axes that may be cut, and the branches that may be dropped.
 
     Raises:
-        InputError: there is none, a glob matches nothing, or `include` names what cannot be cut.
+        InputError: there is neither, branches were asked for of which the program has none or one holds the other, a glob
+            matches nothing, or `include` names what cannot be cut.
     """
-    _check_globs(structure, choice)
-    chosen = [
-        info
-        for info in structure.prunable
-        if info.kind in choice.kinds
-        and any(fnmatch.fnmatchcase(info.name, p) for p in choice.include)
-        and not any(fnmatch.fnmatchcase(info.name, p) for p in choice.exclude)
+    asked = [kind for kind in branches.KINDS if kind in choice.kinds]
+    whole = branches.droppable(module, structure, asked) if asked else []
+    if asked and not whole:
+        found = branches.find(module, structure)
+        kinds = sorted({branch.kind for branch in found})
+        none = (
+            "with axes of their own, by which they could be weighed"
+            if set(asked) & set(kinds)
+            else f"of {', '.join(asked)}"
+        )
+        raise InputError(
+            f"kinds: expected branches {none}, found {', '.join(kinds) or 'none of any kind'}; `secateur inspect` lists them"
+        )
+    names = [each.info.name for each in whole]
+    whole = [
+        each
+        for each in whole
+        if _is_chosen(each.info.name, choice)
+        and not any(fnmatch.fnmatchcase(info.name, p) for info in each.inside for p in choice.exclude)
     ]
-    if not chosen:
+    return choose_axes(structure, choice, names, needed=not whole), whole
+
+
+def _is_chosen(name: str, choice: Choice) -> bool:
+    return any(fnmatch.fnmatchcase(name, p) for p in choice.include) and not any(
+        fnmatch.fnmatchcase(name, p) for p in choice.exclude
+    )
+
+
+def choose_axes(
+    structure: Structure, choice: Choice, beside: Sequence[str] = (), needed: bool = True
+) -> list[AxisInfo]:
+    """The axes that may be cut; globs may also match the names of branches `beside` them.
+
+    Raises:
+        InputError: there is none although one is `needed`, a glob matches nothing, or `include` names what cannot be cut.
+    """
+    _check_globs(structure, choice, beside)
+    chosen = [info for info in structure.prunable if info.kind in choice.kinds and _is_chosen(info.name, choice)]
+    if needed and not chosen:
         found = sorted({info.kind for info in structure.prunable})
         examples = {info.frozen: info.name for info in reversed(structure.axes) if info.frozen}
         reasons = sorted(examples, key=lambda reason: (reason in EXPECTED_REASONS, reason))[:5]
@@ -243,8 +319,10 @@ def choose_axes(structure: Structure, choice: Choice) -> list[AxisInfo]:
     return chosen
 
 
-def _check_globs(structure: Structure, choice: Choice) -> None:
+def _check_globs(structure: Structure, choice: Choice, beside: Sequence[str]) -> None:
     for pattern in (*choice.include, *choice.exclude):
+        if any(fnmatch.fnmatchcase(name, pattern) for name in beside):
+            continue
         matched = [info for info in structure.axes if fnmatch.fnmatchcase(info.name, pattern)]
         if structure.axes and not matched:
             names = [info.name for info in structure.prunable] or [info.name for info in structure.axes]
@@ -276,14 +354,21 @@ def _check_arguments(goal: Goal | Speedup, choice: Choice, batches: Sequence[Bat
 
 def check_choice(choice: Choice) -> None:
     """Raise InputError for a name that does not exist or a number that cannot be."""
-    if unknown := set(choice.kinds) - set(KINDS):
-        raise InputError(f"kinds: expected some of {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
+    if unknown := set(choice.kinds) - {*KINDS, *branches.KINDS}:
+        raise InputError(
+            f"kinds: expected some of {', '.join((*KINDS, *branches.KINDS))}, got {', '.join(sorted(unknown))}"
+        )
     for setting, value, known in (
         ("criterion", choice.criterion, tuple(CRITERIA)),
         ("allocation", choice.allocation, allocate.ALLOCATIONS),
     ):
         if value not in known:
             raise InputError(f"{setting}: expected one of {', '.join(known)}, got {value!r}")
+    if (whole := sorted(set(choice.kinds) & set(branches.KINDS))) and choice.allocation != "knapsack":
+        raise InputError(
+            f"allocation: expected knapsack, which alone weighs branches ({', '.join(whole)}) against units, got "
+            f"{choice.allocation}; set it, or leave those kinds out"
+        )
     if choice.align < 1:
         raise InputError(f"align: expected a multiple of at least 1, got {choice.align}")
     if not 0 <= choice.floor < 1:
@@ -319,30 +404,38 @@ def score_units(
     return scores
 
 
+def _items(
+    chosen: Sequence[AxisInfo], whole: Sequence[Droppable], choice: Choice, scores: Mapping[str, np.ndarray]
+) -> knapsack.Items:
+    ladders = [allocate.ladder(info, choice.align, choice.floor) for info in chosen]
+    return knapsack.Items(chosen, ladders, scores, whole, knapsack.most_dropped(whole, choice.floor))
+
+
 def _allocate(
     structure: Structure,
-    chosen: Sequence[AxisInfo],
+    may_go: tuple[Sequence[AxisInfo], Sequence[Droppable]],
     choice: Choice,
     goal: Goal | Speedup,
     symbols: dict,
     scores: Mapping[str, np.ndarray],
     curves: Curves | None,
 ) -> Widths:
-    ladders = [allocate.ladder(info, choice.align, choice.floor) for info in chosen]
-    count = allocate.measure_of(goal, structure, chosen, symbols)
+    chosen, whole = may_go
+    items = _items(chosen, whole, choice, scores)
+    count = allocate.measure_of(goal, structure, chosen, symbols, whole)
     if choice.allocation == "uniform" and isinstance(goal, Ratio):
-        return allocate.nearest(chosen, ladders, goal.share)
+        return allocate.nearest(chosen, items.ladders, goal.share)
+    if choice.allocation == "knapsack":
+        return knapsack.knapsack(items, goal, count)
     if choice.allocation == "sensitivity":
         assert curves is not None
         if missing := [info.name for info in chosen if info.name not in curves]:
             raise InputError(
                 f"curves: expected one for every chosen axis, {missing[0]} has none; measure this program again"
             )
-        steps = allocate.sensitivity_order(chosen, ladders, curves, count)
-    elif choice.allocation == "knapsack":
-        steps = allocate.knapsack_order(chosen, ladders, scores, count)
+        steps = allocate.sensitivity_order(chosen, items.ladders, curves, count)
     else:
-        steps = allocate.ORDERS[choice.allocation](chosen, ladders, scores)
+        steps = allocate.ORDERS[choice.allocation](chosen, items.ladders, scores)
     return allocate.reach(chosen, steps, goal, count)
 
 
@@ -355,16 +448,21 @@ def _cut(
     program: ExportedProgram,
     module: fx.GraphModule,
     structure: Structure,
-    kept: Kept,
+    goes: Goes,
     scores: Mapping[str, np.ndarray],
 ) -> tuple[ExportedProgram, Report]:
     """Cut `module`, a copy of the program that `structure` describes, export it again, hold it against the masked one."""
+    kept, dropped = goes
+    bridged = {each.branch.exit: each.branch.entry for each in dropped}
     infos = [info for info in structure.axes if info.axis in kept]
     before = structure.count_parameters(), structure.count_macs(programs.per_example_symbols(program))
     _check_untouched(program, module)
     with programs.evaluating(module), _drawing_alike():
-        expected = [surgery.run_masked(module, structure, kept, _pytree.tree_leaves(x)) for x in _probes(program)]
+        expected = [
+            surgery.run_masked(module, structure, kept, _pytree.tree_leaves(x), bridged) for x in _probes(program)
+        ]
     surgery.cut(module, structure, kept)
+    branches.drop(module, [each.branch for each in dropped])
     pruned = programs.reexport(module, program)
     error = _masked_error(expected, pruned, program, exact=not any(info.normalised for info in infos))
     recounted = infer(programs.graph_module(pruned, shared=True))
@@ -374,11 +472,11 @@ def _cut(
                 info.name,
                 info.kind,
                 info.size,
-                tuple(map(int, kept[info.axis])),
+                tuple(map(int, kept.get(info.axis, ()))),
                 float(scores[info.name].min()),
                 float(scores[info.name].max()),
             )
-            for info in infos
+            for info in (*infos, *(each.info for each in dropped))
         ),
         frozen=tuple((info.name, info.frozen) for info in structure.axes if info.frozen),
         parameters_before=before[0],
@@ -450,10 +548,10 @@ def _masked_error(
     return worst if exact else None
 
 
-def _check_counts(report: Report, structure: Structure, symbols: dict, widths: Widths, goal: Goal | Speedup) -> None:
-    """The artifact has what the layouts promised."""
+def _check_counts(report: Report, left: Structure, symbols: dict, widths: Widths, goal: Goal | Speedup) -> None:
+    """The artifact has what the layouts promised, those that are left when branches have gone."""
     by_macs = isinstance(goal, Macs)
     counted = report.macs_after if by_macs else report.parameters_after
-    planned = structure.count_macs(symbols, widths) if by_macs else structure.count_parameters(widths)
+    planned = left.count_macs(symbols, widths) if by_macs else left.count_parameters(widths)
     if counted != planned:
         raise RuntimeError(f"the exported program counts {counted:,} where the cut planned {planned:,}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ _REFUSED = "fallback to CPU EP has been explicitly disabled"  # in the message o
 _NO_FALLBACK = {"session.disable_cpu_ep_fallback": "1"}
 _MEND = "mend its installation, or choose a provider that works by `secateur targets`"
 _RECORDED = {"session.record_ep_graph_assignment_info": "1"}
+
+Change = Callable[[int, Sequence[np.ndarray]], Sequence[np.ndarray]]  # of a batch that begins at a position
 
 
 @dataclass(frozen=True)
@@ -163,13 +165,17 @@ def pass_on(session: ort.InferenceSession, inputs: Sequence[ort.OrtValue], times
     return outputs[0].numpy()
 
 
-def predict(session: ort.InferenceSession, columns: Sequence[np.ndarray], batch: int = 64) -> Iterator[np.ndarray]:
+def predict(
+    session: ort.InferenceSession, columns: Sequence[np.ndarray], batch: int = 64, change: Change | None = None
+) -> Iterator[np.ndarray]:
     """The first output batch by batch, of all examples in order; all together may be larger than memory.
 
     Args:
         session: of the file.
         columns: the inputs in the program's order, [N, ...] each.
         batch: examples at a time.
+        change: what a batch is replaced by, from the position of its first example and its columns.
     """
     for start in range(0, len(columns[0]), batch):
-        yield run(session, *(column[start : start + batch] for column in columns))
+        part = [column[start : start + batch] for column in columns]
+        yield run(session, *(change(start, part) if change else part))

@@ -58,7 +58,7 @@ def learn_sparsity(
 
     Raises:
         InputError: a setting out of its range, data that cannot be trained with, nothing that the method could shrink,
-            units that the program does not have, or a checkpoint of another run.
+            units or branches that the program does not have, or a checkpoint of another run.
         FloatingPointError: the loss or the weights are not finite; the message names the step.
     """
     goal = objective_of(objective)
@@ -91,9 +91,17 @@ def _targets(program: ExportedProgram, choice: Choice, kept: Mapping[str, Sequen
     programs.check_supported(program)
     module = programs.move(programs.graph_module(program), distributed.device())
     structure = infer(module)
-    chosen = pruning.choose_axes(structure, choice)
-    pruning.check_kept(chosen, kept or {})
-    return Targets(module, structure, chosen, kept)
+    chosen, _ = pruning.choose(module, structure, choice)
+    if not chosen:
+        raise InputError(
+            f"kinds: expected a kind of axes, whose units sparse learning shrinks, got {', '.join(choice.kinds)} alone; name "
+            "those that live in the branches"
+        )
+    units, dropped = pruning.split(module, structure, kept or {})
+    pruning.check_kept(chosen, units)
+    doomed = {info.axis: info for each in dropped for info in each.inside}
+    axes = list({info.axis: info for info in (*chosen, *doomed.values())}.values())
+    return Targets(module, structure, axes, {**units, **{info.name: () for info in doomed.values()}})
 
 
 def _key(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,15 @@ def cut(module: fx.GraphModule, structure: Structure, kept: Kept) -> None:
     module.recompile()
 
 
-def run_masked(module: fx.GraphModule, structure: Structure, kept: Kept, inputs: Sequence[Any]) -> Any:
-    """What the graph gives for flat `inputs` when every slice of the units that a cut would remove is zero.
+def run_masked(
+    module: fx.GraphModule,
+    structure: Structure,
+    kept: Kept,
+    inputs: Sequence[Any],
+    bridged: Mapping[fx.Node, fx.Node],
+) -> Any:
+    """What the graph gives for flat `inputs` when every slice of the units that a cut would remove is zero, and the nodes in
+    `bridged`, the exits of branches that it would drop, give what their entries do.
 
     The module stays as it is: each tensor is masked when the graph reads it and released after its last use, so that
     this costs the memory of one tensor and not of a second model.
@@ -46,12 +53,18 @@ def run_masked(module: fx.GraphModule, structure: Structure, kept: Kept, inputs:
     owners = {alias: name for name, aliases in structure.aliases.items() for alias in aliases}
 
     class Masked(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            return self.env[bridged[n]] if n in bridged else super().run_node(n)
+
         def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
             dims = structure.tensors.get(owners.get(target, target), ())
             value = super().get_attr(target, args, kwargs)
             return _edited(value, dims, kept, _zero_others) if dims else value
 
-    return Masked(module).run(*inputs, enable_io_processing=True)
+    masked = Masked(module)
+    for released in masked.user_to_last_uses.values():
+        released[:] = [node for node in released if node not in bridged.values()]
+    return masked.run(*inputs, enable_io_processing=True)
 
 
 def _select(tensor: torch.Tensor, dim: int, keep: np.ndarray) -> torch.Tensor:

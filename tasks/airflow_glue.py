@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import Param, RetryPolicy, task
+from airflow.sdk import BaseOperatorLink, Param, RetryPolicy, task
 from airflow.sdk.definitions.retry_policy import RetryDecision
 from airflow.sdk.exceptions import AirflowSkipException
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
@@ -169,6 +169,28 @@ def start_run(dag: str, run_id: str, conf: Mapping[str, Any]) -> bool:
     if answer.error == ErrorType.DAGRUN_ALREADY_EXISTS:
         return False
     raise AirflowRuntimeError(answer)
+
+
+def linked(result: Any, name: str) -> Any:
+    """Let the task that gives `result` carry a button of this name, which leads to the `address` in what it returned."""
+    result.operator.operator_extra_links = (_Link(name),)
+    return result
+
+
+class _Link(BaseOperatorLink):
+    """A link whose address the worker keeps as an XCom when the task ends; the server needs no code of ours to show it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        # what the runner gives is the task instance itself
+        found = ti_key.xcom_pull(task_ids=operator.task_id) or {}
+        return str(found.get("address", ""))
 
 
 def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -31,6 +31,7 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
     recipe = Recipe.model_validate(pinned.recipe)
     _stop_early(recipe, baseline.figures, plan, cycle, previous, pinned.metric)
     from secateur import program as programs
+    from secateur.pruning import Report
     from tasks import figures
 
     reached = goals.reached(recipe.goal, baseline.figures, previous) if previous else 1.0
@@ -68,6 +69,11 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
         programs.save(made.program, path, lineage)
         file = tracking.put(run_id, path, "cut")
     tracking.put_text(run_id, str(made.report), "cut/report.txt")
+    if isinstance(made.report, Report):
+        widths = [
+            {name: getattr(axis, name) for name in ("name", "kind", "before", "after")} for axis in made.report.axes
+        ]
+        tracking.put_json(run_id, "cut/widths.json", widths)
     return Cut(cycle, run_id, file, 1 - (counted.params - counted.zeros) / baseline.figures.weights)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +13,13 @@ from secateur.errors import InputError
 from tasks.recipe import TABLES, Data, Recipe
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch.export import ExportedProgram
 
     from secateur.data import Dataset, Split
 
 WHOLE = "whole"  # the part that is read where the splits are not named
+SHIFTED = "shifted"  # the part that the gate reads beside them
 HUB_PART = "train"  # what is read of a data set on the hub where its parts are not named
 
 Places = Mapping[str, str]  # by part: WHOLE, or train, test and, if it is named, validation
@@ -35,7 +37,7 @@ def load(recipe: Recipe, names: Sequence[str] = ("inputs",)) -> Dataset:
     """
     from secateur import data
 
-    wanted, shares = recipe.data, recipe.data.split
+    wanted, shares = _with_texts(recipe), recipe.data.split
     # what is mapped stays readable after its file is gone, until nothing refers to it
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         parts = {
@@ -51,6 +53,36 @@ def load(recipe: Recipe, names: Sequence[str] = ("inputs",)) -> Dataset:
         train, validation = data.carve(parts["train"], shares[1] / (shares[0] + shares[1]), recipe.seed)
         made = data.Dataset(train, validation, parts["test"])
     return replace(made, train=data.proxy(made.train, wanted.proxy, recipe.seed)) if wanted.proxy else made
+
+
+def shifted(recipe: Recipe, place: str, names: Sequence[str]) -> Split:
+    """Another set of examples, read as the recipe's test split is.
+
+    Raises:
+        InputError: as `load`, naming `gate.robustness.shifted`.
+    """
+    from secateur import data
+
+    # what a label or a column stands for is said by the first part, so that one is read with it
+    first = list(_places(recipe.data).items())[:1] if recipe.data.source in (*TABLES, "images") else []
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        try:
+            split = _read(recipe.data, {**dict(first), SHIFTED: place}, names, Path(folder))[SHIFTED]
+        except InputError as error:
+            raise InputError(str(error).replace(f"data.splits.{SHIFTED}:", "gate.robustness.shifted:", 1)) from error
+        return data.labelled_for(split, recipe.objective)
+
+
+def encoder(recipe: Recipe, names: Sequence[str]) -> Callable[[Sequence[str]], list[np.ndarray]]:
+    """What makes the program's inputs of texts, as `load` does."""
+    from secateur.readers import tables
+
+    text = recipe.data.text
+    assert text is not None
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        tokenizer = _local(text.tokenizer, Path(folder) / "tokenizer", "data.text.tokenizer")
+        encode = tables.encoder_of(tokenizer, text.max_length, names)
+    return lambda texts: list(encode(texts).columns)
 
 
 def check(recipe: Recipe, dataset: Dataset, program: ExportedProgram) -> None:
@@ -80,6 +112,14 @@ def check(recipe: Recipe, dataset: Dataset, program: ExportedProgram) -> None:
             f"data.labels: none goes with criteria and allocations that need no label, got {recipe.prune.criterion} and "
             f"{recipe.prune.allocation}; choose others, or label the training split"
         )
+
+
+def _with_texts(recipe: Recipe) -> Data:
+    """The data section, with the texts themselves as metadata where the gate corrupts them."""
+    data, robustness = recipe.data, recipe.gate.robustness
+    if data.text is None or robustness is None or not robustness.corruptions:
+        return data
+    return data.model_copy(update={"metadata": tuple(dict.fromkeys((*data.metadata, data.text.column)))})
 
 
 def _blank(unlabelled: Split, like: Split) -> Split:
@@ -115,10 +155,12 @@ def _arrays(wanted: Data, places: Places, names: Sequence[str], folder: Path) ->
         labelled = _labelled(wanted, part)
         with _naming(part):
             if wanted.source == "npz":
-                parts[part] = arrays.npz(_local(place, folder / part), names, labelled=labelled)
+                local = _local(place, folder / part)
+                parts[part] = arrays.npz(local, names, labelled=labelled, metadata=wanted.metadata)
             else:
-                local = _local_folder(place, arrays.files(names, labelled=labelled), folder / part)
-                parts[part] = arrays.npy(local, names, labelled=labelled)
+                stored = arrays.files(names, labelled=labelled, metadata=wanted.metadata)
+                local = _local_folder(place, stored, folder / part)
+                parts[part] = arrays.npy(local, names, labelled=labelled, metadata=wanted.metadata)
     return parts
 
 
@@ -136,13 +178,15 @@ def _tables(wanted: Data, places: Places, names: Sequence[str], folder: Path) ->
     labels = {part: label if _labelled(wanted, part) else None for part in read}
     if text is not None:
         tokenizer = _local(text.tokenizer, folder / "tokenizer", "data.text.tokenizer")
-        return {
+        made = {
             part: tables.text(table, labels[part], text.column, tokenizer, text.max_length, names)
             for part, table in read.items()
         }
-    # one order for all splits, whatever the order in their files
-    columns = wanted.table.features or tables.feature_columns(next(iter(read.values())), label)
-    return {part: tables.features(table, labels[part], columns) for part, table in read.items()}
+    else:
+        # one order for all splits, whatever the order in their files
+        columns = wanted.table.features or tables.feature_columns(next(iter(read.values())), label, wanted.metadata)
+        made = {part: tables.features(table, labels[part], columns) for part, table in read.items()}
+    return {part: replace(made[part], metadata=tables.metadata(table, wanted.metadata)) for part, table in read.items()}
 
 
 def _images(wanted: Data, places: Places, folder: Path) -> dict[str, Split]:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from secateur.data import Split
+    from secateur.gate.evidence import Seen
     from secateur.objectives import Objective
-    from secateur.runtime import Target
+    from secateur.runtime import Change, Target
 
 
 def target_of(recipe: Recipe) -> Target:
@@ -34,6 +35,15 @@ def answers(path: Path, target: Target, split: Split, objective: Objective) -> t
     from secateur.objectives import answered
 
     return answered(objective, runtime.predict(runtime.open_session(path, target), split.columns), split.labels)
+
+
+def seen(path: Path, target: Target, split: Split, objective: Objective, change: Change | None = None) -> Seen:
+    """The same as evidence for the gate: what it answers, and how surely, of examples that may be changed first."""
+    from secateur import runtime
+    from secateur.gate import evidence
+
+    outputs = runtime.predict(runtime.open_session(path, target), split.columns, change=change)
+    return evidence.seen(objective, outputs, split.labels, split.ids, split.digest)
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,24 @@ def served(path: Path, split: Split, recipe: Recipe) -> float:
     if found.low is None:
         raise InputError(f"goal.qps: expected a rate that keeps the limit of {limit:g} ms, {found}")
     return found.low
+
+
+def costs(path: Path, split: Split, recipe: Recipe) -> dict[str, tuple[float, float, float]]:
+    """What the gate asks of a file by itself: an estimate with its interval for each; measured only where it is asked."""
+    from secateur.gate.costs import costs as measured
+    from secateur.load import rate
+    from secateur.load.scenario import Arrivals
+
+    asked, target = recipe.gate, target_of(recipe)
+    size = path.stat().st_size / 1e6
+    found = {"size_mb": (size, size, size)}
+    if asked.p99_ms is not None or asked.memory_mb is not None:
+        found["p99_ms"], found["memory_mb"] = measured(path, target, split.columns, asked.confidence)
+    if asked.qps is not None:
+        arrivals = Arrivals(asked.qps.rate, asked.qps.p99_ms)
+        runs = rate.runs_at(path, target, split.columns, arrivals, seed=recipe.seed)
+        found["qps"] = (sum(run.valid for run in runs) / len(runs),) * 3
+    return found
 
 
 def requests_for(recipe: Recipe) -> int:

@@ -107,20 +107,34 @@ def asking(
 
 
 def most(ask: Callable[[float], allocate.Goal | allocate.Speedup], program: ExportedProgram, choice: Choice) -> float:
-    """How many times less can be asked for at most: every axis at its narrowest. Slightly less, since ratios are rounded."""
+    """How many times less can be asked for at most: every axis at its narrowest, and as many branches dropped as may be.
+    Slightly less, since ratios are rounded."""
     from secateur.pruning import reachable
 
     return 1 / (1 - 0.999 * reachable(program, choice, ask(2.0)))
 
 
 def _latency(file: File, program: ExportedProgram) -> Callable[[Mapping[str, int]], float]:
-    """Seconds by the dense program's table at widths of a program's axes; what is not named is as wide as it is."""
+    """Seconds by the dense program's table at widths of what is left of it; what is not named is as wide as it is."""
+    from secateur import branches
     from secateur import program as programs
     from secateur.axes.infer import infer
     from secateur.latency.table import LatencyTable
 
     with tracking.fetched(file) as path:
         table = LatencyTable.from_json(json.loads(path.read_text(encoding="utf-8")))
-    sizes = {info.name: info.size for info in infer(programs.graph_module(program, shared=True)).prunable}
+    module = programs.graph_module(program, shared=True)
+    structure = infer(module)
+    sizes = {info.name: info.size for info in structure.prunable}
     now = {name: sizes.get(name, 1) for name in table.sizes}  # a dimension of one unit is no axis any more
-    return lambda widths: table.predict(now | dict(widths))
+    # branches at one place are numbered anew when one of them is dropped, the names of their parameters stay
+    kinds = {name.rpartition(":")[2] for name in table.branches}
+    dense_names = {
+        each.info.name: name
+        for each in branches.droppable(module, structure, kinds)
+        for name, parameters in table.branches.items()
+        if set(parameters) & set(each.branch.tensors)
+    }
+    left = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
+    now |= {name: int(not left.isdisjoint(parameters)) for name, parameters in table.branches.items()}
+    return lambda widths: table.predict(now | {dense_names.get(name, name): width for name, width in widths.items()})

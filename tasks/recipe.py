@@ -24,7 +24,10 @@ from secateur.errors import InputError
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 S = TypeVar("S", bound=BaseModel)
 Share = Annotated[float, Field(gt=0, lt=1)]
+Drop = Annotated[float, Field(ge=0, lt=1)]
 TABLES = ("parquet", "csv", "tsv", "huggingface")
+COMPUTED_SLICES = ("label", "mean", "deviation", "length")  # that need no metadata
+IMAGE_CORRUPTIONS, TEXT_CORRUPTIONS = ("noise", "blur", "contrast", "jpeg"), ("typos", "word_drops")
 COUNTED = ("sparsity", "macs", "kv_cache")  # goals that follow from the program alone: what is asked is what comes
 UNCHANGED_BY_ZEROS = ("macs", "kv_cache", "size_mb", "memory_mb")  # goals
 OBJECTIVES = ("classification", "multi_label", "regression", "token_classification", "masked_lm", "causal_lm")
@@ -84,6 +87,7 @@ class Data(_Section):
     splits: Splits | None = None  # in place of path
     labels: Literal["given", "none"] = "given"  # of the training split
     proxy: Share | None = None  # of the training split, that stands in for it
+    metadata: tuple[str, ...] = ()  # columns of a table, or arrays, that no model sees: the gate slices by them
     table: Table | None = None
     text: Text | None = None
     images: Images | None = None
@@ -121,6 +125,15 @@ class Data(_Section):
                 raise ValueError(f"{section} goes with source {', '.join(sources)}, source is {self.source}")
         if self.text is not None and self.table is not None and self.table.features is not None:
             raise ValueError("text and table.features exclude each other: a model is given texts or numbers")
+        return self
+
+    @model_validator(mode="after")
+    def _about(self) -> Data:
+        if self.metadata and self.source not in (*TABLES, "npz", "npy"):
+            raise ValueError(f"metadata goes with source {', '.join(TABLES)}, npz or npy, source is {self.source}")
+        seen = (self.table.label, *(self.table.features or ())) if self.table else ("inputs", "labels")
+        if given := sorted({*seen, *COMPUTED_SLICES} & set(self.metadata)):
+            raise ValueError(f"metadata is what no model sees and no other name of a slice, got {', '.join(given)}")
         return self
 
 
@@ -176,7 +189,7 @@ class Goal(_Section):
 class Budget(_Section):
     """What the pruning may cost."""
 
-    accuracy_drop: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    accuracy_drop: Drop = 0.01
     recovery_epochs: int | None = Field(None, ge=1)  # over all cycles; 12 where nothing is said of the training before
     trained_epochs: int | None = Field(None, ge=1)  # that the dense model was trained for; recovery is a share of them
     trained_steps: int | None = Field(None, ge=1)  # the same in steps, each of `recovery.batch` examples
@@ -267,13 +280,14 @@ class Prune(_Section):
     """How to cut; the plan chooses the method and the number of cycles unless they are given."""
 
     method: Literal["auto", "structured", "unstructured", "n_m", "depth", "quantize", "none"] = "auto"
+    # of axes; attention, mlp, block and layer are whole branches, which allocation knapsack drops where that is cheaper
     kinds: tuple[str, ...] = ("head", "kv_group", "q_per_group", "channel", "width")
-    include: tuple[str, ...] = ("*",)  # globs on axis names, as `secateur inspect` prints them
+    include: tuple[str, ...] = ("*",)  # globs on names, as `secateur inspect` prints them: an axis, or branch:kind
     exclude: tuple[str, ...] = ()
     criterion: str = "l2"
     allocation: Literal["uniform", "global", "grouped", "sensitivity", "knapsack"] = "uniform"
     align: int = Field(8, ge=1)
-    floor: float = Field(0.0, ge=0, lt=1)  # share of every axis that stays
+    floor: float = Field(0.0, ge=0, lt=1)  # share of every axis that stays, and of the branches of every kind
     calibration: int = Field(
         256, ge=1
     )  # examples of the training split, for criteria and allocations that look at data
@@ -367,12 +381,67 @@ class Quantize(_Section):
         return self
 
 
+class Slices(_Section):
+    """Whether some part of the test set lost more than the whole."""
+
+    drop: Drop  # of the metric, in none of them more
+    by: tuple[str, ...] = Field(("label",), min_length=1)  # label, mean, deviation, length, or names of data.metadata
+    fewest: int = Field(30, ge=2)  # examples of a slice; smaller ones are only counted
+
+
+class Robustness(_Section):
+    """Whether the pruned model is more fragile than the dense one: both are given the test set corrupted, or another set."""
+
+    drop: Drop  # of the metric against the dense model's on the same examples, in none of them more
+    corruptions: tuple[
+        Literal["noise", "blur", "contrast", "jpeg", "typos", "word_drops", "feature_noise"], ...
+    ] = ()  # of images, of texts, of tables
+    severity: int = Field(3, ge=1, le=5)
+    shifted: str | None = None  # where another set is, as data.splits would say it
+
+    @model_validator(mode="after")
+    def _something(self) -> Robustness:
+        if not self.corruptions and self.shifted is None:
+            raise ValueError("corruptions or shifted is needed, got neither")
+        return self
+
+
+class Incumbent(_Section):
+    """Whether what serves is better than what would replace it, on this test set and by this metric."""
+
+    drop: Drop  # of the metric against the champion's
+    none: Literal["pass", "refuse"] = "pass"  # where nothing serves yet
+    changed: Literal["measure", "refuse"] = "measure"  # where it was judged by another metric or on another test set
+
+
 class GateSection(_Section):
-    """What must be proven before a promotion."""
+    """What must be proven before a promotion; what is not given is reported, where it can be, and decides nothing."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1)
     speedup: float = Field(1.0, gt=0)  # the interval's low end must reach it
     parity: float = Field(1e-4, gt=0)  # ONNX in floating point against torch, relative to the largest output
+    looks: int = Field(10, ge=1)  # verdicts on a model by one test set, after which each must be surer
+    floor: float | None = None  # of the metric itself, whatever the dense model's
+    documents: str | None = None  # of data.metadata: the document of each example, where they are parts of documents
+    slices: Slices | None = None
+    exemplars: Share | None = None  # of the examples, largest share that only the dense model gets right
+    agreement: Share | None = None  # of the examples, least share with the same answer
+    ece: Share | None = None  # largest calibration error
+    brier: Annotated[float, Field(gt=0, lt=2)] | None = None  # largest rise of the Brier score
+    confidence_shift: Share | None = None  # largest shift of the mean probability, up or down
+    robustness: Robustness | None = None
+    incumbent: Incumbent | None = None
+    p99_ms: PositiveFloat | None = None  # of requests one after the other
+    memory_mb: PositiveFloat | None = None  # peak that loading and running the file adds to a process
+    size_mb: PositiveFloat | None = None  # of the ONNX file, 10^6 bytes
+    qps: Qps | None = None  # that LoadGen calls VALID
+
+    @property
+    def of_classes(self) -> list[str]:
+        """The settings that need answers which are right or wrong."""
+        named = ("exemplars", "agreement", "ece", "brier", "confidence_shift")
+        asked = [f"gate.{name}" for name in named if getattr(self, name) is not None]
+        return asked + (["gate.slices.by label"] if self.slices and "label" in self.slices.by else [])
 
 
 class Approval(_Section):
@@ -434,6 +503,54 @@ class Recipe(_Section):
             raise ValueError(
                 "data.labels none needs recovery.distillation 1.0, for only the dense model can teach without labels; it is "
                 f"{self.recovery.distillation:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Recipe:
+        """What is pruned for must be what is asked in the end: the cycles stop where the goal is reached."""
+        name, goal = self.goal.given
+        asked = getattr(self.gate, name, None)
+        if isinstance(asked, Qps):
+            asked = asked.rate
+        contradicts = asked is not None and (asked > goal if name in ("speedup", "qps") else asked < goal)
+        if contradicts:
+            raise ValueError(
+                f"gate.{name} {asked:g} asks for more than goal.{name} {goal:g}, where pruning stops; mend one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _judgeable(self) -> Recipe:
+        gate = self.gate
+        if self.objective in OBJECTIVES and self.objective != "classification" and gate.of_classes:
+            raise ValueError(
+                f"{gate.of_classes[0]} needs answers that are right or wrong, as of objective classification; it is {self.objective}"
+            )
+        if gate.documents is not None and self.objective == "classification":
+            raise ValueError("gate.documents goes with metrics that are resampled, accuracy is not; leave it out")
+        named = [gate.documents] if gate.documents is not None else []
+        named += [by for by in (gate.slices.by if gate.slices else ()) if by not in COMPUTED_SLICES]
+        if unknown := [name for name in named if name not in self.data.metadata]:
+            raise ValueError(
+                f"gate needs {unknown[0]} in data.metadata, which names {', '.join(self.data.metadata) or 'nothing'}; slices are "
+                f"by {', '.join(COMPUTED_SLICES)} or metadata"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _corruptible(self) -> Recipe:
+        robustness, data = self.gate.robustness, self.data
+        if robustness is None:
+            return self
+        if robustness.shifted is not None and data.source == "digits":
+            raise ValueError("gate.robustness.shifted needs a source that is read from places, source is digits")
+        table = data.source in TABLES
+        fit = TEXT_CORRUPTIONS if data.text else ("feature_noise",) if table else (*IMAGE_CORRUPTIONS, "feature_noise")
+        if unfit := [name for name in robustness.corruptions if name not in fit]:
+            raise ValueError(
+                f"gate.robustness.corruptions: {unfit[0]} does not go with source {data.source}"
+                f"{' and data.text' if data.text else ''}; choose some of {', '.join(fit)}"
             )
         return self
 

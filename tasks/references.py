@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from secateur.planner import Alone, Row
 
@@ -176,6 +176,9 @@ class Validated:
     theoretical_speedup: float
     parity: float  # of the floating-point file that it is or was quantised from
     noise: str  # what disturbed the measurement, or why the interval stayed wider than wished
+    costs: dict[str, tuple[float, float, float]] = field(
+        default_factory=dict
+    )  # what else the gate asks, with intervals
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,15 @@ class GateResult:
     reason: str
     rules: tuple[RuleResult, ...]
     evidence: str
+    look: int = 1  # the how-manieth file this is that the test set has judged
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The report of a run as a page, and where that is in MLflow's UI."""
+
+    page: File
+    address: str
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     from secateur import objectives, penalties, pruning, sparse_learning
     from secateur import program as programs
     from secateur.errors import InputError
-    from tasks import datasets, methods, registry
+    from tasks import datasets, gate, methods, registry
 
     if wanted.model != model:
         raise InputError(
@@ -43,6 +43,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     names = tuple(programs.input_specs(program))
     dataset = datasets.load(wanted, names)
     datasets.check(wanted, dataset, program)
+    gate.check(wanted, objective, dataset.test, names)
     _check_target(wanted, program, dataset.validation)
     methods.check(wanted, program, lineage, names)
     if learning := wanted.prune.sparse_learning:
@@ -100,6 +101,7 @@ def _with_parent_run(pinned: Pinned, salt: str) -> Pinned:
         "secateur.data": pinned.data_digest,
         "secateur.code": pinned.code_digest,
         "secateur.objective": pinned.objective,
+        "secateur.metric": pinned.metric,
     }
     run_id = tracking.find_or_create_run(experiment, key, name, tags)
     complete = dataclasses.replace(pinned, key=key, experiment_id=experiment, run_id=run_id)

@@ -90,7 +90,7 @@ def digest(value: Any) -> str:
 
 @functools.cache
 def code_digest() -> str:
-    """SHA-256 of the source of the science and the steps: another release is another result."""
+    """SHA-256 of the source of the science and the steps: another release is another result; another picture of it is not."""
     import secateur
     import tasks
 
@@ -98,7 +98,7 @@ def code_digest() -> str:
     for package in (secateur, tasks):
         root = Path(str(package.__file__)).parent
         for path in sorted(root.rglob("*.py")):
-            if "cli" not in path.relative_to(root).parts:
+            if not {"cli", "report"} & set(path.relative_to(root).parts):
                 sha.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return sha.hexdigest()
 
@@ -224,6 +224,21 @@ def _logged_model(run_id: str, name: str) -> str | None:
 def describe(run_id: str, text: str) -> None:
     """Set the description that opens the run's page."""
     client().set_tag(run_id, "mlflow.note.content", text)
+
+
+def description(run_id: str) -> str:
+    """What opens the run's page; empty before anything is said."""
+    return str(client().get_run(run_id).data.tags.get("mlflow.note.content", ""))
+
+
+def page_of(run_id: str) -> str:
+    """Where the run is in MLflow's UI, as a link from any other page of it, by whatever name the server is reached."""
+    return f"#/experiments/{client().get_run(run_id).info.experiment_id}/runs/{run_id}"
+
+
+def address() -> str:
+    """Of the tracking server's UI, as far as this process knows it."""
+    return f"{os.environ.get('MLFLOW_TRACKING_URI', '').rstrip('/')}/"
 
 
 def finish(run_id: str) -> None:

@@ -45,10 +45,13 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
             print(f"{name}: {found[name].compared.inconclusive or found[name].compared}", flush=True)
         size = dense.stat().st_size
         _explain(pinned, exported, dense, validation)
+    _keep(pinned, recipe, found, len(validation))
     ships, reason = choose(found, baseline.figures.accuracy, recipe.budget.accuracy_drop, pinned.metric)
     print(reason, flush=True)
     shipped = found[ships]
     compared = shipped.compared
+    with tracking.fetched(exported.candidates[ships]) as path:
+        costs = figures.costs(path, validation, recipe)
     result = Validated(
         ships=ships,
         speedup=compared.speedup,
@@ -58,6 +61,7 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
         theoretical_speedup=baseline.figures.macs / shipped.counted.macs,
         parity=_parity(exported, ships, validation),
         noise=compared.inconclusive or str(compared.noise),
+        costs=costs,
     )
     measured = {
         name: value for name, value in vars(result).items() if isinstance(value, float) and name != "confidence"
@@ -112,6 +116,25 @@ def _measured(recipe: Recipe, dense: Path, path: Path, validation: Split, counte
     )
     accuracy = objective.score(*figures.answers(path, target, validation, objective))
     return Candidate(compared, accuracy, path.stat().st_size, counted)
+
+
+def _keep(pinned: Pinned, recipe: Recipe, found: dict[str, Candidate], examples: int) -> None:
+    """What a reader of the measurements needs beside them: the machine, the runtime, the distribution of every file's latency."""
+    import onnxruntime
+
+    from secateur import machine
+    from secateur.objectives import objective_of
+
+    latencies = {"dense": next(iter(found.values())).compared.first}
+    latencies |= {name: one.compared.second for name, one in found.items()}
+    measured = {
+        "machine": machine.here(),
+        "runtime": f"onnxruntime {onnxruntime.__version__}",
+        "validation_examples": examples,
+        "right_or_wrong": objective_of(recipe.objective).right_or_wrong,
+        "latencies": latencies,
+    }
+    tracking.put_json(pinned.run_id, "validate/measured.json", measured)
 
 
 def _figures(one: Candidate, metric: str) -> dict[str, float | None]:

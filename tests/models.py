@@ -111,6 +111,37 @@ class Tied(nn.Module):
         return self.head(torch.tanh(self.middle(self.embed(tokens))).mean(1))
 
 
+class Layer(nn.Module):
+    """Attention and an MLP on a stream [N, T, stream], each a residual branch with a norm before it."""
+
+    def __init__(self, stream: int, hidden: int) -> None:
+        super().__init__()
+        self.norm, self.mlp_norm = nn.LayerNorm(stream), nn.LayerNorm(stream)
+        self.query, self.key, self.value = (nn.Linear(stream, stream) for _ in range(3))
+        self.out = nn.Linear(stream, stream)
+        self.up, self.down = nn.Linear(stream, hidden), nn.Linear(hidden, stream)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        q, k, v = (part(y).unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        x = x + self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.down(functional.gelu(self.up(self.mlp_norm(x))))
+
+
+class Layers(nn.Module):
+    """Vectors [N, T, stream] to logits, through layers one after the other."""
+
+    def __init__(self, count: int = 3, stream: int = EMBEDDING, hidden: int = CHANNELS) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(stream, hidden) for _ in range(count))
+        self.head = nn.Linear(stream, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x.mean(1))
+
+
 def images(count: int, seed: int = 0) -> np.ndarray:
     """Random images [count, 3, 6, 6]."""
     return np.random.default_rng(seed).normal(size=(count, *IMAGE)).astype(np.float32)
@@ -165,6 +196,15 @@ def with_lived_in_norms(made: nn.Module) -> nn.Module:
             nn.init.normal_(norm.running_mean)
             nn.init.uniform_(norm.running_var, 0.5, 1.5)
     return made
+
+
+@functools.cache
+def layers() -> tuple[Layers, ExportedProgram]:
+    """Three layers, norms away from where they start, and their exported program. Tests share it: nothing may modify it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        made = with_lived_in_norms(Layers()).eval()
+    return made, export(made, torch.zeros(2, LENGTH, EMBEDDING))  # type: ignore[return-value]
 
 
 @functools.cache

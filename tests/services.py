@@ -35,6 +35,7 @@ from tasks.references import (
     Plan,
     Promotion,
     Recovered,
+    Reported,
     Selected,
     Validated,
 )
@@ -65,6 +66,7 @@ class Job:
     validated: Validated
     verdict: GateResult
     promotion: Promotion | None
+    reported: Reported
     not_promoted: str = ""
 
 
@@ -171,7 +173,7 @@ def lead_to(servers: Servers, patch: pytest.MonkeyPatch) -> None:
 def walk(model: str, recipe: str, *, fresh: bool = False, dag_run_id: str = "test") -> Job:
     """The chain of steps as the DAG wires it, called as plain functions."""
     from secateur.errors import NothingToDo
-    from tasks import baseline, cut, evaluate, export, gate, plan, promote, recover, resolve, select, validate
+    from tasks import baseline, cut, evaluate, export, gate, plan, promote, recover, report, resolve, select, validate
 
     pinned = resolve.run(model, "latest", recipe, fresh, dag_run_id)
     base = baseline.run(pinned)
@@ -198,10 +200,12 @@ def walk(model: str, recipe: str, *, fresh: bool = False, dag_run_id: str = "tes
         validated,
         verdict,
     )
+    promotion, not_promoted = None, ""
     try:
-        return Job(*done, promote.run(pinned, exported, verdict))
+        promotion = promote.run(pinned, exported, verdict)
     except NothingToDo as reason:
-        return Job(*done, None, str(reason))
+        not_promoted = str(reason)
+    return Job(*done, promotion, report.run(pinned), not_promoted)
 
 
 def examples(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

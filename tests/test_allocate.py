@@ -1,6 +1,5 @@
 """A goal becomes widths: as near to it as alignment allows, never beyond by more than half a step."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
@@ -17,11 +16,9 @@ from secateur.allocate import (
     Macs,
     Parameters,
     Ratio,
-    Speedup,
     Step,
     global_order,
     grouped_order,
-    knapsack_order,
     ladder,
     measure_of,
     nearest,
@@ -251,99 +248,3 @@ def test_scores_below_zero_compare_between_axes_too() -> None:
     assert [width for _, _, width in seen] == [1, 4]
     seen = allocated(global_order, [[-2.0, -1.0, -1.0, 3.0], [-1.5, -1.5, 1.0, 2.0]], 2 / 8)
     assert [width for _, _, width in seen] == [3, 3]
-
-
-class Chain:
-    """Layers one behind the other, each as wide as its axis: time is a sum of in x out, in stairs where asked."""
-
-    def __init__(self, seed: int, stairs: bool) -> None:
-        rng = np.random.default_rng(seed)
-        self.axes = [axis(int(size), kind) for size, kind in zip(rng.integers(24, 97, 8), KINDS_OF_CHAIN, strict=True)]
-        self.axes = [dataclasses.replace(info, name=f"{i}:{info.kind}") for i, info in enumerate(self.axes)]
-        self.scores = {info.name: rng.lognormal(0, rng.uniform(0.2, 1.5), info.size) for info in self.axes}
-        self.ladders = [ladder(info, 4, floor=0.0) for info in self.axes]
-        self.best = {
-            name: [0.0, *np.cumsum(np.sort(scores)[::-1] / scores.mean()).tolist()]
-            for name, scores in self.scores.items()
-        }
-        self.costs = rng.lognormal(0, 1, len(self.axes) + 1).tolist()
-        self.step = 16 if stairs else 1
-
-    def seconds(self, widths: Mapping[str, int]) -> float:
-        sizes = [8, *(-(-widths.get(info.name, info.size) // self.step) * self.step for info in self.axes), 8]
-        return sum(cost * x * y for cost, x, y in zip(self.costs, sizes, sizes[1:], strict=False))
-
-    def kept(self, widths: Mapping[str, int]) -> float:
-        """Importance that stays: of each axis its best units, over its mean."""
-        return sum(self.best[name][width] for name, width in widths.items())
-
-    def greedy(self, goal: Speedup) -> dict[str, int]:
-        count = measure_of(goal, NOTHING, self.axes, {})
-        steps = knapsack_order(self.axes, self.ladders, self.scores, count)
-        widths = reach(self.axes, steps, goal, count)
-        return {info.name: widths[info.axis] for info in self.axes}
-
-    def lagrangian(self, goal: Speedup) -> dict[str, int]:
-        """For each price of a second the widths of which no single one should change (from dense and from the narrowest); of all
-        that are fast enough, those that keep most."""
-        budget = self.seconds({}) / goal.times
-        best: dict[str, int] = {info.name: widths[-1] for info, widths in zip(self.axes, self.ladders, strict=True)}
-        for price in np.geomspace(1e-5, 1, 60):
-            for start in (0, -1):
-                widths = {info.name: rungs[start] for info, rungs in zip(self.axes, self.ladders, strict=True)}
-                widths = self._settled(widths, price)
-                if self.seconds(widths) <= budget and self.kept(widths) > self.kept(best):
-                    best = widths
-        return best
-
-    def _settled(self, widths: dict[str, int], price: float) -> dict[str, int]:
-        while True:
-            before = dict(widths)
-            for info, rungs in zip(
-                self.axes, self.ladders, strict=True
-            ):  # the best of each axis beside the others as they are
-                worth = [self.kept(w) - price * self.seconds(w) for w in (widths | {info.name: r} for r in rungs)]
-                widths = widths | {info.name: rungs[int(np.argmax(worth))]}
-            if widths == before:
-                return widths
-
-
-KINDS_OF_CHAIN = ("channel", "head", "width", "channel", "channel", "head", "width", "width")
-
-
-@given(st.integers(0, 10_000), st.sampled_from([1.3, 2.0, 3.0]), st.booleans())
-@settings(max_examples=8)
-def test_a_greedy_and_a_lagrangian_answer_to_a_speedup_agree(seed: int, times: float, stairs: bool) -> None:
-    chain = Chain(seed, stairs)
-    goal = Speedup(times, chain.seconds)
-    greedy, other = chain.greedy(goal), chain.lagrangian(goal)
-    assert chain.seconds(greedy) <= chain.seconds({}) / times
-    assert chain.kept(greedy) >= 0.98 * chain.kept(other)
-
-
-@given(st.integers(0, 10_000), st.sampled_from([1.3, 2.0, 3.0]))
-@settings(max_examples=20)
-def test_the_knapsack_keeps_no_less_than_other_allocations_of_the_same_speedup(seed: int, times: float) -> None:
-    chain = Chain(seed, stairs=False)
-    goal = Speedup(times, chain.seconds)
-    count = measure_of(goal, NOTHING, chain.axes, {})
-    kept = chain.kept(chain.greedy(goal))
-    for order in (uniform_order, global_order, grouped_order):
-        widths = reach(chain.axes, order(chain.axes, chain.ladders, chain.scores), goal, count)
-        assert kept >= 0.98 * chain.kept({info.name: widths[info.axis] for info in chain.axes})
-
-
-@given(st.integers(0, 10_000), st.floats(1.05, 4.0), st.booleans())
-@settings(max_examples=20)
-def test_a_speedup_is_reached_and_not_overdone_by_a_step(seed: int, times: float, stairs: bool) -> None:
-    chain = Chain(seed, stairs)
-    goal = Speedup(times, chain.seconds)
-    widths = chain.greedy(goal)
-    dense = chain.seconds({})
-    assert chain.seconds(widths) <= dense / times
-    largest = max(
-        chain.seconds(widths | {info.name: rungs[rungs.index(widths[info.name]) - 1]}) - chain.seconds(widths)
-        for info, rungs in zip(chain.axes, chain.ladders, strict=True)
-        if widths[info.name] < info.size
-    )
-    assert dense / times - chain.seconds(widths) <= largest

@@ -5,7 +5,7 @@ import pytest
 from benchmarks import registry as bench
 from tasks import champion, journal
 
-pytestmark = pytest.mark.usefixtures("services")
+pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("services")]
 
 
 @pytest.mark.slow

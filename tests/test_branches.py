@@ -117,3 +117,51 @@ def test_a_branch_that_also_leaves_through_memory_is_none() -> None:
     module = programs.graph_module(models.export(Writing().eval(), torch.zeros(2, 8)))
     (found,) = branches.find(module, infer(module))
     assert set(found.tensors) == {"wide.weight", "wide.bias", "narrow.weight", "narrow.bias"}
+
+
+class WritesItsStream(nn.Module):
+    """Residual sums that are written where the stream lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(models.FEATURES, WIDTH), nn.Linear(WIDTH, models.CLASSES)
+        self.ups = nn.ModuleList(nn.Linear(WIDTH, 2 * WIDTH) for _ in range(2))
+        self.downs = nn.ModuleList(nn.Linear(2 * WIDTH, WIDTH) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for up, down in zip(self.ups, self.downs, strict=True):
+            x += down(torch.relu(up(x)))
+        return self.head(x)
+
+
+def test_a_sum_that_is_written_into_the_stream_is_dropped_too() -> None:
+    made = WritesItsStream()
+    shallow, report = drop_branches(
+        models.export(made, torch.zeros(2, models.FEATURES)), share=0.9, kind="mlp", criterion="last"
+    )
+    x = torch.randn(3, models.FEATURES)
+    assert len(report.dropped) == 2
+    assert torch.allclose(shallow.module(check_guards=False)(x), made.head(made.first(x)))
+
+
+def test_a_branch_is_weighed_by_the_axes_that_live_in_it_alone() -> None:
+    module = programs.graph_module(models.layers()[1])
+    structure = infer(module)
+    inside = {
+        each.info.name: {info.kind for info in each.inside}
+        for each in branches.droppable(module, structure, branches.KINDS[:2])
+    }
+    assert inside["layers.0:attention"] == {"head", "qk_width", "v_width"}
+    assert inside["layers.2:mlp"] == {"width"}
+    stacked = programs.graph_module(models.export(Stacked(2), torch.zeros(2, models.FEATURES)))
+    assert branches.droppable(stacked, infer(stacked), ["mlp"]) == []
+
+
+def test_what_is_left_without_branches_counts_less_by_what_they_hold() -> None:
+    module = programs.graph_module(models.layers()[1])
+    structure = infer(module)
+    dropped = branches.droppable(module, structure, ["mlp"])[:2]
+    left = branches.without(structure, branches.gone(module, [each.branch for each in dropped]))
+    assert structure.count_parameters() - left.count_parameters() == sum(each.branch.parameters for each in dropped)
+    assert branches.without(structure, frozenset()).count_parameters() == structure.count_parameters()

@@ -17,7 +17,7 @@ from wire import Wire, wire
 from secateur.errors import InputError
 from tasks import bucket, champion, journal, registry
 
-pytestmark = [pytest.mark.usefixtures("services", "brief"), pytest.mark.slow]
+pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("services", "brief"), pytest.mark.slow]
 
 
 @pytest.fixture

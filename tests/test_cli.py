@@ -143,7 +143,8 @@ RUN_DIGITS = ("run", "digits-cnn", "--version", "3", "--recipe", "digits")
 def test_a_promoted_run_ends_with_the_table_and_status_0(
     servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    servers.xcoms = {"resolve": {"run_id": "r1"}, "gate": PASS, "promote": PROMOTION}
+    reported = {"address": "http://mlflow/#/experiments/7/runs/r1/artifacts/report/report.html"}
+    servers.xcoms = {"resolve": {"run_id": "r1"}, "gate": PASS, "promote": PROMOTION, "report": reported}
     assert secateur(*RUN_DIGITS, "--fresh") == 0
     assert servers.sent[0]["conf"] == {"model": "digits-cnn", "version": "3", "recipe": "digits", "fresh": True}
     shown = capsys.readouterr().out
@@ -153,6 +154,7 @@ def test_a_promoted_run_ends_with_the_table_and_status_0(
     assert "1.9 >= 1.3" in shown
     assert "Champion is version 2 (before: 1)." in shown
     assert "/#/experiments/7/runs/r1" in shown
+    assert reported["address"] in shown
 
 
 def test_a_refused_run_opens_with_the_reason_and_ends_with_status_3(

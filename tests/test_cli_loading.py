@@ -19,6 +19,8 @@ from secateur.runtime import Target
 from tasks.cli import app, loading
 from tasks.cli.loading import Load, Loaded
 
+pytestmark = pytest.mark.alone
+
 Command = Callable[..., int]
 RUN = Run(
     "server",

@@ -83,6 +83,19 @@ def test_layers_units_and_weights_go_in_one_command_and_each_leaves_its_record(t
     assert (stem == 0).float().mean() == pytest.approx(0.5, abs=0.02)
 
 
+def test_branches_and_widths_go_together_where_a_knapsack_weighs_them(tmp_path: Path) -> None:
+    model, output = tmp_path / "layers.pt2", tmp_path / "out.pt2"
+    torch.export.save(models.layers()[1], model)
+    order = ("--parameters", 0.7, "--kind", "head,width,attention,mlp", "--allocation", "knapsack")
+    printed = run("cut", model, *order, "-o", output)
+    gone = [name for name, units in programs.lineage(output)["cuts"][0]["kept"].items() if not units]
+    assert gone
+    assert all(name in printed for name in gone)
+    dense, small = (json.loads(run("inspect", path, "--json")) for path in (model, output))
+    assert 1 - small["parameters"] / dense["parameters"] == pytest.approx(0.7, abs=0.02)
+    assert len(dense["branches"]) - len(small["branches"]) >= len(gone)
+
+
 def test_criteria_that_need_data_read_it_from_a_file(model: Path, tmp_path: Path) -> None:
     data, output = tmp_path / "data.npz", tmp_path / "out.pt2"
     np.savez(data, inputs=models.tokens(40), labels=np.arange(40) % models.CLASSES)

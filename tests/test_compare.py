@@ -194,6 +194,7 @@ def test_a_half_width_that_cannot_be_is_refused(until: float, tmp_path: Path) ->
         compare(tmp_path / "a", tmp_path / "b", Target(), [np.zeros((1, 4))], until=until)
 
 
+@pytest.mark.alone
 def test_real_files_are_compared_and_more_work_is_slower(tmp_path: Path) -> None:
     side = 512
     few, many = (

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import models
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +14,8 @@ from torch.nn import functional
 from secateur import InputError, Parameters, Ratio, prune, sensitivity
 from secateur import program as programs
 from secateur.calibration import Batch
-from secateur.curves import mean_loss
+from secateur.curves import lost, mean_loss
+from secateur.objectives import OBJECTIVES
 
 WIDTH = 8
 SHARES = (0.25, 0.5, 0.75)
@@ -248,3 +250,14 @@ def test_single_numbers_do_not_diverge() -> None:
     assert sensitivity(
         program, calibration=[batch], cost=lambda output, target: (output[:, 0] - target).square().mean()
     )
+
+
+def test_what_a_cut_costs_of_the_metric_has_an_interval_and_nothing_lost_is_nought() -> None:
+    targets = np.arange(40) % 2
+    right, worse = (targets, targets), (np.where(np.arange(40) < 10, 1 - targets, targets), targets)
+    objective = OBJECTIVES["classification"]
+    same = lost(0.5, right, right, objective, 0.95, 0)
+    assert str(same).startswith("0.0000 (-0.0")
+    cost = lost(0.5, right, worse, objective, 0.95, 0)
+    assert cost.drop == pytest.approx(0.25)
+    assert cost.low < cost.drop < cost.high

@@ -32,6 +32,7 @@ dags = {{
             task.task_id: {{
                 "upstream": sorted(task.upstream_task_ids), "pool": task.pool, "rule": str(task.trigger_rule),
                 "retries": task.retries, "policy": type(task.retry_policy).__name__,
+                "links": [link.name for link in task.operator_extra_links],
             }} for task in dag.tasks
         }},
     }} for dag in bag.dags.values()
@@ -114,6 +115,13 @@ def test_selection_goes_on_when_cycles_were_skipped(loaded: dict[str, Any]) -> N
     select = loaded["dags"]["prune_model"]["tasks"]["select"]
     assert select["rule"].lower().endswith("none_failed_min_one_success")
     assert set(select["upstream"]) >= {f"cycle_{cycle}.evaluate" for cycle in range(1, CYCLES + 1)}
+
+
+def test_the_report_is_written_whether_or_not_anything_was_promoted(loaded: dict[str, Any]) -> None:
+    report = loaded["dags"]["prune_model"]["tasks"]["report"]
+    assert report["rule"].lower().endswith("none_failed")
+    assert set(report["upstream"]) == {"promote", "resolve"}
+    assert report["links"] == ["Report"]
 
 
 def test_a_person_is_asked_between_gate_and_promotion_which_happens_also_where_nobody_was(

@@ -120,6 +120,51 @@ def test_a_single_place_is_split_by_the_seed(tmp_path: Path, source: str) -> Non
     assert check(recipe(wanted, seed=1)).digest != first.digest
 
 
+@pytest.mark.parametrize("source", ["npz", "npy", "csv"])
+def test_metadata_is_read_beside_what_the_model_sees_and_split_with_it(tmp_path: Path, source: str) -> None:
+    inputs, labels, site = vectors("train").inputs, vectors("train").labels, vectors("train").inputs[:, 0] > 0
+    if source == "csv":
+        table = as_table("train").append_column("site", pa.array(np.where(site, "north", "south")))
+        pyarrow.csv.write_csv(table, tmp_path / "data")
+    elif source == "npz":
+        np.savez(tmp_path / "data.npz", inputs=inputs, labels=labels, site=np.where(site, "north", "south"))
+        (tmp_path / "data.npz").rename(tmp_path / "data")
+    else:
+        (tmp_path / "data").mkdir()
+        for name, array in {"inputs": inputs, "labels": labels, "site": np.where(site, "north", "south")}.items():
+            np.save(tmp_path / "data" / f"{name}.npy", array)
+    read = datasets.load(recipe({"source": source, "path": str(tmp_path / "data"), "metadata": ["site"]}))
+    for split in read.splits.values():
+        assert split.inputs.shape[1:] == inputs.shape[1:]
+        assert split.metadata["site"].tolist() == np.where(split.inputs[:, 0] > 0, "north", "south").tolist()
+    without = datasets.load(recipe({"source": "npz", "path": str(tmp_path / "data")})) if source == "npz" else None
+    assert without is None or without.digest != read.digest
+
+
+def test_metadata_that_is_missing_or_given_to_the_model_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", inputs=vectors("train").inputs, labels=vectors("train").labels, site=np.ones(3))
+    place = {"source": "npz", "path": str(tmp_path / "data.npz")}
+    for names, said in (
+        (["region"], "region is missing"),
+        (["site"], r"data.metadata: expected a value of site for each of 30 examples"),
+    ):
+        with pytest.raises(InputError, match=said):
+            datasets.load(recipe(place | {"metadata": names}))
+    with pytest.raises(InputError, match=r"^data.metadata: expected arrays that no model sees, left is given to it"):
+        datasets.load(recipe(place | {"metadata": ["left"]}), ("left", "right"))
+
+
+@pytest.mark.parametrize("source", ["npz", "csv"])
+def test_another_set_is_read_as_the_test_split_is(tmp_path: Path, source: str) -> None:
+    wanted = recipe(named(tmp_path, source, "train", "test"))
+    place = WRITERS[source](tmp_path, "validation")
+    other = datasets.shifted(wanted, str(place), ("inputs",))
+    assert np.allclose(other.inputs, vectors("validation").inputs)
+    assert np.array_equal(other.labels, vectors("validation").labels)
+    with pytest.raises(InputError, match=r"^gate\.robustness\.shifted: expected a readable "):
+        datasets.shifted(wanted, str(tmp_path / "nowhere"), ("inputs",))
+
+
 def test_a_validation_split_that_is_not_named_comes_out_of_train(tmp_path: Path) -> None:
     wanted = named(tmp_path, "npz", "train", "test") | {"split": [0.4, 0.2, 0.4]}
     loaded = check(recipe(wanted))

@@ -160,30 +160,44 @@ def run(cycle: int, previous: Cycle | None) -> Cycle:
 def choose(cycles: list[Cycle | None]) -> Cycle:
     '''Choose.'''
     return [cycle for cycle in cycles if cycle][-1]
+
+@dataclass(frozen=True)
+class Told:
+    address: str
+
+def tell(cycle: Cycle) -> Told:
+    '''Tell of it.'''
+    return Told(f"http://mlflow/{cycle.number}")
 """
 
 RUN_A_DAG = """
 import json
-from airflow.sdk import dag
+from airflow.models.xcom import XComModel
+from airflow.sdk import chain, dag
+from airflow.utils.session import create_session
 import stand_ins
-from tasks.airflow_glue import step
+from tasks.airflow_glue import linked, step
 
 @dag(schedule=None)
 def cycles():
     done = []
     for number in range(1, 5):
         done.append(step(stand_ins.run, task_id=f"cycle_{number}")(number, done[-1] if done else None))
-    step(stand_ins.choose, task_id="choose", trigger_rule="none_failed_min_one_success")(done)
+    chosen = step(stand_ins.choose, task_id="choose", trigger_rule="none_failed_min_one_success")(done)
+    told = linked(step(stand_ins.tell, task_id="tell", trigger_rule="none_failed")(chosen), "Report")
+    chain(done[-1], told)  # which is skipped
 
 prune = cycles()
 if __name__ == "__main__":
     run = prune.test()
     states = {task.task_id: str(task.state) for task in run.get_task_instances()}
-    print("RESULT" + json.dumps(states))
+    with create_session() as session:
+        links = [found.value for found in session.query(XComModel).filter(XComModel.key.startswith("_link"))]
+    print("RESULT" + json.dumps({"states": states, "links": links}))
 """
 
 
-def test_skipped_cycles_arrive_as_none_in_a_real_run(tmp_path: Path) -> None:
+def test_in_a_real_run_skipped_cycles_arrive_as_none_and_the_last_task_leads_to_what_it_wrote(tmp_path: Path) -> None:
     (tmp_path / "dags").mkdir()
     (tmp_path / "dags" / "stand_ins.py").write_text(STAND_INS)
     (tmp_path / "dags" / "cycles.py").write_text(RUN_A_DAG)
@@ -203,11 +217,13 @@ def test_skipped_cycles_arrive_as_none_in_a_real_run(tmp_path: Path) -> None:
         return done.stdout
 
     python("-m", "airflow", "db", "migrate")
-    states: dict[str, Any] = json.loads(python(str(tmp_path / "dags" / "cycles.py")).rpartition("RESULT")[2])
-    assert states == {
+    ended: dict[str, Any] = json.loads(python(str(tmp_path / "dags" / "cycles.py")).rpartition("RESULT")[2])
+    assert ended["states"] == {
         "cycle_1": "success",
         "cycle_2": "success",
         "cycle_3": "skipped",
         "cycle_4": "skipped",
         "choose": "success",
+        "tell": "success",
     }
+    assert ended["links"] == ["http://mlflow/2"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur import KvCache, Macs, Parameters, Ratio, Speedup, prune
+from secateur import KvCache, Macs, Parameters, Ratio, Speedup, prune, replay
 from secateur import program as programs
 from secateur.axes.infer import infer
 from secateur.errors import InputError
@@ -148,6 +148,28 @@ def test_a_table_of_the_dense_model_tells_the_times_of_what_is_cut_of_it(
     assert goal.times == 1.5
     assert goal.latency({}) == pytest.approx(table.predict({name: left.get(name, 1) for name in table.sizes}))
     assert goal.latency({}) < table.predict({})
+
+
+@pytest.mark.usefixtures("services")
+def test_a_table_of_the_dense_model_knows_which_branches_a_cycle_before_has_dropped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(timing, "seconds", lambda sketch, target: 1e-6 * len(sketch.nodes))
+    program, kinds = models.layers()[1], ("width", "attention", "mlp")
+    table = measure(program, Target(), dense=1.0, kinds=kinds, align=1)
+    run_id = tracking.find_or_create_run(tracking.experiment_of("goals"), "of branches", "of branches", {})
+    path = tmp_path / "latency_table.json"
+    path.write_text(json.dumps(table.to_json()))
+    file = tracking.put(run_id, path, "plan")
+    shallow, _ = replay(program, {"layers.1:attention": (), "layers.2:mlp": (), "layers.0.up:width": (2, 3)})
+    goal = goals.asking(Goal(speedup=2.0), file, shallow)(1.5)
+    assert isinstance(goal, Speedup)
+    left = {"layers.1:attention": 0, "layers.2:mlp": 0, "layers.0.up:width": 2}
+    assert goal.latency({}) == pytest.approx(table.predict(left))
+    assert goal.latency({}) < table.predict({})
+    assert goal.latency({"layers.0:mlp": 0}) == pytest.approx(table.predict(left | {"layers.0:mlp": 0}))
+    choice = Choice(kinds=kinds, allocation="knapsack")
+    assert goals.most(goals.asking(Goal(speedup=2.0), file, shallow), shallow, choice) > 1.2
 
 
 def test_a_figure_that_is_not_there_is_no_figure_of_nought() -> None:

@@ -42,6 +42,8 @@ def test_branches_are_listed_with_what_dropping_them_saves() -> None:
     assert feed_forward.parameters == sum(
         p.numel() for layer in ("up", "down") for p in models.module("encoder").get_submodule(layer).parameters()
     )
+    assert feed_forward.macs == 2 * models.LENGTH * models.EMBEDDING * models.CHANNELS
+    assert feed_forward.axes == ("up:width",)
 
 
 def test_the_table_holds_every_axis_and_every_reason() -> None:

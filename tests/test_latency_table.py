@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import models
 import numpy as np
@@ -13,16 +14,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.export import ExportedProgram
 
-from secateur import Speedup, prune
+from secateur import Speedup, onnx_export, prune, replay
 from secateur import program as programs
-from secateur.axes.infer import infer
+from secateur.axes.infer import AxisInfo, infer
+from secateur.compare import compare
 from secateur.errors import InputError
 from secateur.latency import table as latency_table
 from secateur.latency import timing
 from secateur.latency.nodes import Sketch, Writer
 from secateur.latency.operations import operations
 from secateur.latency.table import LatencyTable, interpolated, measure
+from secateur.measure import latency
 from secateur.pruning import DEFAULT_KINDS
 from secateur.runtime import Target, run
 
@@ -172,6 +176,31 @@ def test_an_axis_that_was_not_measured_is_an_error(timed: list[Sketch]) -> None:
         measured().predict({"elsewhere:channel": 2})
 
 
+def nodes_and_weights(sketch: Sketch, target: Target) -> float:
+    """Seconds that add up however a graph is taken apart."""
+    return 1e-6 * (len(sketch.nodes) + sum(math.prod(value.shape) for value in sketch.weights))
+
+
+def test_a_dropped_branch_takes_all_of_its_time_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "seconds", nodes_and_weights)
+    program, kinds = models.layers()[1], (*KINDS, "attention", "mlp")
+    table = measure(program, TARGET, dense=DENSE, kinds=kinds, align=1)
+    table = LatencyTable.from_json(json.loads(json.dumps(table.to_json())))
+    assert len(table.branches) == 6
+    total = sum(one.at({}) for one in table.timed)
+    gone = ["layers.0:mlp", "layers.1:attention", "layers.1:mlp"]
+    shallow, _ = replay(program, dict.fromkeys(gone, ()))
+    left = measure(shallow, TARGET, dense=DENSE, kinds=KINDS, align=1)
+    expected = DENSE * sum(one.at({}) for one in left.timed) / total
+    assert table.predict(dict.fromkeys(gone, 0)) == pytest.approx(expected)
+
+
+def test_without_a_branch_a_program_takes_no_longer_than_with_it_narrow(timed: list[Sketch]) -> None:
+    table = measure(models.layers()[1], TARGET, dense=DENSE, kinds=(*KINDS, "mlp"), align=1)
+    narrow = {name: 1 for name in table.sizes if name.endswith(".up:width")}
+    assert table.predict(narrow | {"layers.1:mlp": 0}) < table.predict(narrow) < table.predict({})
+
+
 def test_a_provider_that_does_not_tell_kernel_times_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     with pytest.raises(InputError, match=r"^target.provider: expected CPUExecutionProvider"):
@@ -245,6 +274,34 @@ def test_prune_reaches_a_predicted_speedup_and_keeps_its_promise(allocation: str
     _, report = prune(program, goal=Speedup(1.5, table.predict), allocation=allocation)
     widths = {axis.name: axis.after for axis in report.axes}
     assert table.predict(widths) <= DENSE / 1.5
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+def test_a_speedup_that_no_widths_give_is_predicted_and_measured_with_branches(tmp_path: Path) -> None:
+    length, stream = 32, 64
+    program = models.export(models.Layers(4, stream, 4 * stream), torch.zeros(2, length, stream))
+    columns = [np.random.default_rng(0).normal(size=(8, length, stream)).astype(np.float32)]
+    paths = [tmp_path / name for name in ("dense.onnx", "shallow.onnx")]
+    onnx_export.export(program, paths[0])
+    seconds = latency(paths[0], TARGET, columns, budget_s=1.0).p50_ms / 1e3
+    choice: dict[str, Any] = {"allocation": "knapsack", "align": 8}
+    table = measure(program, TARGET, dense=seconds, kinds=("head", "width", "attention", "mlp"), align=8)
+    widths = {info.name: 1 if info.kind == "head" else 8 for info in of_kinds(program, ("head", "width"))}
+    times = 1.5 * table.predict({}) / table.predict(widths)
+    with pytest.raises(InputError, match=r"^goal: Speedup.* asks for more than these 8 axes can give"):
+        prune(program, goal=Speedup(times, table.predict), kinds=("head", "width"), **choice)
+    goal = Speedup(times, table.predict)
+    shallow, report = prune(program, goal=goal, kinds=("head", "width", "attention", "mlp"), **choice)
+    onnx_export.export(shallow, paths[1])
+    assert table.predict({cut.name: cut.after for cut in report.axes}) <= table.predict({}) / times
+    seen = compare(paths[0], paths[1], TARGET, columns, budget_s=5.0)
+    assert 0.6 * times <= seen.high
+    assert seen.low <= 1.8 * times
+
+
+def of_kinds(program: ExportedProgram, kinds: tuple[str, ...]) -> list[AxisInfo]:
+    return [info for info in infer(programs.graph_module(program)).prunable if info.kind in kinds]
 
 
 def test_a_speedup_that_is_none_is_refused(timed: list[Sketch]) -> None:

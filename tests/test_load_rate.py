@@ -15,6 +15,8 @@ from secateur.load.scenario import Arrivals, Cores, Run
 from secateur.noise import Counters
 from secateur.runtime import Target
 
+pytestmark = pytest.mark.alone
+
 LIMIT_MS = 20.0
 ALONE = 100.0  # requests a second, one after another
 TOLERANCE = 0.05

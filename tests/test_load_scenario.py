@@ -15,6 +15,8 @@ from secateur.load.scenario import Arrivals, Cores, predictions, run
 from secateur.runtime import Target, open_session, predict
 from secateur.worker import allowed_cores
 
+pytestmark = pytest.mark.alone
+
 EXAMPLES = models.vectors(10)
 LABELS = np.arange(len(EXAMPLES)) % models.CLASSES
 SHORT = 0.2  # seconds

@@ -27,11 +27,19 @@ def test_percentiles_and_throughput_are_those_of_the_samples() -> None:
     assert seen.samples == 2000
 
 
+@pytest.mark.parametrize(("samples", "ends"), [(15, []), (100, [10, 90]), (1000, [1, 99])])
+def test_a_distribution_is_drawn_as_far_as_ten_samples_lie_beyond_it(samples: int, ends: list[int]) -> None:
+    curve = summarise(np.arange(1, samples + 1) / 1e3, batch=1).curve
+    assert [percent for percent, _ in curve][:: max(len(curve) - 1, 1)] == ends
+    assert all(ms == pytest.approx(percent * samples / 100, rel=0.1, abs=1) for percent, ms in curve)
+
+
 @pytest.mark.parametrize(("samples", "reported"), [(30, False), (999, False), (1000, True)])
 def test_p99_is_given_only_when_ten_samples_lie_beyond_it(samples: int, reported: bool) -> None:
     assert (summarise(np.full(samples, 0.001), batch=1).p99_ms is not None) == reported
 
 
+@pytest.mark.alone
 def test_a_fast_file_is_asked_often_enough_for_p99(small: Path) -> None:
     seen = latency(small, Target(), [INPUTS], budget_s=0.5)
     assert seen.samples == MOST
@@ -39,6 +47,7 @@ def test_a_fast_file_is_asked_often_enough_for_p99(small: Path) -> None:
     assert 0 < seen.p50_ms <= seen.p90_ms <= seen.p99_ms
 
 
+@pytest.mark.alone
 def test_a_file_that_is_slow_for_its_budget_is_asked_often_enough_for_a_median(small: Path) -> None:
     assert latency(small, Target(), [INPUTS], budget_s=1e-6).samples == FEWEST
 

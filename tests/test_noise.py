@@ -10,6 +10,8 @@ import pytest
 from secateur import noise
 from secateur.noise import Counters, Noise
 
+pytestmark = pytest.mark.alone
+
 
 def test_counts_are_shares_of_the_cores_time_over_all_parts() -> None:
     parts = [

@@ -1,7 +1,10 @@
 """The cut as a user calls it: the goal is met, the report is true, and what cannot be done is refused in a sentence."""
 
+import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import models
 import numpy as np
@@ -12,17 +15,19 @@ from torch.export import Dim, ExportedProgram
 
 from secateur import (
     InputError,
+    KvCache,
     Macs,
     Parameters,
     Ratio,
     Report,
+    Speedup,
     prune,
     replay,
 )
 from secateur import program as programs
 from secateur.allocate import Goal
 from secateur.axes.infer import infer
-from secateur.pruning import MASKED_TOLERANCE, Choice, check_prunable
+from secateur.pruning import MASKED_TOLERANCE, Choice, check_prunable, choose, reachable
 
 ALL_KINDS = ("head", "kv_group", "q_per_group", "qk_width", "v_width", "embedding", "channel", "width")
 
@@ -147,8 +152,10 @@ def test_a_share_outside_of_zero_to_one_is_refused(share: float) -> None:
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"^kinds: expected some of expert, head, .*width, got layer, neuron$"):
-        prune(models.exported("perceptron"), goal=Ratio(0.5), kinds=["width", "neuron", "layer"])
+    with pytest.raises(
+        InputError, match=r"^kinds: expected some of expert, head, .*width, attention, .*layer, got neuron, stage$"
+    ):
+        prune(models.exported("perceptron"), goal=Ratio(0.5), kinds=["width", "neuron", "stage"])
 
 
 def test_an_unknown_criterion_is_refused_with_the_known_ones() -> None:
@@ -359,3 +366,130 @@ def test_a_program_that_draws_random_numbers_is_held_against_the_same_draws() ->
     report = prune(program, goal=Ratio(0.5), criterion="l2")[1]
     assert report.masked_error is not None
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+WHOLE: dict[str, Any] = {"kinds": ("head", "width", "attention", "mlp"), "allocation": "knapsack"}
+
+
+def latency(widths: Mapping[str, int]) -> float:
+    """Seconds of `models.layers()` with these units left: each branch takes a fixed time beside that of its units."""
+    seconds = 1.0
+    for i in range(3):
+        for branch, axis, size in (
+            (f"layers.{i}:attention", f"layers.{i}.query:head", 4),
+            (f"layers.{i}:mlp", f"layers.{i}.up:width", 8),
+        ):
+            seconds += widths.get(branch, 1) * (1.0 + widths.get(axis, size) / size)
+    return seconds
+
+
+@pytest.fixture(scope="module")
+def shallow() -> tuple[ExportedProgram, Report]:
+    """Twice as fast, which no widths give alone."""
+    program = models.layers()[1]
+    with pytest.raises(InputError, match=r"^goal: Speedup.* asks for more than these 6 axes can give"):
+        prune(program, goal=Speedup(2.0, latency), kinds=["head", "width"], allocation="knapsack")
+    return prune(program, goal=Speedup(2.0, latency), **WHOLE)
+
+
+def test_a_speedup_that_widths_cannot_give_is_reached_by_dropping_branches(
+    shallow: tuple[ExportedProgram, Report],
+) -> None:
+    left = {cut.name: cut.after for cut in shallow[1].axes}
+    assert any(width == 0 for width in left.values())
+    assert latency(left) <= latency({}) / 2
+    gone = [name for name, width in left.items() if width == 0]
+    inside = {"attention": "query:head", "mlp": "up:width"}
+    lost = {f"{name.partition(':')[0]}.{inside[name.rpartition(':')[2]]}" for name in gone}
+    assert lost.isdisjoint(left)
+
+
+def test_the_shallow_program_computes_what_the_network_does_without_these_branches_and_units(
+    shallow: tuple[ExportedProgram, Report],
+) -> None:
+    pruned, report = shallow
+    made, program = models.layers()
+    eager = copy.deepcopy(made)
+    with torch.no_grad():
+        for name, kept in report.kept.items():
+            path, _, kind = name.partition(":")
+            part = eager.get_submodule(path)
+            if kind in ("attention", "mlp"):  # what ends a branch adds nothing
+                for tensor in (part.out if kind == "attention" else part.down).parameters():
+                    tensor.zero_()
+            elif kind == "width":
+                gone = np.setdiff1d(np.arange(models.CHANNELS), kept)
+                part.weight[gone], part.bias[gone] = 0, 0
+            else:
+                values = eager.get_submodule(path.replace("query", "value"))
+                gone = np.delete(np.arange(models.EMBEDDING).reshape(models.HEADS, -1), kept, 0).ravel()
+                values.weight[gone], values.bias[gone] = 0, 0
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 7, models.EMBEDDING)).astype(np.float32))[
+        :, : models.LENGTH
+    ]
+    assert torch.allclose(pruned.module(check_guards=False)(x), eager(x), atol=1e-5)
+    assert report.masked_error is not None
+    assert report.masked_error <= MASKED_TOLERANCE
+    assert not torch.allclose(eager(x), made(x), atol=1e-3)
+    assert report.parameters_after == parameters(pruned) == sum(t.numel() for t in pruned.state_dict.values())
+    assert report.parameters_before == parameters(program)
+
+
+def test_a_cut_with_dropped_branches_replays_from_its_text(shallow: tuple[ExportedProgram, Report]) -> None:
+    again, report = replay(models.layers()[1], json.loads(json.dumps(shallow[1].kept)))
+    assert programs.digest(again) == programs.digest(shallow[0])
+    assert report.kept == shallow[1].kept
+    gone = next(name for name, units in shallow[1].kept.items() if not units)
+    with pytest.raises(InputError, match=rf"^kept: expected branches of this program, got '{gone}'"):
+        replay(shallow[0], {gone: ()})
+
+
+def test_as_far_as_it_goes_one_branch_of_each_kind_is_left_at_its_narrowest() -> None:
+    most = reachable(models.layers()[1], Choice(**WHOLE), Speedup(2.0, latency))
+    assert most == pytest.approx(1 - (1 + 1 + 1 / 4 + 1 + 1 / 8) / latency({}))
+
+
+@pytest.mark.parametrize("goal", [Parameters, Macs, Ratio, KvCache])
+def test_branches_bring_every_goal_further(goal: type[Goal]) -> None:
+    program, widths = models.layers()[1], Choice(kinds=("head", "width"))
+    assert reachable(program, widths, goal(0.5)) + 0.05 < reachable(program, Choice(**WHOLE), goal(0.5)) < 1
+
+
+def test_branches_are_chosen_by_globs_and_stay_where_an_axis_inside_is_excluded() -> None:
+    module = programs.graph_module(models.layers()[1], shared=True)
+    structure = infer(module)
+
+    def chosen(**globs: tuple[str, ...]) -> set[str]:
+        return {each.info.name for each in choose(module, structure, Choice(**WHOLE, **globs))[1]}
+
+    everything = chosen()
+    assert everything == {f"layers.{i}:{kind}" for i in range(3) for kind in ("attention", "mlp")}
+    assert chosen(exclude=("*:mlp", "layers.0.query:qk_width")) == {"layers.1:attention", "layers.2:attention"}
+    assert chosen(include=("layers.1*",)) == {"layers.1:attention", "layers.1:mlp"}
+
+
+@pytest.mark.parametrize(
+    ("program", "choice", "message"),
+    [
+        ("layers", {"kinds": ["width", "mlp"]}, r"^allocation: expected knapsack, which alone weighs branches \(mlp\)"),
+        (
+            "layers",
+            {"kinds": ["mlp", "layer"], "allocation": "knapsack"},
+            r"^kinds: expected branches that lie beside each other, layers.0:layer holds layers.0:mlp; ask for layer or for mlp",
+        ),
+        (
+            "layers",
+            {"kinds": ["width", "block"], "allocation": "knapsack"},
+            r"^kinds: expected branches of block, found attention, layer, mlp",
+        ),
+        (
+            "perceptron",
+            {"kinds": ["width", "mlp"], "allocation": "knapsack"},
+            r"^kinds: expected branches of mlp, found none of any kind",
+        ),
+    ],
+)
+def test_branches_that_cannot_be_weighed_are_refused(program: str, choice: dict[str, Any], message: str) -> None:
+    made = models.layers()[1] if program == "layers" else models.exported(program)
+    with pytest.raises(InputError, match=message):
+        prune(made, goal=Macs(0.5), **choice)

@@ -233,6 +233,7 @@ def test_an_unknown_method_is_refused(tmp_path: Path) -> None:
         quantise(model, tmp_path / "int8.onnx", [vectors(3)], Target(), method="mean")
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_wide_convolutions_are_faster_in_integers(tmp_path: Path) -> None:
     torch.manual_seed(0)

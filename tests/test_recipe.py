@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from secateur.allocate import ALLOCATIONS
 from secateur.errors import InputError
+from secateur.gate.corruptions import CORRUPTIONS, IMAGES, TEXTS
+from secateur.gate.slices import COMPUTED
 from secateur.objectives import OBJECTIVES
 from secateur.quantization import METHODS
 from secateur.runtime import OPTIMISATIONS
@@ -40,7 +42,12 @@ def test_every_default_is_filled_in() -> None:
         "recovery_epochs": 12,
     }
     assert filled["quantize"] == {"int8": False, "calibration": 256, "method": "minmax", "aware_epochs": 0}
-    assert filled["gate"] == {"confidence": 0.95, "speedup": 1.0, "parity": 1e-4}
+    assert {name: value for name, value in filled["gate"].items() if value is not None} == {
+        "confidence": 0.95,
+        "speedup": 1.0,
+        "parity": 1e-4,
+        "looks": 10,
+    }
     assert filled["approval"] is None
     assert parse(approval={"users": ["ann"]}).model_dump()["approval"] == {
         "verdicts": ("inconclusive",),
@@ -111,6 +118,18 @@ def test_the_section_of_the_source_is_filled_in_and_reads_back(
 
 def test_recipes_know_every_allocation_of_the_library() -> None:
     assert set(get_args(recipe.Prune.model_fields["allocation"].annotation)) == set(ALLOCATIONS)
+
+
+def test_recipes_know_every_corruption_and_slice_of_the_library() -> None:
+    annotation = get_args(recipe.Robustness.model_fields["corruptions"].annotation)[0]
+    assert get_args(annotation) == CORRUPTIONS
+    assert tuple(IMAGES) == recipe.IMAGE_CORRUPTIONS
+    assert tuple(TEXTS) == recipe.TEXT_CORRUPTIONS
+    assert recipe.COMPUTED_SLICES == COMPUTED
+
+
+def test_a_stricter_gate_than_another_goal_contradicts_nothing() -> None:
+    assert parse(goal={"speedup": 2.0}, gate={"speedup": 1.9, "size_mb": 1}).gate.size_mb == 1
 
 
 def test_recipes_know_every_calibration_method_of_the_library() -> None:
@@ -225,6 +244,48 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> Non
         ({"quantize": {"aware_epochs": 2}}, ["quantize: aware_epochs needs int8 true or auto; int8 is false"]),
         ({"quantize": {"calibration": 0}}, ["quantize.calibration", "greater than or equal to 1", "got 0"]),
         ({"gate": {"confidence": 95}}, ["gate.confidence", "less than 1", "95"]),
+        ({"gate": {"slices": {"by": ["label"]}}}, ["gate.slices.drop: field required"]),
+        ({"gate": {"slices": {"drop": 0.1, "bye": []}}}, ["gate.slices.bye: unknown setting", "drop, by, fewest"]),
+        ({"gate": {"slices": {"drop": 0.1, "by": []}}}, ["gate.slices.by", "at least 1 item"]),
+        (
+            {"gate": {"slices": {"drop": 0.1, "by": ["site"]}}},
+            ["gate needs site in data.metadata, which names nothing; slices are by label, mean, deviation, length"],
+        ),
+        ({"gate": {"robustness": {"drop": 0.1}}}, ["gate.robustness: corruptions or shifted is needed, got neither"]),
+        ({"gate": {"robustness": {"drop": 0.1, "corruptions": ["fog"]}}}, ["gate.robustness.corruptions.0", "'fog'"]),
+        (
+            {"gate": {"robustness": {"drop": 0.1, "corruptions": ["typos"]}}},
+            ["gate.robustness.corruptions: typos does not go with source digits; choose some of noise, blur"],
+        ),
+        (
+            {"gate": {"robustness": {"drop": 0.1, "shifted": "x"}}},
+            ["gate.robustness.shifted needs a source that is read"],
+        ),
+        ({"gate": {"looks": 0}}, ["gate.looks", "greater than or equal to 1", "got 0"]),
+        ({"gate": {"agreement": 1.0}}, ["gate.agreement", "less than 1", "got 1.0"]),
+        (
+            {"gate": {"incumbent": {"drop": 0.1, "none": "fail"}}},
+            ["gate.incumbent.none", "'pass' or 'refuse'", "'fail'"],
+        ),
+        (
+            {"goal": {"speedup": 2.0}, "gate": {"speedup": 3.0}},
+            ["gate.speedup 3 asks for more than goal.speedup 2, where pruning stops; mend one"],
+        ),
+        ({"goal": {"size_mb": 12}, "gate": {"size_mb": 8}}, ["gate.size_mb 8 asks for more than goal.size_mb 12"]),
+        (
+            {"goal": {"qps": {"rate": 50, "p99_ms": 9}}, "gate": {"qps": {"rate": 60, "p99_ms": 9}}},
+            ["gate.qps 60 asks for more than goal.qps 50"],
+        ),
+        (
+            {"objective": "regression", "gate": {"ece": 0.1}},
+            ["gate.ece needs answers that are right or wrong, as of objective classification; it is regression"],
+        ),
+        ({"gate": {"documents": "book"}}, ["gate.documents goes with metrics that are resampled, accuracy is not"]),
+        ({"data": {"source": "digits", "metadata": ["site"]}}, ["metadata goes with source parquet", "is digits"]),
+        (
+            {"data": {"source": "csv", "path": "x", "metadata": ["label"]}},
+            ["metadata is what no model sees and no other name of a slice, got label"],
+        ),
         ({"seed": -1}, ["seed", "greater than or equal to 0", "-1"]),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -238,7 +299,9 @@ def test_a_wrong_setting_is_named_with_what_was_expected_and_seen(changes: dict[
 
 
 @pytest.mark.parametrize("number", [".nan", ".inf"])
-@pytest.mark.parametrize("setting", ["goal.speedup", "gate.speedup", "gate.parity", "recovery.learning_rate"])
+@pytest.mark.parametrize(
+    "setting", ["goal.speedup", "gate.speedup", "gate.parity", "gate.floor", "recovery.learning_rate"]
+)
 def test_a_number_that_is_not_finite_is_refused(setting: str, number: str) -> None:
     section, key = setting.split(".")
     sentence = refusal(yaml.safe_dump(MINIMAL | {section: {key: float(number[1:])}}))

@@ -274,6 +274,24 @@ def test_what_cannot_be_is_refused(
         learn_sparsity(dense(), data(), settings, choice, penalty, kept=units)
 
 
+def test_growing_shrinks_all_that_lives_in_a_branch_that_the_cut_will_drop() -> None:
+    choice = Choice(kinds=("channel", "block"), allocation="knapsack")
+    settings, grows = (
+        dataclasses.replace(SHORT, epochs=3, average=0.0),
+        dataclasses.replace(GROWING, strength=0.5, every=1),
+    )
+    learned = learn_sparsity(dense(), data(), settings, choice, grows, kept={"graph:block": ()}).program
+    inner, stem = (
+        learned.state_dict[f"{name}.weight"].norm() / dense().state_dict[f"{name}.weight"].norm()
+        for name in ("inner", "stem")
+    )
+    assert inner < 0.9 * stem
+    with pytest.raises(
+        InputError, match=r"^kinds: expected a kind of axes, whose units sparse learning shrinks, got block"
+    ):
+        check_learnable(dense(), dataclasses.replace(choice, kinds=("block",)), LASSO)
+
+
 def test_a_penalty_that_finds_nothing_to_shrink_is_refused_before_any_training() -> None:
     encoder = models.exported("encoder")
     with pytest.raises(InputError, match=r"^method slimming: query:kv_group has no batch norm"):

@@ -47,7 +47,7 @@ def difference(program: ExportedProgram, inputs: torch.Tensor, seed: int) -> flo
     structure = infer(module)
     kept = some_units(structure, seed)
     with programs.evaluating(module):
-        masked = surgery.run_masked(module, structure, kept, [inputs])
+        masked = surgery.run_masked(module, structure, kept, [inputs], {})
         surgery.cut(module, structure, kept)
         cut = module(inputs)
     return float((masked - cut).abs().max() / masked.abs().max())
@@ -289,7 +289,7 @@ def test_a_masked_run_zeroes_exactly_the_units_that_a_cut_removes_and_leaves_the
     keep, gone = np.array([1, 4]), [0, 2, 3, 5]
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     inputs = torch.from_numpy(models.vectors(3))
-    seen = surgery.run_masked(module, structure, {structure.prunable[0].axis: keep}, [inputs])
+    seen = surgery.run_masked(module, structure, {structure.prunable[0].axis: keep}, [inputs], {})
     with torch.no_grad():
         made.first.weight[gone], made.first.bias[gone], made.second.weight[:, gone] = 0, 0, 0
         assert torch.equal(seen, made(inputs))

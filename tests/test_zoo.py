@@ -63,7 +63,7 @@ def check_against_masked(name: str, pruned: ExportedProgram, report: Report) -> 
     cut = pruned.module(check_guards=False)
     for inputs in sizes(name):
         with programs.evaluating(module), torch.no_grad():
-            masked, seen = surgery.run_masked(module, structure, kept, inputs), cut(*inputs)
+            masked, seen = surgery.run_masked(module, structure, kept, inputs, {}), cut(*inputs)
         assert seen.isfinite().all()
         difference = relative(seen, masked)
         assert report.masked_error is None or difference < MASKED

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -90,8 +92,11 @@ class Structure:
 
     def count_macs(self, symbols: dict[sympy.Symbol, int], widths: Widths | None = None) -> int:
         """Multiply-accumulates of contractions, with dynamic sizes replaced by `symbols`."""
-        total = sum(_volume(contraction.terms, widths) for contraction in self.trace.contractions)
-        return int(total.subs(symbols)) if isinstance(total, sympy.Expr) else int(total)
+        values = tuple(symbols.items())
+        return sum(
+            math.prod(_number(size_of(term, widths), values) for term in contraction.terms)
+            for contraction in self.trace.contractions
+        )
 
     def count_cache(self, widths: Widths | None = None) -> int:
         """Bytes of keys and values that a decoder keeps for each position of an example: where a graph repeats them for the queries
@@ -126,6 +131,15 @@ class Structure:
             if _mentions(contraction.terms, axis):
                 macs = macs + _volume(contraction.terms, None) - _volume(contraction.terms, gone)
         return parameters, int(macs.subs(symbols)) if isinstance(macs, sympy.Expr) else int(macs)
+
+
+def _number(size: Size, values: tuple[tuple[sympy.Symbol, int], ...]) -> int:
+    return _evaluated(size, values) if isinstance(size, sympy.Expr) else int(size)
+
+
+@functools.lru_cache(maxsize=4096)  # an allocation counts thousands of times, with the same few dynamic sizes
+def _evaluated(size: sympy.Expr, values: tuple[tuple[sympy.Symbol, int], ...]) -> int:
+    return int(size.subs(dict(values)))
 
 
 def _mentions(terms: Iterable[Term], axis: Axis) -> bool:

@@ -175,14 +175,14 @@ def drop_idle_dropout(module: fx.GraphModule) -> None:
             module.graph.erase_node(node)
 
 
-def remove_dead_code(module: fx.GraphModule) -> None:
+def remove_dead_code(graph: fx.Graph) -> None:
     """Remove nodes whose result nobody uses, dropout included, but for those that write what is read after them."""
-    order = {node: position for position, node in enumerate(module.graph.nodes)}
+    order = {node: position for position, node in enumerate(graph.nodes)}
 
     def kept(node: fx.Node) -> bool:
         return node.op in ("placeholder", "output") or (_writes(node) and is_read_after(node, order))
 
-    module.graph.eliminate_dead_code(kept)
+    graph.eliminate_dead_code(kept)
 
 
 def _writes(node: fx.Node) -> bool:
@@ -247,7 +247,7 @@ def fold_constants(module: fx.GraphModule) -> None:
             stored = module.graph.get_attr(name)
         stored.meta.update(node.meta)
         node.replace_all_uses_with(stored)
-    remove_dead_code(module)
+    remove_dead_code(module.graph)
 
 
 def _is_foldable(node: fx.Node) -> bool:

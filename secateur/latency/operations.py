@@ -54,11 +54,17 @@ class Operation:
 def operations(structure: Structure, axes: Collection[Axis]) -> list[Operation]:
     """The operations in the order of the graph; of their groups only the given axes are part."""
     trace = structure.trace
-    found = []
-    for chain in _chains(trace):
-        groups = _groups([term for node in chain for term in _terms(trace, node)], set(axes))
-        found.append(Operation(_name(chain), tuple(chain), groups))
-    return found
+    return [_operation(trace, chain, axes) for chain in _chains(trace)]
+
+
+def left_of(operation: Operation, structure: Structure, axes: Collection[Axis], gone: Collection[fx.Node]) -> Operation:
+    """What is left of an operation when some nodes go: of the end of a branch the norm that the next one begins with."""
+    return _operation(structure.trace, [node for node in operation.chain if node not in gone], axes, operation.name)
+
+
+def _operation(trace: Trace, chain: Sequence[fx.Node], axes: Collection[Axis], name: str = "") -> Operation:
+    groups = _groups([term for node in chain for term in _terms(trace, node)], set(axes))
+    return Operation(name or _name(chain), tuple(chain), groups)
 
 
 def _chains(trace: Trace) -> list[list[fx.Node]]:

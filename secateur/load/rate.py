@@ -143,6 +143,40 @@ def highest_rates(
         )
 
 
+def runs_at(
+    path: str | Path,
+    target: Target,
+    columns: Sequence[np.ndarray],
+    arrivals: Arrivals,
+    *,
+    count: int = 3,
+    seconds: float = 5.0,
+    tolerance: float = 0.05,
+    seed: int = 0,
+) -> list[Run]:
+    """So many runs of Server at one rate, each with other arrivals, long enough to see a rate that is too high by the tolerance.
+
+    Raises:
+        InputError: as `run`.
+    """
+    lasts = duration(arrivals.rate, arrivals.p99_ms, seconds, tolerance)
+    with kept(None) as place:
+        return [
+            run(
+                path,
+                target,
+                columns,
+                "server",
+                place / str(number),
+                seconds=lasts,
+                queries=QUERIES,
+                arrivals=arrivals,
+                seed=seed + number,
+            )
+            for number in range(count)
+        ]
+
+
 def search(
     ask: Ask,
     sides: int,

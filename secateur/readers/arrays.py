@@ -25,18 +25,21 @@ def digits() -> Split:
     return Split((inputs.reshape(-1, 1, 8, 8) / 16).astype(np.float32), labels.astype(np.int64))
 
 
-def npz(path: str | Path, names: Sequence[str] = ("inputs",), *, labelled: bool = True) -> Split:
+def npz(
+    path: str | Path, names: Sequence[str] = ("inputs",), *, labelled: bool = True, metadata: Sequence[str] = ()
+) -> Split:
     """The arrays of an `.npz` file, read into memory.
 
     Args:
         path: the file.
         names: the program's inputs in order; a single one is called `inputs` in the file, whatever its name.
         labelled: whether to read `labels`; without, they are zeros that nothing may learn from.
+        metadata: arrays [N] beside them that no model sees.
 
     Raises:
         InputError: the file is missing, unreadable or empty, lacks an array, or its arrays differ in length.
     """
-    wanted = _wanted(names, labelled)
+    wanted = _wanted(names, labelled, metadata)
     try:
         stored = np.load(path, allow_pickle=False)
         if isinstance(stored, np.ndarray):
@@ -52,10 +55,12 @@ def npz(path: str | Path, names: Sequence[str] = ("inputs",), *, labelled: bool 
         if isinstance(error, InputError):
             raise
         raise InputError(f"data.path: expected a readable .npz file, got {path}: {error}") from error
-    return _split(arrays, path)
+    return _split(arrays, path, metadata)
 
 
-def npy(folder: str | Path, names: Sequence[str] = ("inputs",), *, labelled: bool = True) -> Split:
+def npy(
+    folder: str | Path, names: Sequence[str] = ("inputs",), *, labelled: bool = True, metadata: Sequence[str] = ()
+) -> Split:
     """The arrays of a folder of `.npy` files, `inputs.npy` and `labels.npy`, mapped into memory and not read.
 
     They may be larger than memory: what is mapped is read-only, and pages are fetched as they are looked at.
@@ -64,20 +69,25 @@ def npy(folder: str | Path, names: Sequence[str] = ("inputs",), *, labelled: boo
         folder: where the files lie.
         names: the program's inputs in order; the file of a single one is called `inputs.npy`, whatever its name.
         labelled: whether to read `labels.npy`; without, labels are zeros that nothing may learn from.
+        metadata: names of files beside them, whose arrays [N] no model sees.
 
     Raises:
         InputError: a file is missing, unreadable or empty, or the arrays differ in length.
     """
-    return _split({name: _mapped(Path(folder, f"{name}.npy")) for name in _wanted(names, labelled)}, folder)
+    wanted = _wanted(names, labelled, metadata)
+    return _split({name: _mapped(Path(folder, f"{name}.npy")) for name in wanted}, folder, metadata)
 
 
-def files(names: Sequence[str], *, labelled: bool) -> list[str]:
+def files(names: Sequence[str], *, labelled: bool, metadata: Sequence[str] = ()) -> list[str]:
     """The names of the files that `npy` reads."""
-    return [f"{name}.npy" for name in _wanted(names, labelled)]
+    return [f"{name}.npy" for name in _wanted(names, labelled, metadata)]
 
 
-def _wanted(names: Sequence[str], labelled: bool) -> list[str]:
-    return [*(names if len(names) > 1 else ("inputs",)), *(("labels",) if labelled else ())]
+def _wanted(names: Sequence[str], labelled: bool, metadata: Sequence[str]) -> list[str]:
+    taken = [*(names if len(names) > 1 else ("inputs",)), *(("labels",) if labelled else ())]
+    if seen := sorted(set(taken) & set(metadata)):
+        raise InputError(f"data.metadata: expected arrays that no model sees, {seen[0]} is given to it; leave it out")
+    return [*taken, *metadata]
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -90,13 +100,20 @@ def _mapped(path: Path) -> np.ndarray:
     return np.asarray(stored)  # an ndarray that lies on the mapping
 
 
-def _split(arrays: dict[str, np.ndarray], path: str | Path) -> Split:
+def _split(arrays: dict[str, np.ndarray], path: str | Path, metadata: Sequence[str]) -> Split:
     for name, array in arrays.items():
         if not array.ndim or not len(array):
             raise InputError(f"data.path: expected at least one example in {name} of {path}, got shape {array.shape}")
+    about = {name: arrays.pop(name) for name in metadata}
     labels = arrays.pop("labels", None)
     first, *more = arrays.values()
-    return Split(first, np.zeros(len(first), dtype=np.int64) if labels is None else labels, tuple(more))
+    labels = np.zeros(len(first), dtype=np.int64) if labels is None else labels
+    for name, array in about.items():
+        if array.shape != (len(labels),):
+            raise InputError(
+                f"data.metadata: expected a value of {name} for each of {len(labels)} examples in {path}, got {array.shape}"
+            )
+    return Split(first, labels, tuple(more), metadata=about)
 
 
 def batches(path: str | Path, program: ExportedProgram, size: int = 32) -> list[tuple[torch.Tensor, ...]]:

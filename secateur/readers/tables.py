@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 PADS = ("[PAD]", "<pad>")  # where the tokenizer's file does not say how it pads
 TEXTS = 1024  # encoded at once
 _MOST = 2**31 - 1  # bytes that Arrow parses as one block
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Texts as a program's inputs [N, length] in its order; how much of each is no padding [N], where a mask says so."""
+
+    columns: tuple[np.ndarray, ...]
+    lengths: np.ndarray | None
 
 
 def table(path: str | Path, kind: str, text: str | None = None) -> pa.Table:
@@ -74,9 +83,21 @@ def huggingface(name: str, part: str) -> pa.Table:
     return read.with_format("arrow")[:]
 
 
-def feature_columns(table: pa.Table, label: str | None) -> list[str]:
-    """Every column but the label, in the table's order."""
-    return [name for name in table.column_names if name != label]
+def feature_columns(table: pa.Table, label: str | None, metadata: Sequence[str] = ()) -> list[str]:
+    """Every column but the label and the metadata, in the table's order."""
+    return [name for name in table.column_names if name != label and name not in metadata]
+
+
+def metadata(table: pa.Table, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """The columns [N] by name, numbers or texts, as what no model sees.
+
+    Raises:
+        InputError: a column is missing, or empty in some row.
+    """
+    found = {name: _column(table, name, "data.metadata") for name in columns}
+    for name, column in found.items():
+        _check_filled(column, name)
+    return {name: column.to_numpy(zero_copy_only=False) for name, column in found.items()}
 
 
 def features(table: pa.Table, label: str | None, columns: Sequence[str]) -> Split:
@@ -116,6 +137,28 @@ def text(
     Raises:
         InputError: a column or the tokenizer is missing, a row has no text, or the program has inputs of other names.
     """
+    encode = encoder_of(tokenizer, max_length, names)
+    texts = _column(table, column, "data.text.column")
+    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+        raise InputError(f"data.text.column: expected text in column {column!r}, got {texts.type}")
+    _check_filled(texts, column)
+    columns, lengths = [np.empty((len(texts), max_length), dtype=np.int64) for _ in names], []
+    for start in range(0, len(texts), TEXTS):
+        encoded = encode(texts[start : start + TEXTS].to_pylist())
+        for whole, part in zip(columns, encoded.columns, strict=True):
+            whole[start : start + len(part)] = part
+        lengths.append(encoded.lengths)
+    known = [one for one in lengths if one is not None]
+    first, *more = columns
+    return Split(first, _labels(table, label), tuple(more), np.concatenate(known) if known else None)
+
+
+def encoder_of(tokenizer: str | Path, max_length: int, names: Sequence[str]) -> Callable[[Sequence[str]], Encoded]:
+    """What makes a program's inputs of texts, with the arguments of `text`.
+
+    Raises:
+        InputError: the tokenizer is missing, or the program has inputs of other names.
+    """
     names = ("input_ids",) if len(names) == 1 else names
     if unknown := [name for name in names if name not in TEXT_INPUTS]:
         raise InputError(
@@ -123,20 +166,17 @@ def text(
             "export it with these names, or tokenize before and use source npz"
         )
     encoder = _tokenizer(tokenizer, max_length)
-    texts = _column(table, column, "data.text.column")
-    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
-        raise InputError(f"data.text.column: expected text in column {column!r}, got {texts.type}")
-    _check_filled(texts, column)
-    columns = {name: np.empty((len(texts), max_length), dtype=np.int64) for name in names}
-    for start in range(0, len(texts), TEXTS):
-        for row, encoded in enumerate(encoder.encode_batch(texts[start : start + TEXTS].to_pylist()), start):
+    ends_with_padding = "attention_mask" in names and encoder.padding["direction"] == "right"
+
+    def encode(texts: Sequence[str]) -> Encoded:
+        columns = {name: np.empty((len(texts), max_length), dtype=np.int64) for name in names}
+        for row, encoded in enumerate(encoder.encode_batch(list(texts))):
             values = dict(zip(TEXT_INPUTS, (encoded.ids, encoded.attention_mask, encoded.type_ids), strict=True))
             for name in names:
                 columns[name][row] = values[name]
-    first, *more = columns.values()
-    ends_with_padding = "attention_mask" in columns and encoder.padding["direction"] == "right"
-    lengths = columns["attention_mask"].sum(1) if ends_with_padding else None
-    return Split(first, _labels(table, label), tuple(more), lengths)
+        return Encoded(tuple(columns.values()), columns["attention_mask"].sum(1) if ends_with_padding else None)
+
+    return encode
 
 
 def _tokenizer(path: str | Path, max_length: int) -> Any:

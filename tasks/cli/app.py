@@ -2,6 +2,7 @@
 
 import json
 import sys
+import webbrowser
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -123,6 +124,28 @@ def history(
 
 
 @app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="Id of the run in MLflow: the end of the address that `run` prints.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where the page goes; by default report-RUN.html, here.")
+    ] = None,
+    show_it: Annotated[bool, typer.Option("--open", help="Show it in the browser too.")] = False,
+) -> None:
+    """Write the report of a run as one HTML file that needs no network; made first where the run has none."""
+    from tasks import report  # brings MLflow, which the other commands do without
+
+    export_settings()
+    content = report.page(run)
+    path = output or Path(f"report-{run}.html")
+    if not path.parent.is_dir():
+        raise InputError(f"output: expected a folder that exists, got {path.parent}; create it first")
+    path.write_bytes(content)
+    typer.echo(f"Written: {path}")
+    if show_it and not webbrowser.open(path.resolve().as_uri()):
+        raise InputError(f"open: expected a browser on this machine, found none; open {path} yourself")
+
+
+@app.command()
 def inspect(program: Program, as_json: Json = False) -> None:
     """List what can be cut from a program: axes, kinds, sizes, branches, and why the rest cannot. Needs no server."""
     found = programs.inspect(program)
@@ -150,15 +173,24 @@ def cut(
     ratio: Annotated[float | None, typer.Option(help="Share of the units of every chosen axis to remove.")] = None,
     parameters: Annotated[float | None, typer.Option(help="Share of the parameters to remove.")] = None,
     macs: Annotated[float | None, typer.Option(help="Share of the multiply-accumulates to remove.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Kinds of axes, by comma, such as head,width.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="Kinds of axes, by comma, such as head,width; with knapsack also of branches: attention, mlp, block, layer."
+        ),
+    ] = None,
     criterion: Annotated[str, typer.Option(help="How units are ranked, such as l2, taylor, wanda.")] = "l2",
     allocation: Annotated[str, typer.Option(help="uniform, global, grouped, sensitivity or knapsack.")] = "uniform",
     curves: Annotated[
         Path | None, typer.Option(help="JSON file that keeps the curves of allocation sensitivity; resumed from.")
     ] = None,
     align: Annotated[int, typer.Option(help="Widths stay multiples of this.")] = 1,
-    include: Annotated[list[str] | None, typer.Option(help="Glob on axis names; may be repeated.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="Glob on axis names; may be repeated.")] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Glob on names of axes and branches; may be repeated.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Glob on names of axes and branches; may be repeated.")
+    ] = None,
     layers: Annotated[float | None, typer.Option(help="Share of the layers to drop whole.")] = None,
     layer_kind: Annotated[str, typer.Option(help="layer, attention, mlp or block.")] = "layer",
     layer_criterion: Annotated[

@@ -30,6 +30,7 @@ class Outcome:
     metric: str = "accuracy"  # the objective's
     run_id: str | None = None
     mlflow_url: str | None = None
+    report_url: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -55,6 +56,7 @@ def pruning_outcome(client: httpx.Client, dag: str, run: str, state: str) -> Out
     remembered = mlflow_api.run(run_id) if run_id else None
     failed = state != "success"
     promotion = airflow_api.xcom(client, dag, run, "promote")
+    reported = airflow_api.xcom(client, dag, run, "report") or {}
     return Outcome(
         ending="failed" if failed else "promoted" if promotion else "refused",
         dag_run_id=run,
@@ -68,6 +70,7 @@ def pruning_outcome(client: httpx.Client, dag: str, run: str, state: str) -> Out
         metric=pinned.get("metric", "accuracy"),
         run_id=run_id,
         mlflow_url=remembered.url if remembered else None,
+        report_url=reported.get("address"),
     )
 
 

@@ -36,7 +36,7 @@ _WORDS = {
     "upstream_failed": "not reached",
     "awaiting_input": "waits for a person to answer in Airflow",
 }
-_STYLE_OF_VERDICT = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+_STYLE_OF_VERDICT = {"pass": "green", "fail": "red", "inconclusive": "yellow", "reported": "dim"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def result(outcome: Outcome) -> list[RenderableType]:
     if outcome.promotion:
         parts += [Text(outcome.approval)] if outcome.approval else []
         parts.append(Text(promotion_sentence(outcome.promotion)))
-    addresses = {"MLflow": outcome.mlflow_url, "Airflow": outcome.airflow_url}
+    addresses = {"Report": outcome.report_url, "MLflow": outcome.mlflow_url, "Airflow": outcome.airflow_url}
     parts += [Text(f"{name:8} {url}") for name, url in addresses.items() if url]
     return parts
 
@@ -176,7 +176,20 @@ def _rows(tasks: list[Task]) -> dict[str, list[Task]]:
     return rows
 
 
-_ORDER = ("resolve", "baseline", "plan", "cycle", "select", "export", "validate", "gate", "ask", "approve", "promote")
+_ORDER = (
+    "resolve",
+    "baseline",
+    "plan",
+    "cycle",
+    "select",
+    "export",
+    "validate",
+    "gate",
+    "ask",
+    "approve",
+    "promote",
+    "report",
+)
 _ORDER_IN_CYCLE = ("cut", "recover", "evaluate")
 
 
