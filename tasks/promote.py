@@ -81,7 +81,7 @@ def _one_line(reason: str) -> str:
 
 
 def _reason(pinned: Pinned, verdict: GateResult, answers: tuple[Answer, ...]) -> str:
-    """Why it may serve: the gate's reason, and who approved in which words where the recipe leaves it to a person."""
+    """Why it may serve: who approved in which words, where the recipe leaves it to a person, and the gate's reason."""
     approval = Recipe.model_validate(pinned.recipe).approval
     if approval is None or verdict.outcome not in approval.verdicts:
         if verdict.outcome != "pass":
@@ -90,7 +90,7 @@ def _reason(pinned: Pinned, verdict: GateResult, answers: tuple[Answer, ...]) ->
     # An Airflow where everybody is an administrator lets everybody answer.
     named = [one for one in answers if one.responded_by_user is None or one.responded_by_user.id in approval.users]
     said = " ".join(one.sentence for one in named) or f"None of {', '.join(approval.users)} has answered."
-    reason = f"{verdict.reason.rstrip('.')}. {said}"
+    reason = f"{said.rstrip('.')}. {verdict.reason}"  # in this order: of what is too long, the end is cut
     if not named or not all(one.yes for one in named):
         tracking.describe(pinned.run_id, f"**{verdict.outcome}, not promoted** · {reason}")
         raise NothingToDo(f"{verdict.outcome}, not approved: {reason}")

@@ -15,6 +15,8 @@ NEAR_GOAL = 0.95  # of it: a cut goes by whole units
 def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycles: list[Cycle | None]) -> Selected:
     """The fastest cycle within the accuracy budget; if none is, the most accurate one, which the gate will judge.
 
+    Zeros may buy no time: of cycles that make some, the nearest to the goal goes on, for what their times differ by is noise.
+
     Raises:
         NothingToDo: the plan is not to prune.
     """
@@ -28,8 +30,11 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycles: list[Cycle | Non
         raise InputError("cycles: expected at least one finished cycle, got none")
     within = [cycle for cycle in done if cycle.accuracy_delta >= -recipe.budget.accuracy_drop]
     if within:
-        best = max(within, key=lambda cycle: (cycle.speedup, cycle.sparsity))
-        reason = f"cycle {best.cycle}: the fastest of {len(within)} within {recipe.budget.accuracy_drop:g} of the dense {pinned.metric}"
+        if plan.method in ("unstructured", "n_m"):
+            best, title = max(within, key=lambda cycle: goals.reached(recipe.goal, baseline.figures, cycle)), "furthest"
+        else:
+            best, title = max(within, key=lambda cycle: (cycle.speedup, cycle.sparsity)), "fastest"
+        reason = f"cycle {best.cycle}: the {title} of {len(within)} within {recipe.budget.accuracy_drop:g} of the dense {pinned.metric}"
     else:
         best = max(done, key=lambda cycle: cycle.accuracy_delta)
         reason = f"cycle {best.cycle}: none is within {recipe.budget.accuracy_drop:g} of the dense {pinned.metric}, this is the nearest"

@@ -1,5 +1,7 @@
 """Selection: the fastest cycle within the accuracy budget; if there is none, the most accurate."""
 
+from dataclasses import replace
+
 import pytest
 from services import Job, another_job
 
@@ -46,6 +48,22 @@ def test_the_fastest_within_the_budget_goes_on(
     best = select.run(pinned, job.baseline, job.plan, cycles(job, *ends)).cycle
     assert best is not None
     assert best.cycle == chosen
+
+
+def test_of_cycles_that_make_zeros_the_one_nearest_to_the_goal_goes_on_whatever_their_times(
+    job: Job, pinned: Pinned
+) -> None:
+    params = job.baseline.figures.params
+    sparser = [
+        replace(cycle, figures=replace(job.baseline.figures, zeros=params * cycle.cycle // 4))
+        for cycle in cycles(job, (0.0, 1.01), (0.0, 0.99), (-0.5, 1.02))
+        if cycle
+    ]
+    selected = select.run(pinned, job.baseline, replace(job.plan, method="unstructured"), [*sparser, None])
+    assert selected.cycle == sparser[1]
+    assert selected.reason.startswith(
+        "cycle 2: the furthest of 2 within 0.2 of the dense accuracy; goal sparsity 0.5 is reached"
+    )
 
 
 def test_the_reason_is_kept_and_says_when_none_is_within_the_budget(job: Job, pinned: Pinned) -> None:
