@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secateur.errors import InputError
-from tasks.recipe import TABLES, Data, Recipe
+from tasks.recipe import Recipe
+from tasks.sections.data import TABLES, Data
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.errors import InputError
 from tasks import figures, looks, tracking
-from tasks.recipe import COMPUTED_SLICES, IMAGE_CORRUPTIONS, TEXT_CORRUPTIONS, Recipe
+from tasks.recipe import Recipe
 from tasks.references import Exported, GateResult, Pinned, RuleResult, Validated
+from tasks.sections.data import COMPUTED_SLICES
+from tasks.sections.gate import IMAGE_CORRUPTIONS, TEXT_CORRUPTIONS
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,134 +10,26 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     field_validator,
     model_validator,
 )
 
 from secateur.errors import InputError
+from tasks.sections.data import COMPUTED_SLICES, TABLES, Data
+from tasks.sections.gate import IMAGE_CORRUPTIONS, TEXT_CORRUPTIONS, GateSection
+from tasks.sections.section import Drop, Qps, Section, Share
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 S = TypeVar("S", bound=BaseModel)
-Share = Annotated[float, Field(gt=0, lt=1)]
-Drop = Annotated[float, Field(ge=0, lt=1)]
-TABLES = ("parquet", "csv", "tsv", "huggingface")
-COMPUTED_SLICES = ("label", "mean", "deviation", "length")  # that need no metadata
-IMAGE_CORRUPTIONS, TEXT_CORRUPTIONS = ("noise", "blur", "contrast", "jpeg"), ("typos", "word_drops")
 COUNTED = ("sparsity", "macs", "kv_cache")  # goals that follow from the program alone: what is asked is what comes
 UNCHANGED_BY_ZEROS = ("macs", "kv_cache", "size_mb", "memory_mb")  # goals
 OBJECTIVES = ("classification", "multi_label", "regression", "token_classification", "masked_lm", "causal_lm")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Splits(_Section):
-    """Where each split is: a place as `path` would be, or with source huggingface the name of a part."""
-
-    train: str
-    validation: str | None = None  # without, carved out of train, in the proportion of `split`
-    test: str
-
-
-class Table(_Section):
-    """Which columns of a table count."""
-
-    label: str = "label"
-    features: tuple[str, ...] | None = None  # every other column, in the order of the first table
-
-
-class Text(_Section):
-    """A column of texts in place of features."""
-
-    column: str = "text"
-    tokenizer: str  # a tokenizer.json, a file on every worker or s3://bucket/key
-    max_length: int = Field(ge=1)  # tokens, special ones included
-
-
-class Images(_Section):
-    """How an image becomes an array: pixels in 0..1, less the mean, over the deviation."""
-
-    channels: Literal[1, 3] = 3
-    size: tuple[PositiveInt, PositiveInt] | None = None  # height and width to resize to; without, all have one size
-    mean: tuple[float, ...] = (0.0,)  # for each channel, or one for all
-    deviation: tuple[PositiveFloat, ...] = (1.0,)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Images:
-        for name in ("mean", "deviation"):
-            if len(getattr(self, name)) not in (1, self.channels):
-                raise ValueError(
-                    f"{name} needs one number or one for each of {self.channels} channels, has {len(getattr(self, name))}"
-                )
-        return self
-
-
-class Data(_Section):
-    """Where the examples come from, and how they are split."""
-
-    source: Literal["digits", "npz", "npy", "parquet", "csv", "tsv", "images", "huggingface"]
-    path: str | None = None  # a file (npy, images: a folder) on every worker, s3://bucket/key, or a name on the hub
-    split: tuple[Share, Share, Share] = (0.5, 0.15, 0.35)  # train, validation, test
-    splits: Splits | None = None  # in place of path
-    labels: Literal["given", "none"] = "given"  # of the training split
-    proxy: Share | None = None  # of the training split, that stands in for it
-    metadata: tuple[str, ...] = ()  # columns of a table, or arrays, that no model sees: the gate slices by them
-    table: Table | None = None
-    text: Text | None = None
-    images: Images | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _filled_in(cls, given: Any) -> Any:
-        """The source's own section, where nothing of it is set."""
-        if isinstance(given, dict):
-            source = given.get("source")
-            section = "images" if source == "images" else "table" if source in TABLES else None
-            if section and given.get(section) is None:
-                return {**given, section: {}}
-        return given
-
-    @model_validator(mode="after")
-    def _placed(self) -> Data:
-        if abs(sum(self.split) - 1) > 1e-9:
-            raise ValueError(f"split must sum to 1, sums to {sum(self.split):g}")
-        places = f"path {'given' if self.path else 'missing'}, splits {'given' if self.splits else 'missing'}"
-        if self.source == "digits" and (self.path or self.splits):
-            raise ValueError(f"source digits needs neither path nor splits, {places}")
-        if self.source == "huggingface" and not self.path:
-            raise ValueError(f"source huggingface needs a path, the data set's name; splits name its parts; {places}")
-        if self.source not in ("digits", "huggingface") and bool(self.path) == bool(self.splits):
-            raise ValueError(f"source {self.source} needs either a path or splits, {places}")
-        if self.labels == "none" and (self.splits is None or self.splits.validation is None):
-            raise ValueError("labels none is of the training split alone: name train, validation and test in splits")
-        return self
-
-    @model_validator(mode="after")
-    def _sections(self) -> Data:
-        for section, sources in (("table", TABLES), ("text", TABLES), ("images", ("images",))):
-            if getattr(self, section) is not None and self.source not in sources:
-                raise ValueError(f"{section} goes with source {', '.join(sources)}, source is {self.source}")
-        if self.text is not None and self.table is not None and self.table.features is not None:
-            raise ValueError("text and table.features exclude each other: a model is given texts or numbers")
-        return self
-
-    @model_validator(mode="after")
-    def _about(self) -> Data:
-        if self.metadata and self.source not in (*TABLES, "npz", "npy"):
-            raise ValueError(f"metadata goes with source {', '.join(TABLES)}, npz or npy, source is {self.source}")
-        seen = (self.table.label, *(self.table.features or ())) if self.table else ("inputs", "labels")
-        if given := sorted({*seen, *COMPUTED_SLICES} & set(self.metadata)):
-            raise ValueError(f"metadata is what no model sees and no other name of a slice, got {', '.join(given)}")
-        return self
-
-
-class TargetSection(_Section):
+class TargetSection(Section):
     """The hardware that will serve the model, and how it will; `secateur targets` lists what a machine offers."""
 
     name: str | None = None  # what people call it; a parameter of the run
@@ -148,14 +40,7 @@ class TargetSection(_Section):
     optimisation: Literal["all", "extended", "basic", "none"] = "all"  # of the graph, by ONNX Runtime
 
 
-class Qps(_Section):
-    """Requests a second that are served with 99 of 100 in time, one example each."""
-
-    rate: PositiveFloat
-    p99_ms: PositiveFloat
-
-
-class Goal(_Section):
+class Goal(Section):
     """What to reach; exactly one of them. What is measured, on the target and its requests, is aimed at again and again."""
 
     sparsity: Share | None = None  # share of the parameters removed
@@ -186,7 +71,7 @@ class Goal(_Section):
         return "{} {:g}".format(*self.given)
 
 
-class Budget(_Section):
+class Budget(Section):
     """What the pruning may cost."""
 
     accuracy_drop: Drop = 0.01
@@ -218,7 +103,7 @@ class Budget(_Section):
         return self
 
 
-class SparseLearning(_Section):
+class SparseLearning(Section):
     """Training under a penalty before the first cut, so that cuts take little away; the rest of it is `recovery`'s."""
 
     method: Literal["group_lasso", "growing", "slimming"]
@@ -234,7 +119,7 @@ class SparseLearning(_Section):
         return self.model_dump(exclude={"epochs"})
 
 
-class Weights(_Section):
+class Weights(Section):
     """Which single weights become zero; of the methods unstructured and n_m."""
 
     criterion: str = "magnitude"
@@ -257,7 +142,7 @@ class Weights(_Section):
         return int(n), int(m)
 
 
-class Layers(_Section):
+class Layers(Section):
     """Which branches leave whole; of the method depth."""
 
     kind: Literal["auto", "layer", "block", "attention", "mlp"] = (
@@ -276,7 +161,7 @@ METHODS: dict[str, tuple[str, ...]] = {  # and the settings of `prune` that only
 }
 
 
-class Prune(_Section):
+class Prune(Section):
     """How to cut; the plan chooses the method and the number of cycles unless they are given."""
 
     method: Literal["auto", "structured", "unstructured", "n_m", "depth", "quantize", "none"] = "auto"
@@ -316,7 +201,7 @@ class Prune(_Section):
         return self.model_dump(include=set(METHODS["structured"]) - {"sparse_learning"})
 
 
-class Recovery(_Section):
+class Recovery(Section):
     """How to train after a cut."""
 
     processes: int = Field(1, ge=1)  # of the worker's machine, that train as one; on GPUs one each
@@ -364,7 +249,7 @@ class Recovery(_Section):
         return self.model_dump(exclude={"processes"})
 
 
-class Quantize(_Section):
+class Quantize(Section):
     """INT8 beside floating point; of all the files the fastest within the accuracy budget on validation goes to the gate."""
 
     int8: Literal[False, True, "auto"] = False  # auto: where the target is known to gain time and can run it
@@ -381,70 +266,7 @@ class Quantize(_Section):
         return self
 
 
-class Slices(_Section):
-    """Whether some part of the test set lost more than the whole."""
-
-    drop: Drop  # of the metric, in none of them more
-    by: tuple[str, ...] = Field(("label",), min_length=1)  # label, mean, deviation, length, or names of data.metadata
-    fewest: int = Field(30, ge=2)  # examples of a slice; smaller ones are only counted
-
-
-class Robustness(_Section):
-    """Whether the pruned model is more fragile than the dense one: both are given the test set corrupted, or another set."""
-
-    drop: Drop  # of the metric against the dense model's on the same examples, in none of them more
-    corruptions: tuple[
-        Literal["noise", "blur", "contrast", "jpeg", "typos", "word_drops", "feature_noise"], ...
-    ] = ()  # of images, of texts, of tables
-    severity: int = Field(3, ge=1, le=5)
-    shifted: str | None = None  # where another set is, as data.splits would say it
-
-    @model_validator(mode="after")
-    def _something(self) -> Robustness:
-        if not self.corruptions and self.shifted is None:
-            raise ValueError("corruptions or shifted is needed, got neither")
-        return self
-
-
-class Incumbent(_Section):
-    """Whether what serves is better than what would replace it, on this test set and by this metric."""
-
-    drop: Drop  # of the metric against the champion's
-    none: Literal["pass", "refuse"] = "pass"  # where nothing serves yet
-    changed: Literal["measure", "refuse"] = "measure"  # where it was judged by another metric or on another test set
-
-
-class GateSection(_Section):
-    """What must be proven before a promotion; what is not given is reported, where it can be, and decides nothing."""
-
-    confidence: float = Field(0.95, gt=0.5, lt=1)
-    speedup: float = Field(1.0, gt=0)  # the interval's low end must reach it
-    parity: float = Field(1e-4, gt=0)  # ONNX in floating point against torch, relative to the largest output
-    looks: int = Field(10, ge=1)  # verdicts on a model by one test set, after which each must be surer
-    floor: float | None = None  # of the metric itself, whatever the dense model's
-    documents: str | None = None  # of data.metadata: the document of each example, where they are parts of documents
-    slices: Slices | None = None
-    exemplars: Share | None = None  # of the examples, largest share that only the dense model gets right
-    agreement: Share | None = None  # of the examples, least share with the same answer
-    ece: Share | None = None  # largest calibration error
-    brier: Annotated[float, Field(gt=0, lt=2)] | None = None  # largest rise of the Brier score
-    confidence_shift: Share | None = None  # largest shift of the mean probability, up or down
-    robustness: Robustness | None = None
-    incumbent: Incumbent | None = None
-    p99_ms: PositiveFloat | None = None  # of requests one after the other
-    memory_mb: PositiveFloat | None = None  # peak that loading and running the file adds to a process
-    size_mb: PositiveFloat | None = None  # of the ONNX file, 10^6 bytes
-    qps: Qps | None = None  # that LoadGen calls VALID
-
-    @property
-    def of_classes(self) -> list[str]:
-        """The settings that need answers which are right or wrong."""
-        named = ("exemplars", "agreement", "ece", "brier", "confidence_shift")
-        asked = [f"gate.{name}" for name in named if getattr(self, name) is not None]
-        return asked + (["gate.slices.by label"] if self.slices and "label" in self.slices.by else [])
-
-
-class Approval(_Section):
+class Approval(Section):
     """Which verdicts are put before a person; a fail is never one of them."""
 
     verdicts: tuple[Literal["inconclusive", "pass"], ...] = Field(("inconclusive",), min_length=1)
@@ -452,7 +274,7 @@ class Approval(_Section):
     hours: float = Field(24.0, gt=0, le=24 * 365)  # without an answer it is a no
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole recipe."""
 
     model: str

@@ -79,7 +79,8 @@ def _http() -> httpx.Client:
     """One client per process: making one costs more than the request."""
     import httpx
 
-    return httpx.Client(timeout=5)
+    # The server closes what was idle for five seconds, and a question sent at that moment is lost: ask on a new connection.
+    return httpx.Client(timeout=5, limits=httpx.Limits(keepalive_expiry=1))
 
 
 def digest(value: Any) -> str:

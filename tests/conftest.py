@@ -18,6 +18,7 @@ settings.register_profile(
 settings.load_profile("repeatable")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several processes one runs a file's tests, so that what they share is made once; one runs all that use the servers."""
     for item in items:

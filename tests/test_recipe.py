@@ -16,6 +16,7 @@ from secateur.objectives import OBJECTIVES
 from secateur.quantization import METHODS
 from secateur.runtime import OPTIMISATIONS
 from tasks import recipe
+from tasks.sections import data, gate
 
 MINIMAL: dict[str, Any] = {"model": "m", "data": {"source": "digits"}, "goal": {"sparsity": 0.5}}
 SPLITS = {"train": "a", "test": "b"}
@@ -121,11 +122,11 @@ def test_recipes_know_every_allocation_of_the_library() -> None:
 
 
 def test_recipes_know_every_corruption_and_slice_of_the_library() -> None:
-    annotation = get_args(recipe.Robustness.model_fields["corruptions"].annotation)[0]
+    annotation = get_args(gate.Robustness.model_fields["corruptions"].annotation)[0]
     assert get_args(annotation) == CORRUPTIONS
-    assert tuple(IMAGES) == recipe.IMAGE_CORRUPTIONS
-    assert tuple(TEXTS) == recipe.TEXT_CORRUPTIONS
-    assert recipe.COMPUTED_SLICES == COMPUTED
+    assert tuple(IMAGES) == gate.IMAGE_CORRUPTIONS
+    assert tuple(TEXTS) == gate.TEXT_CORRUPTIONS
+    assert data.COMPUTED_SLICES == COMPUTED
 
 
 def test_a_stricter_gate_than_another_goal_contradicts_nothing() -> None:

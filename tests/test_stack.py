@@ -302,6 +302,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # it says within how many seconds a run starts
 @pytest.mark.usefixtures("repository")
 def test_the_whole_stack_serves_heals_watches_asks_and_stops(folder: Path) -> None:
     said: list[str] = []

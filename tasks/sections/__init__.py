@@ -1,0 +1,1 @@
+"""Sections of a recipe that fill a page of their own."""
