@@ -389,7 +389,7 @@ def test_a_champion_that_was_judged_otherwise_can_be_refused_and_one_that_fits_n
     asked = {"incumbent": {"drop": 0.3, "changed": "refuse"}}
     model = "judged-elsewhere"
     registered_onnx(model, 1.0)
-    registry.set_champion(model, "1")
+    registry.set_alias(model, registry.CHAMPION, "1")
     for policy, said in (
         ("refuse", "version 1, of which no verdict is kept"),
         ("measure", "cannot be given this test set"),
