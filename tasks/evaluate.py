@@ -33,7 +33,7 @@ def run(pinned: Pinned, baseline: Baseline, recovered: Recovered) -> Cycle:
             figures.target_of(recipe),
             validation.columns,
             until=0.02,
-            budget_s=20,
+            budget_s=recipe.budget.measuring_s / 3,
             seed=recipe.seed,
         )
         model_id = tracking.log_program(

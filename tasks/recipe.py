@@ -79,6 +79,9 @@ class Budget(Section):
     trained_epochs: int | None = Field(None, ge=1)  # that the dense model was trained for; recovery is a share of them
     trained_steps: int | None = Field(None, ge=1)  # the same in steps, each of `recovery.batch` examples
     recovery: Share | None = None  # that share; the plan chooses one of 0.1 to 0.2 unless it is given
+    measuring_s: PositiveFloat = (
+        60.0  # seconds for a file that could ship beside the dense one; on the way a third of it
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -111,7 +111,7 @@ def _measured(recipe: Recipe, dense: Path, path: Path, validation: Split, counte
         validation.columns,
         confidence=recipe.gate.confidence,
         until=0.01,
-        budget_s=60,
+        budget_s=recipe.budget.measuring_s,
         seed=recipe.seed,
     )
     accuracy = objective.score(*figures.answers(path, target, validation, objective))

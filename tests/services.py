@@ -253,7 +253,7 @@ def recipe_for(data: Path | str, model: str = MODEL, **changes: Any) -> dict[str
         "model": model,
         "data": {"source": "npz", "path": str(data)},
         "goal": {"sparsity": 0.5},
-        "budget": {"accuracy_drop": 0.2, "recovery_epochs": EPOCHS},
+        "budget": {"accuracy_drop": 0.2, "recovery_epochs": EPOCHS, "measuring_s": 6},
         "prune": {"align": ALIGN},
         "recovery": {"learning_rate": 0.01},
         "gate": {"speedup": 0.2},  # at this size a call costs more than the arithmetic

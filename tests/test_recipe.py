@@ -41,6 +41,7 @@ def test_every_default_is_filled_in() -> None:
     assert {name: value for name, value in filled["budget"].items() if value} == {
         "accuracy_drop": 0.01,
         "recovery_epochs": 12,
+        "measuring_s": 60.0,
     }
     assert filled["quantize"] == {"int8": False, "calibration": 256, "method": "minmax", "aware_epochs": 0}
     assert {name: value for name, value in filled["gate"].items() if value is not None} == {
@@ -78,7 +79,7 @@ def test_recovery_is_a_share_of_the_training_before_where_that_is_told_and_the_p
 ) -> None:
     read = parse(budget=budget)
     said = read.budget.model_dump(exclude_none=True)
-    assert said == {"accuracy_drop": 0.01, **filled}
+    assert said == {"accuracy_drop": 0.01, "measuring_s": 60.0, **filled}
     assert recipe.Recipe.model_validate(read.model_dump(mode="json")) == read
 
 
