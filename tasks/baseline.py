@@ -51,9 +51,14 @@ def _alone(recipe: Recipe, dense: Figures, onnx_path: Path, quantised: Int8, val
     target, objective = figures.target_of(recipe), objective_of(recipe.objective)
     with tracking.fetched(quantised.file) as path:
         accuracy = objective.score(*figures.answers(path, target, validation, objective))
-        on_the_way = recipe.budget.measuring_s / 3
         seen = compare.compare(
-            onnx_path, path, target, validation.columns, until=0.02, budget_s=on_the_way, seed=recipe.seed
+            onnx_path,
+            path,
+            target,
+            validation.columns,
+            until=0.02,
+            budget_s=recipe.budget.on_the_way_s,
+            seed=recipe.seed,
         )
         reached = seen.low if goal == "speedup" else goals.measured(recipe, onnx_path, path, dense, validation)[0]
     alone = Alone(dense.accuracy - accuracy, reached, seen.speedup, seen.low, seen.high)

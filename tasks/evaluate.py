@@ -33,7 +33,7 @@ def run(pinned: Pinned, baseline: Baseline, recovered: Recovered) -> Cycle:
             figures.target_of(recipe),
             validation.columns,
             until=0.02,
-            budget_s=recipe.budget.measuring_s / 3,
+            budget_s=recipe.budget.on_the_way_s,
             seed=recipe.seed,
         )
         model_id = tracking.log_program(

@@ -69,9 +69,8 @@ def measured(recipe: Recipe, dense_path: Path, path: Path, dense: Figures, split
 
     target, (name, _) = figures.target_of(recipe), recipe.goal.given
     if name == "speedup":
-        on_the_way = recipe.budget.measuring_s / 3
         seen = compare.compare(
-            dense_path, path, target, split.columns, until=0.01, budget_s=on_the_way, seed=recipe.seed
+            dense_path, path, target, split.columns, until=0.01, budget_s=recipe.budget.on_the_way_s, seed=recipe.seed
         )
         return seen.speedup, str(seen)
     if name == "p99_ms":

@@ -83,6 +83,11 @@ class Budget(Section):
         60.0  # seconds for a file that could ship beside the dense one; on the way a third of it
     )
 
+    @property
+    def on_the_way_s(self) -> float:
+        """Seconds for a comparison by which nothing ships yet."""
+        return self.measuring_s / 3
+
     @model_validator(mode="before")
     @classmethod
     def _filled_in(cls, given: Any) -> Any:
