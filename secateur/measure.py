@@ -66,9 +66,14 @@ def request_of(columns: Sequence[np.ndarray], target: Target) -> list[np.ndarray
     """One batch of every input [N, ...], of the target's size and length, examples repeated where there are fewer.
 
     Raises:
-        InputError: the examples are shorter than the target's length.
+        InputError: the examples are shorter than the target's length, or so many do not fit into memory.
     """
-    return shortened([column[np.arange(target.batch) % len(column)] for column in columns], target)
+    try:
+        return shortened([column[np.arange(target.batch) % len(column)] for column in columns], target)
+    except MemoryError as error:
+        raise InputError(
+            f"target.batch: expected as many examples as memory holds, {target.batch:,} do not fit: {error}"
+        ) from error
 
 
 def shortened(columns: Sequence[np.ndarray], target: Target) -> list[np.ndarray]:

@@ -26,7 +26,7 @@ def target_of(recipe: Recipe) -> Target:
     """The recipe's target as the science knows it."""
     from secateur.runtime import Target
 
-    return Target(**recipe.target.model_dump(exclude={"name"}))
+    return Target(**recipe.target.settings)
 
 
 def answers(path: Path, target: Target, split: Split, objective: Objective) -> tuple[np.ndarray, np.ndarray]:

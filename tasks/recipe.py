@@ -35,9 +35,26 @@ class TargetSection(Section):
     name: str | None = None  # what people call it; a parameter of the run
     provider: str = "CPUExecutionProvider"
     threads: int = Field(1, ge=1)
-    batch: int = Field(1, ge=1)  # examples of a request
+    batch: int = Field(1, ge=1)  # examples of a request, of which goal and gate speak
+    batches: tuple[
+        Annotated[int, Field(ge=1)], ...
+    ] = ()  # other sizes, at which what ships is measured too; not judged
     length: int | None = Field(None, ge=1)  # positions of its examples, where the second dimension is dynamic
     optimisation: Literal["all", "extended", "basic", "none"] = "all"  # of the graph, by ONNX Runtime
+
+    @model_validator(mode="after")
+    def _others(self) -> TargetSection:
+        if len({self.batch, *self.batches}) <= len(self.batches):
+            raise ValueError(
+                f"batches names other sizes than batch, each once; batch is {self.batch}, batches "
+                f"{', '.join(map(str, self.batches))}"
+            )
+        return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `secateur.runtime.Target` is told."""
+        return self.model_dump(exclude={"name", "batches"})
 
 
 class Goal(Section):

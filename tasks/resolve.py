@@ -78,11 +78,12 @@ def _check_target(recipe: Recipe, program: ExportedProgram, validation: Split) -
 
     target = figures.target_of(recipe)
     probe.try_provider(target.provider)
-    if target.batch > len(validation):
-        raise InputError(
-            f"target.batch: expected at most the {len(validation)} examples of the validation split, got "
-            f"{target.batch}; latency is measured on real examples"
-        )
+    for name, batch in {"batch": target.batch, "batches": max(recipe.target.batches, default=1)}.items():
+        if batch > len(validation):
+            raise InputError(
+                f"target.{name}: expected at most the {len(validation)} examples of the validation split, got {batch}; "
+                "latency is measured on real examples"
+            )
     if target.length is not None:
         data_checks.check_length(program, validation.columns, target.length)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING
 from tasks import figures, tracking
 from tasks.figures import Counts
 from tasks.recipe import Recipe
-from tasks.references import Baseline, Exported, Figures, Pinned, Validated
+from tasks.references import Baseline, Exported, Figures, File, Pinned, Validated
 
 if TYPE_CHECKING:
+    from secateur.batches import AtBatch
     from secateur.compare import Comparison
     from secateur.data import Split
 
@@ -45,13 +47,14 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
             print(f"{name}: {found[name].compared.inconclusive or found[name].compared}", flush=True)
         size = dense.stat().st_size
         _explain(pinned, exported, dense, validation)
-    _keep(pinned, recipe, found, len(validation))
     ships, reason = choose(found, baseline.figures.accuracy, recipe.budget.accuracy_drop, pinned.metric)
     print(reason, flush=True)
     shipped = found[ships]
     compared = shipped.compared
     with tracking.fetched(exported.candidates[ships]) as path:
         costs = figures.costs(path, validation, recipe)
+        others = _at_other_sizes(recipe, exported.dense, path, validation)
+    _keep(pinned, recipe, found, others, len(validation))
     result = Validated(
         ships=ships,
         speedup=compared.speedup,
@@ -77,7 +80,8 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
     candidates = {
         f"{name}.{what}": value for name, one in found.items() for what, value in _figures(one, pinned.metric).items()
     }
-    tracking.log(pinned.run_id, {**measured, **dense_figures, **candidates}, step=exported.cycle, ships=reason)
+    sizes = {f"batch_{at.batch}.{name}": value for at in others for name, value in _at_size(at).items()}
+    tracking.log(pinned.run_id, {**measured, **dense_figures, **candidates, **sizes}, step=exported.cycle, ships=reason)
     return result
 
 
@@ -118,7 +122,45 @@ def _measured(recipe: Recipe, dense: Path, path: Path, validation: Split, counte
     return Candidate(compared, accuracy, path.stat().st_size, counted)
 
 
-def _keep(pinned: Pinned, recipe: Recipe, found: dict[str, Candidate], examples: int) -> None:
+def _at_other_sizes(recipe: Recipe, dense: File, path: Path, validation: Split) -> tuple[AtBatch, ...]:
+    """What ships against the dense file at the sizes that the recipe names beside the one that is judged."""
+    from secateur import batches
+
+    if not recipe.target.batches:
+        return ()
+    with tracking.fetched(dense) as dense_path:
+        found = batches.at_batches(
+            dense_path,
+            path,
+            figures.target_of(recipe),
+            recipe.target.batches,
+            validation.columns,
+            confidence=recipe.gate.confidence,
+            until=0.01,
+            budget_s=recipe.budget.measuring_s,
+            seed=recipe.seed,
+        )
+    for at in found:
+        print(at, flush=True)
+    return found
+
+
+def _at_size(at: AtBatch) -> dict[str, float]:
+    """What is logged of a size, its number before each."""
+    return {
+        "speedup": at.compared.speedup,
+        "speedup_low": at.compared.low,
+        "speedup_high": at.compared.high,
+        "throughput": at.compared.second.throughput,
+        "peak_memory_bytes": at.second_memory,
+        "dense_throughput": at.compared.first.throughput,
+        "dense_peak_memory_bytes": at.first_memory,
+    }
+
+
+def _keep(
+    pinned: Pinned, recipe: Recipe, found: dict[str, Candidate], others: Sequence[AtBatch], examples: int
+) -> None:
     """What a reader of the measurements needs beside them: the machine, the runtime, the distribution of every file's latency."""
     import onnxruntime
 
@@ -133,6 +175,7 @@ def _keep(pinned: Pinned, recipe: Recipe, found: dict[str, Candidate], examples:
         "validation_examples": examples,
         "right_or_wrong": objective_of(recipe.objective).right_or_wrong,
         "latencies": latencies,
+        "batches": [{"batch": at.batch, **_at_size(at)} for at in others],
     }
     tracking.put_json(pinned.run_id, "validate/measured.json", measured)
 

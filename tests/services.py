@@ -134,7 +134,7 @@ def tiny(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> str:
         inputs, labels = examples()
         path = tmp_path_factory.mktemp("data") / "tiny.npz"
         np.savez(path, inputs=inputs, labels=labels)
-        write_recipe("tiny", recipe_for(path))
+        write_recipe("tiny", recipe_for(path, target={"batches": [4]}))
         with mlflow.start_run(experiment_id=mlflow.create_experiment("models of the tests")):
             mlflow.pytorch.log_model(
                 trained(inputs, labels),

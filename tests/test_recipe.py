@@ -61,6 +61,7 @@ def test_every_default_is_filled_in() -> None:
         "provider": "CPUExecutionProvider",
         "threads": 1,
         "batch": 1,
+        "batches": (),
         "length": None,
         "optimisation": "all",
     }
@@ -202,6 +203,11 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> Non
         ({"budget": {"recovery": 0.1}}, ["budget: recovery is a share of trained_epochs or trained_steps"]),
         ({"budget": {"trained_epochs": 20, "recovery": 0}}, ["budget.recovery", "greater than 0", "got 0"]),
         ({"budget": {"recovery_epochs": 0}}, ["budget.recovery_epochs", "greater than or equal to 1", "got 0"]),
+        (
+            {"target": {"batch": 8, "batches": [1, 8]}},
+            ["target: batches names other sizes than batch, each once; batch is 8, batches 1, 8"],
+        ),
+        ({"target": {"batches": [0]}}, ["target.batches.0", "greater than or equal to 1", "got 0"]),
         ({"prune": {"cycles": 6}}, ["prune.cycles", "less than or equal to 5", "6"]),
         (
             {"recovery": {"batch": 8, "processes": 2, "accumulate": 3}},
@@ -234,7 +240,7 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> Non
             {"approval": {"users": ["ann"], "verdicts": ["fail"]}},
             ["approval.verdicts.0: input should be 'inconclusive' or 'pass', got 'fail'"],
         ),
-        ({"target": {"lenght": 8}}, ["target.lenght: unknown setting", "name, provider, threads, batch, length"]),
+        ({"target": {"lenght": 8}}, ["target.lenght: unknown setting", "name, provider, threads, batch, batches, length"]),
         ({"target": {"length": 0}}, ["target.length", "greater than or equal to 1", "0"]),
         (
             {"target": {"optimisation": "most"}},

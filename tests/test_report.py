@@ -27,6 +27,7 @@ from tasks.report.gather import (
     Measured,
     Point,
     Promise,
+    Size,
     Width,
     gather,
     wilson,
@@ -77,6 +78,7 @@ FULL = Evidence(
     ),
     widths=(Width("conv1", "channel", 16, 8),),
     curves=(Curve("dense", ((10.0, 1.9), (50.0, 2.0), (90.0, 2.4)), 100),),
+    sizes=(Size(8, 1.5, (1.4, 1.6), 2000.0, 1400.0, 5 * 2.0**20, 9 * 2.0**20),),
     classes=(ClassChange("0", 60, 2, 1, -0.017, -0.08, 0.05),),
     promises=(Promise("multiply-accumulates", 3.8, None), Promise("measured", 2.0, (1.9, 2.1))),
     explained="Every node became as much faster.",
@@ -103,7 +105,7 @@ EMPTY = replace(
         ),
         "",
     ),
-    **dict.fromkeys(("rules", "plan", "files", "points", "widths", "curves", "classes", "promises"), ()),
+    **dict.fromkeys(("rules", "plan", "files", "points", "widths", "curves", "sizes", "classes", "promises"), ()),
     recipe={},
     test_examples=None,
     int8={},
@@ -150,6 +152,7 @@ def test_a_report_tells_what_the_steps_measured(job: Job) -> None:
     assert {axis.before for axis in told.widths} == {CHANNELS}
     assert all(axis.after < axis.before for axis in told.widths)
     assert [curve.name for curve in told.curves] == ["dense", "pruned"]
+    assert [size.batch for size in told.sizes] == [4]
     assert told.promises[-1].interval == (job.validated.speedup_low, job.validated.speedup_high)
     evidence = tracking.get_json(job.pinned.run_id, "gate/verdict.json")
     assert evidence is not None
@@ -241,6 +244,14 @@ def test_zeros_are_counted_where_a_method_makes_some() -> None:
     assert "of them zero" in render.page(sparse)
     assert "of them zero" not in render.page(FULL)
     assert "60 parameters set to zero" in render.card(sparse, "Pruned", VERDICT, "somebody")
+
+
+@pytest.mark.parametrize("write", [render.page, render.summary])
+def test_other_batch_sizes_are_told_where_the_recipe_names_some(write: Callable[[Evidence], str]) -> None:
+    text = write(FULL)
+    for figure in ("1.50x (1.40x to 1.60x)", "2,000", "1,400", "5,120 KiB", "9,216 KiB"):
+        assert figure in text
+    assert "peak memory" not in write(replace(FULL, sizes=())).lower()
 
 
 def test_what_users_wrote_is_shown_on_the_page_and_never_obeyed() -> None:

@@ -212,6 +212,7 @@ def test_an_unknown_recipe_is_refused(name: str) -> None:
         ),
         ({"target": {"length": 3}}, ["target.length: expected inputs whose second dimension", "fixed at 1"]),
         ({"target": {"batch": EXAMPLES}}, ["target.batch", str(EXAMPLES)]),  # more than validation has
+        ({"target": {"batches": [2, EXAMPLES]}}, ["target.batches", str(EXAMPLES)]),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

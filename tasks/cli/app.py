@@ -268,24 +268,27 @@ def compare(
         Path | None, typer.Option(help="An .npz with examples of every input by its name; without, they are made up.")
     ] = None,
     length: Annotated[int | None, typer.Option(help="Of inputs that are made up and have no fixed length.")] = None,
+    batches: Annotated[str, typer.Option(help="Batch sizes, by comma, such as 1,8,32; without, the target's.")] = "",
     until: Annotated[
         float, typer.Option(help="Half-width of the interval to stop at, relative to the speedup.")
     ] = 0.01,
-    budget: Annotated[float, typer.Option(help="Seconds to stop after, once there is an interval at all.")] = 60.0,
+    budget: Annotated[
+        float, typer.Option(help="Seconds at each batch size to stop after, once there is an interval at all.")
+    ] = 60.0,
     confidence: Annotated[float, typer.Option(help="Of the interval.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of the order of the blocks, and of inputs that are made up.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Time two ONNX files in turns until their ratio is known. Exit status: 0 known, 3 inconclusive, 1 error."""
-    match = files.Match(first, second, target, inputs, length, until, budget, confidence, seed)
+    match = files.Match(first, second, target, inputs, length, batches, until, budget, confidence, seed)
     with files.watched(Console(stderr=True)) as on_round:
         seen = files.compare(match, on_round)
     if as_json:
-        typer.echo(json.dumps({**asdict(seen), "inconclusive": seen.inconclusive}, indent=2))
+        typer.echo(json.dumps([{**asdict(at), "inconclusive": at.compared.inconclusive} for at in seen], indent=2))
     else:
         for part in files.told(match, seen):
             Console().print(part, soft_wrap=isinstance(part, Text))
-    raise typer.Exit(_INCONCLUSIVE if seen.inconclusive else 0)
+    raise typer.Exit(_INCONCLUSIVE if any(at.compared.inconclusive for at in seen) else 0)
 
 
 @app.command()

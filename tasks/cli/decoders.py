@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from secateur.errors import InputError
+from tasks.cli import files
 
 if TYPE_CHECKING:
     from secateur.decoding.speed import Figure, Pace, Report
@@ -38,7 +38,7 @@ def decode(race: Race, say: Callable[[str], None]) -> Report:
     Raises:
         InputError: a number that is none, or what the library refuses.
     """
-    batches = _numbers(race.batches)
+    batches = files.batch_sizes(race.batches)
     from secateur import program as programs
     from secateur.decoding import speed
 
@@ -59,13 +59,6 @@ def decode(race: Race, say: Callable[[str], None]) -> Report:
             seed=race.seed,
             say=say,
         )
-
-
-def _numbers(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise InputError(f"batches: expected numbers by comma, such as 1,4,8, got {text!r}")
-    return [int(part) for part in parts]
 
 
 def told(race: Race, seen: Report) -> list[RenderableType]:

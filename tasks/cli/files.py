@@ -18,7 +18,8 @@ from secateur.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from secateur.compare import Comparison, OnRound
+    from secateur.batches import AtBatch
+    from secateur.compare import OnRound
     from secateur.explain.difference import Difference, Pair
     from secateur.quantization import Quantised
     from secateur.runtime import Target
@@ -33,25 +34,31 @@ class Match:
     target: Path | None = None
     examples: Path | None = None
     length: int | None = None
+    batches: str = ""  # by comma; those of the target where there are none
     until: float = 0.01
     budget_s: float = 60.0
     confidence: float = 0.95
     seed: int = 0
 
 
-def compare(match: Match, on_round: OnRound) -> Comparison:
-    """Time both files in turns.
+def compare(match: Match, on_round: OnRound) -> tuple[AtBatch, ...]:
+    """Time both files in turns, at each batch size of the match, or at the target's where it names none.
 
     Raises:
         InputError: the files take different inputs, or what the library refuses.
     """
-    from secateur import compare
+    from secateur import batches
 
-    target, columns = requests_of((match.first, match.second), match.target, match.examples, match.length, match.seed)
-    return compare.compare(
+    sizes = batch_sizes(match.batches) if match.batches else []
+    paths = (match.first, match.second)
+    target, columns = requests_of(
+        paths, match.target, match.examples, match.length, match.seed, max(sizes, default=None)
+    )
+    return batches.at_batches(
         match.first,
         match.second,
         target,
+        sizes or [target.batch],
         columns,
         confidence=match.confidence,
         until=match.until,
@@ -59,6 +66,18 @@ def compare(match: Match, on_round: OnRound) -> Comparison:
         seed=match.seed,
         on_round=on_round,
     )
+
+
+def batch_sizes(text: str) -> list[int]:
+    """Numbers by comma.
+
+    Raises:
+        InputError: something else.
+    """
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise InputError(f"batches: expected numbers by comma, such as 1,4,8, got {text!r}")
+    return [int(part) for part in parts]
 
 
 def explain(match: Match) -> Difference:
@@ -74,9 +93,16 @@ def explain(match: Match) -> Difference:
 
 
 def requests_of(
-    paths: Sequence[Path], target: Path | None, examples: Path | None, length: int | None, seed: int
+    paths: Sequence[Path],
+    target: Path | None,
+    examples: Path | None,
+    length: int | None,
+    seed: int,
+    batch: int | None = None,
 ) -> tuple[Target, list[np.ndarray]]:
     """The target of a YAML file like a recipe's section, and examples that all the files take, of a file or made up.
+
+    Those that are made up are as many as `batch` says, or the target's batch.
 
     Raises:
         InputError: the files take different inputs, or one of the files or settings cannot be used.
@@ -92,7 +118,7 @@ def requests_of(
             raise InputError(f"model: expected files with the same inputs, got {inputs} and {other}")
     if examples:
         return where, requests.read(examples, inputs)
-    return where, requests.made_up(inputs, where.batch, length or where.length, seed)
+    return where, requests.made_up(inputs, batch or where.batch, length or where.length, seed)
 
 
 def quantise(
@@ -123,9 +149,8 @@ def _target(path: Path | None) -> Target:
         return Target()
     if not path.is_file():
         raise InputError(f"target: expected a YAML file like the target section of a recipe, got {path}")
-    return Target(
-        **recipe.section(recipe.TargetSection, path.read_text(encoding="utf-8"), f"target {path}").model_dump()
-    )
+    section = recipe.section(recipe.TargetSection, path.read_text(encoding="utf-8"), f"target {path}")
+    return Target(**section.settings)
 
 
 @contextmanager
@@ -140,17 +165,22 @@ def watched(console: Console) -> Iterator[OnRound]:
         )
 
 
-def told(match: Match, seen: Comparison) -> list[RenderableType]:
-    """Both files' figures, and the speedup with its interval; where that is wider than asked, why."""
-    table = Table()
-    table.add_column("")
+def told(match: Match, seen: Sequence[AtBatch]) -> list[RenderableType]:
+    """At each batch size both files' figures, and the speedup with its interval; where that is wider than asked, why."""
+    return [part for one in seen for part in _told(match, one)]
+
+
+def _told(match: Match, at: AtBatch) -> list[RenderableType]:
+    seen, table = at.compared, Table()
+    table.add_column(f"batch {at.batch}")
     for path in (match.first, match.second):
         table.add_column(path.name, justify="right", overflow="fold")
     for title, name in (("latency p50", "p50_ms"), ("latency p90", "p90_ms"), ("latency p99", "p99_ms")):
         table.add_row(title, *(_milliseconds(getattr(side, name)) for side in (seen.first, seen.second)))
     table.add_row("examples a second", *(f"{side.throughput:,.0f}" for side in (seen.first, seen.second)))
+    table.add_row("peak memory", *(f"{size / 2**20:,.1f} MiB" for size in (at.first_memory, at.second_memory)))
     table.add_row("requests timed", *(f"{side.samples:,}" for side in (seen.first, seen.second)))
-    lines = [f"{match.second.name} against {match.first.name}: {seen}"]
+    lines = [f"{match.second.name} against {match.first.name}, batch {at.batch}: {seen}"]
     if seen.low <= 1 <= seen.high:
         lines.append("The interval holds 1: neither is shown to be faster.")
     if seen.settled < 1:

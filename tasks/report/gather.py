@@ -111,6 +111,19 @@ class ClassChange:
 
 
 @dataclass(frozen=True)
+class Size:
+    """The file that ships against the dense one with requests of another size than the judged one."""
+
+    batch: int
+    speedup: float
+    interval: Interval
+    throughput: float  # examples a second
+    dense_throughput: float
+    memory_bytes: float  # that loading and running adds to a process, at the most
+    dense_memory_bytes: float
+
+
+@dataclass(frozen=True)
 class Promise:
     """How many times less or faster by one account; an interval where it was measured."""
 
@@ -148,6 +161,7 @@ class Evidence:
     points: tuple[Point, ...]
     widths: tuple[Width, ...]
     curves: tuple[Curve, ...]
+    sizes: tuple[Size, ...]
     classes: tuple[ClassChange, ...]
     promises: tuple[Promise, ...]
     explained: str
@@ -224,6 +238,7 @@ def gather(run_id: str) -> Evidence:
         points=_points(steps["baseline"], cycles, files, measured, chosen),
         widths=_widths(cycles, chosen),
         curves=_curves(measured),
+        sizes=tuple(map(_size, measured.get("batches", ()))),
         classes=tuple(ClassChange(**{**one, "label": str(one["label"])}) for one in read("gate/classes.json")),
         promises=_promises(metrics),
         explained=told("validate/explained.txt"),
@@ -399,6 +414,18 @@ def _curves(measured: Mapping[str, Any]) -> tuple[Curve, ...]:
         Curve(spoken(name), tuple((float(p), ms) for p, ms in latencies[name]["curve"]), latencies[name]["samples"])
         for name in ("dense", *FILES)
         if latencies.get(name, {}).get("curve")
+    )
+
+
+def _size(at: Mapping[str, Any]) -> Size:
+    return Size(
+        at["batch"],
+        at["speedup"],
+        (at["speedup_low"], at["speedup_high"]),
+        at["throughput"],
+        at["dense_throughput"],
+        at["peak_memory_bytes"],
+        at["dense_peak_memory_bytes"],
     )
 
 
