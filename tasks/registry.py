@@ -74,7 +74,9 @@ def number(model: str, version: str) -> str:
     versions = sorted(int(v.version) for v in client.search_model_versions(f"name = '{model}'"))
     if not versions:
         known = ", ".join(sorted(m.name for m in client.search_registered_models(max_results=20))) or "none"
-        raise InputError(f"model: expected a registered model with a version, got {model!r}; registered: {known}")
+        raise InputError(
+            f"model: expected a registered model with a version, got {model!r}; registered and readable: {known}"
+        )
     wanted = str(versions[-1]) if version == "latest" else version.strip()
     if not wanted.isdecimal() or int(wanted) not in versions:
         known = ", ".join(map(str, versions))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from secateur.errors import InputError
 from tasks.references import File, Pinned
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 KEY = "secateur.key"
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 Step = typing.TypeVar("Step", bound=Callable[..., Any])
 
 
@@ -40,6 +42,7 @@ def client() -> MlflowClient:
 
     Raises:
         RegistryDownError: nothing answers there; found within seconds, where MLflow's own retries take minutes.
+        InputError: it asks who we are, and does not know us.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
@@ -53,9 +56,28 @@ def client() -> MlflowClient:
             raise RegistryDownError(
                 f"MLFLOW_TRACKING_URI: expected an MLflow server at {uri}, got: {error}; is it up?"
             ) from error
+        _admitted(uri, hash(tuple(map(os.environ.get, _CREDENTIALS))))
     from mlflow import MlflowClient
 
     return MlflowClient()
+
+
+@functools.cache
+def _admitted(uri: str, credentials: int) -> None:
+    """Raise InputError where the server refuses our credentials; of each it is asked once."""
+    del credentials  # MLflow reads them where we do
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        MlflowClient().search_experiments(max_results=1)
+    except MlflowException as error:
+        if error.error_code != "UNAUTHENTICATED":
+            raise
+        raise InputError(
+            f"MLFLOW_TRACKING_USERNAME: expected a user whom MLflow at {uri} knows, with MLFLOW_TRACKING_PASSWORD, got "
+            f"{os.environ.get('MLFLOW_TRACKING_USERNAME') or 'none'}; it answered that we are not authenticated"
+        ) from error
 
 
 @contextmanager

@@ -72,8 +72,18 @@ class Job:
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """A tracking server and an S3 endpoint of their own on free ports of loopback; the variables that lead to them."""
-    folder = tmp_path_factory.mktemp("services")
+    """A tracking server and an S3 endpoint of their own; the variables that lead to them."""
+    with serving(tmp_path_factory.mktemp("services")) as variables:
+        yield variables
+
+
+@contextlib.contextmanager
+def serving(folder: Path, administrator: tuple[str, str] | None = None) -> Iterator[Servers]:
+    """A tracking server and an S3 endpoint on free ports of loopback, all that they keep in the folder.
+
+    Args:
+        administrator: name and password of MLflow's, which then asks everybody for theirs.
+    """
     (folder / "recipes").mkdir()
     (folder / "s3").mkdir()
     mlflow_port, s3_port = free_ports(2)
@@ -102,6 +112,19 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
         "MLFLOW_WEBHOOK_CACHE_TTL": "0",  # a webhook made after a version was registered counts at once
     }
+    if administrator:
+        name, password = administrator
+        settings = f"database_uri = sqlite:///{folder}/users.db\nadmin_username = {name}\ndefault_permission = READ\n"
+        authorize = "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        # every request checks the password anew, a tenth of a second each, unless it is remembered
+        (folder / "auth.ini").write_text(f"[mlflow]\n{settings}{authorize}auth_cache_ttl_seconds = 60\n")
+        mlflow.append("--app-name=basic-auth")
+        mlflow_only |= {
+            "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
+        }
+        variables |= {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}
     rclone = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--addr", f"{LOOPBACK}:{s3_port}"]
     rclone += ["--config", "", "--cache-dir", str(folder / "rclone-cache"), str(folder / "s3")]
     with (
@@ -127,23 +150,28 @@ def services(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Servers:
 @pytest.fixture(scope="session")
 def tiny(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The name of a registered model of 16 channels, and the npz file and the recipe `tiny` that go with it."""
+    with using(servers):
+        register_tiny(tmp_path_factory.mktemp("data"))
+    return MODEL
+
+
+def register_tiny(folder: Path) -> None:
+    """Train the network, register it as MODEL, write its examples to the folder and the recipe `tiny`."""
     import mlflow
     import torch
 
-    with using(servers):
-        inputs, labels = examples()
-        path = tmp_path_factory.mktemp("data") / "tiny.npz"
-        np.savez(path, inputs=inputs, labels=labels)
-        write_recipe("tiny", recipe_for(path, target={"batches": [4]}))
-        with mlflow.start_run(experiment_id=mlflow.create_experiment("models of the tests")):
-            mlflow.pytorch.log_model(
-                trained(inputs, labels),
-                name="model",
-                input_example=inputs[:2],
-                registered_model_name=MODEL,
-                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
-            )
-    return MODEL
+    inputs, labels = examples()
+    path = folder / "tiny.npz"
+    np.savez(path, inputs=inputs, labels=labels)
+    write_recipe("tiny", recipe_for(path, target={"batches": [4]}))
+    with mlflow.start_run(experiment_id=mlflow.create_experiment("models of the tests")):
+        mlflow.pytorch.log_model(
+            trained(inputs, labels),
+            name="model",
+            input_example=inputs[:2],
+            registered_model_name=MODEL,
+            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+        )
 
 
 @pytest.fixture(scope="session")

@@ -240,7 +240,10 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> Non
             {"approval": {"users": ["ann"], "verdicts": ["fail"]}},
             ["approval.verdicts.0: input should be 'inconclusive' or 'pass', got 'fail'"],
         ),
-        ({"target": {"lenght": 8}}, ["target.lenght: unknown setting", "name, provider, threads, batch, batches, length"]),
+        (
+            {"target": {"lenght": 8}},
+            ["target.lenght: unknown setting", "name, provider, threads, batch, batches, length"],
+        ),
         ({"target": {"length": 0}}, ["target.length", "greater than or equal to 1", "0"]),
         (
             {"target": {"optimisation": "most"}},

@@ -130,7 +130,9 @@ def test_the_same_recipe_under_another_name_is_the_same_job() -> None:
 
 def test_an_unknown_model_is_answered_with_the_known_ones(npz: Path) -> None:
     name = write_recipe("nobody", recipe_for(npz, model="nobody"))
-    assert_names(refused("nobody", "latest", name), "model: expected a registered model", "'nobody'", "registered: ")
+    assert_names(
+        refused("nobody", "latest", name), "model: expected a registered model", "'nobody'", "registered and readable: "
+    )
 
 
 def test_a_name_that_no_model_can_have_is_refused(npz: Path) -> None:
