@@ -18,6 +18,7 @@ from secateur.branches import Droppable, without
 from secateur.errors import InputError
 
 ALIGNED_KINDS = ("channel", "width", "embedding")  # a head count has no vector width to fill
+DEAREST = 32  # times the price of the step that first goes beyond a goal, at which no remainder is worth it
 Curves = Mapping[str, Mapping[float, float]]  # by axis name: loss at each share removed, 0.0 included
 
 
@@ -184,8 +185,9 @@ def reach(
     axes: Sequence[AxisInfo], steps: Sequence[Step], goal: Goal | Speedup, count: Callable[[Widths], int]
 ) -> Widths:
     """Take steps in order as far as the goal allows, then those of later ones that still fit, so that what is missing is
-    less than any axis's next step; a last step beyond the goal is taken where that lands nearer. A speedup is a promise: the
-    first step beyond is always taken, and earlier ones that are not needed then are given back.
+    less than any axis's next step; a last step beyond the goal is taken where that lands nearer. No axis is worn away for a
+    remainder: a later step that takes DEAREST times the share of its axis, for what it gives, is left alone. A speedup is a
+    promise: the first step beyond is always taken, and earlier ones that are not needed then are given back.
 
     Raises:
         InputError: the goal lies beyond what all the steps give; the message says what that is.
@@ -209,14 +211,25 @@ def reach(
         return _given_back(axes, steps[: taken + 1], after(taken + 1), lambda w: removed(w) >= goal.share)
     widths = after(taken)
     too_far: dict[int, Step] = {}  # the next step of each axis whose next step overshoots
+    too_dear: set[int] = set()
+
+    def price(step: Step, gain: float) -> float:
+        info = axes[step.which]
+        return (widths[info.axis] - step.width) / info.size / max(gain, np.finfo(float).tiny)
+
+    so_far = removed(widths)
+    dearest = DEAREST * price(steps[taken], removed(after(taken + 1)) - so_far)
     for step in steps[taken:]:
-        if step.which not in too_far:
+        if step.which not in too_far and step.which not in too_dear:
             narrower = widths | {axes[step.which].axis: step.width}
-            if removed(narrower) <= goal.share:
-                widths = narrower
-            else:
+            reached = removed(narrower)
+            if reached > goal.share:
                 too_far[step.which] = step
-        if len(too_far) == len(axes):
+            elif price(step, reached - so_far) > dearest:
+                too_dear.add(step.which)
+            else:
+                widths, so_far = narrower, reached
+        if len(too_far) + len(too_dear) == len(axes):
             break
     beyond = [widths | {axes[step.which].axis: step.width} for step in too_far.values()]
     return min([widths, after(taken + 1), *beyond], key=lambda w: abs(removed(w) - goal.share))

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import models
 import numpy as np
@@ -206,6 +207,25 @@ def test_grouped_allocation_takes_the_same_share_of_every_kind(
         total = sum(size for size, _ in of_kind)
         # a unit by the order of shares, half a unit because the goal counts whole units of all kinds together
         assert abs(sum(size - width for size, width in of_kind) - share * total) <= 1.5 + ROUNDING
+
+
+@given(st.floats(0.1, 0.6), st.sampled_from([8, 16, 64]), st.integers(0, 9))
+def test_no_heads_are_worn_away_for_the_remainder_that_aligned_widths_leave(
+    share: float, align: int, seed: int
+) -> None:
+    """A head counts one unit, a step of a width many: a remainder of some units once cost as many heads."""
+    rng, layers, heads, neurons = np.random.default_rng(seed), 6, 12, 1536
+    axes = [
+        replace(axis(size, kind), name=f"{layer}:{kind}")
+        for layer in range(layers)
+        for size, kind in ((heads, "head"), (neurons, "width"))
+    ]
+    ladders = [ladder(info, align, 0.0) for info in axes]
+    steps = grouped_order(axes, ladders, {info.name: rng.random(info.size) for info in axes})
+    goal = Ratio(share)
+    widths = reach(axes, steps, goal, measure_of(goal, NOTHING, axes, {}))
+    gone = sum(info.size - widths[info.axis] for info in axes if info.kind == "head")
+    assert abs(gone - share * layers * heads) <= 1 + align * layers * heads / (layers * neurons) + ROUNDING
 
 
 def test_uniform_allocation_takes_the_least_important_of_equal_shares_first() -> None:
