@@ -186,14 +186,8 @@ def _step(journal: Journal, what: str) -> Journal:
 
 def _write_once(journal: Journal, key: str, value: str) -> Journal:
     """Write a parameter unless it is there; the journal afterwards tells who was first."""
-    from mlflow.exceptions import MlflowException
-
     assert journal.run_id is not None
-    try:
-        tracking.client().log_param(journal.run_id, key, value, synchronous=True)
-    except MlflowException as refused:
-        if refused.error_code != "INVALID_PARAMETER_VALUE":
-            raise
+    tracking.write_once(journal.run_id, key, value)
     return _reread(journal)
 
 

@@ -160,6 +160,17 @@ def find_or_create_run(experiment_id: str, key: str, name: str, tags: Mapping[st
     raise RuntimeError(f"run {name} was created but cannot be found in experiment {experiment_id}")
 
 
+def write_once(run_id: str, key: str, value: str) -> None:
+    """Write a parameter unless there is one of that name, which MLflow never changes: reading it tells who was first."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client().log_param(run_id, key, value, synchronous=True)
+    except MlflowException as refused:
+        if refused.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+
+
 def child_run(pinned: Pinned, name: str, cycle: int) -> str:
     """The run of one cycle, a child of the parent run."""
     tags = {

@@ -48,7 +48,7 @@ def test_every_default_is_filled_in() -> None:
         "confidence": 0.95,
         "speedup": 1.0,
         "parity": 1e-4,
-        "looks": 10,
+        "looks": 3,
     }
     assert filled["approval"] is None
     assert parse(approval={"users": ["ann"]}).model_dump()["approval"] == {

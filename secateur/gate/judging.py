@@ -46,7 +46,7 @@ class Asked:
     qps: tuple[float, float] | None = None  # requests a second, and the limit of their 99th percentile in ms
     int8: bool = False  # what ships was quantised, so that parity is said of another file
     look: int = 1
-    looks: int = 10
+    looks: int = 3
     seed: int = 0
 
 

@@ -50,7 +50,7 @@ class GateSection(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     speedup: float = Field(1.0, gt=0)  # the interval's low end must reach it
     parity: float = Field(1e-4, gt=0)  # ONNX in floating point against torch, relative to the largest output
-    looks: int = Field(10, ge=1)  # verdicts on a model by one test set, after which each must be surer
+    looks: int = Field(3, ge=1)  # verdicts on a model by one test set, after which each must be surer
     floor: float | None = None  # of the metric itself, whatever the dense model's
     documents: str | None = None  # of data.metadata: the document of each example, where they are parts of documents
     slices: Slices | None = None
