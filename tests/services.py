@@ -78,11 +78,14 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, administrator: tuple[str, str] | None = None) -> Iterator[Servers]:
+def serving(
+    folder: Path, administrator: tuple[str, str] | None = None, database: str | None = None
+) -> Iterator[Servers]:
     """A tracking server and an S3 endpoint on free ports of loopback, all that they keep in the folder.
 
     Args:
         administrator: name and password of MLflow's, which then asks everybody for theirs.
+        database: what MLflow keeps its entities in; without, a file in the folder.
     """
     (folder / "recipes").mkdir()
     (folder / "s3").mkdir()
@@ -104,7 +107,12 @@ def serving(folder: Path, administrator: tuple[str, str] | None = None) -> Itera
         "no_proxy": LOOPBACK,
     }
     mlflow = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(mlflow_port), "--workers=1"]
-    mlflow += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
+    mlflow += [
+        "--backend-store-uri",
+        database or f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        f"{folder}/artifacts",
+    ]
     mlflow_only = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": urlsafe_b64encode(secrets.token_bytes(32)).decode(),
@@ -375,7 +383,8 @@ def _server(argv: list[str], variables: Mapping[str, str], port: int, log: Path)
         _wait_until_listening(process, port, log)
         yield
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # a test may have killed it
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
