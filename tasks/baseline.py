@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secateur.planner import Alone
-from tasks import figures, goals, int8, tracking
+from tasks import figures, goals, int8, tracking, workers
 from tasks.goals import TIMES
 from tasks.recipe import COUNTED, Recipe
 from tasks.references import Baseline, Figures, File, Int8, Pinned
-from tasks.training import cache_folder
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -89,7 +88,7 @@ def _latencies(program: ExportedProgram, recipe: Recipe, dense: Figures, folder:
         dense=dense.latency_p50_ms / 1e3,
         kinds=recipe.prune.kinds,
         align=recipe.prune.align,
-        folder=cache_folder() / "latencies",
+        folder=workers.cache_folder() / "latencies",
         on_operation=tell,
     )
     path = folder / "latency_table.json"

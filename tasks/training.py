@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks import tracking
+from tasks import tracking, workers
 
 if TYPE_CHECKING:
     from secateur.checkpoints import Checkpoint
@@ -23,7 +21,8 @@ STORE_SECONDS = 300  # between two states in MLflow
 def log_epoch(run_id: str, phase: str, metric: str, epoch: Epoch, of: int) -> None:
     """Print and log what an epoch ended with."""
     print(
-        f"epoch {epoch.epoch}/{of}: loss {epoch.loss:.4f}, validation {metric} {epoch.accuracy:.4f}, {epoch.seconds:.1f} s",
+        f"epoch {epoch.epoch}/{of}: {f'loss {epoch.loss:.4f}' if epoch.epoch else 'as it was cut'}, validation {metric} "
+        f"{epoch.accuracy:.4f}, {epoch.seconds:.1f} s",
         flush=True,
     )
     loss = epoch.loss if epoch.epoch else None
@@ -60,18 +59,13 @@ def checkpoint(run_id: str, name: str) -> Iterator[Checkpoint]:
     """
     from secateur import checkpoints, distributed
 
-    folder = cache_folder() / run_id / name
+    folder = workers.cache_folder() / run_id / name
     near, far = checkpoints.in_folder(folder), in_run(run_id, name)
     yield checkpoints.also(near, far)
     if distributed.rank() == 0:
         if last := checkpoints.newest(near.load()):
             far.save(last)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def cache_folder() -> Path:
-    """Where a worker keeps what spares it work: nothing depends on it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "secateur"
 
 
 def in_run(run_id: str, name: str) -> Checkpoint:

@@ -36,6 +36,11 @@ SENTENCES = (InputError, FloatingPointError)  # meant for the user as they are
 T = TypeVar("T")
 
 
+def cache_folder() -> Path:
+    """Where a worker keeps what spares it work: nothing depends on it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "secateur"
+
+
 def share(function: Callable[..., T | None], processes: int, **arguments: Any) -> T:
     """Call a module's function in so many processes, each within `secateur.distributed.joined`; the first one's answer.
 

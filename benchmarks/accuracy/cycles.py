@@ -115,7 +115,8 @@ def _cycle(
 def tell(epoch: Epoch, epochs: int) -> None:
     """A line per epoch, with how long the rest will take."""
     left = f", about {(epochs - epoch.epoch) * epoch.seconds / 60:.1f} minutes left" if epoch.epoch else ""
-    say(f"  epoch {epoch.epoch} of {epochs}: loss {epoch.loss:.3f}, validation {epoch.accuracy:.4f}{left}")
+    loss = f"loss {epoch.loss:.3f}" if epoch.epoch else "as it was cut"
+    say(f"  epoch {epoch.epoch} of {epochs}: {loss}, validation {epoch.accuracy:.4f}{left}")
 
 
 def drawn(data: Dataset, count: int | None, seed: int) -> Dataset:
