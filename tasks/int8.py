@@ -79,36 +79,27 @@ def made_up_for(pinned: Pinned, baseline: Baseline, plain: Int8) -> Int8:
 
 def _trained(pinned: Pinned, recipe: Recipe, program: File) -> Int8 | None:
     """Train a program for INT8 with the dense one as teacher, in one process, and quantise it; None if that only harmed it."""
-    from secateur import machine, onnx_export, quantization, recovery, sparsity
+    from secateur import machine, onnx_export, quantization
     from secateur import program as programs
     from secateur.training import Settings
-    from tasks import datasets
 
-    epochs = recipe.quantize.aware_epochs
     settings = replace(
-        Settings(epochs=epochs, seed=recipe.seed, **recipe.recovery.training),
+        Settings(epochs=recipe.quantize.aware_epochs, seed=recipe.seed, **recipe.recovery.training),
         learning_rate=AWARE_RATE * recipe.recovery.learning_rate,
         compile=False,  # this and the next two look into the graph
         recompute=False,
         hidden_states=0.0,
     )
-    with tracking.fetched(program) as path:
-        student, lineage = programs.load(path), programs.lineage(path)
-    with tracking.fetched(pinned.program) as path:
-        teacher = programs.load(path)
-    with training.checkpoint(pinned.run_id, "aware.pt") as checkpoint:
-        recovered = recovery.recover(
-            student,
-            teacher,
-            datasets.load(recipe, pinned.inputs),
-            settings,
-            objective=recipe.objective,
-            masks=sparsity.recorded_masks(student, lineage),
-            rounding=quantization.scheme_of(machine.here()).largest,
-            checkpoint=checkpoint,
-            on_epoch=lambda epoch: training.log_epoch(pinned.run_id, "aware", pinned.metric, epoch, epochs),
-            on_step=training.reporter(pinned.run_id, "aware", settings.batch),
-        )
+    recovered, lineage = training.taught(
+        pinned,
+        recipe,
+        program,
+        settings,
+        run_id=pinned.run_id,
+        phase="aware",
+        place="aware.pt",
+        rounding=quantization.scheme_of(machine.here()).largest,
+    )
     print(recovered, flush=True)
     if recovered.kept == "cut":
         return None

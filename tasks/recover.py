@@ -19,29 +19,15 @@ def run(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered:
 
 def train(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered | None:
     """The step in one of its processes; the first of them logs, stores and answers."""
-    from secateur import distributed, recovery, sparsity
+    from secateur import distributed
     from secateur import program as programs
     from secateur.training import Settings
-    from tasks import datasets
 
     recipe = Recipe.model_validate(pinned.recipe)
     settings = Settings(epochs=plan.epochs[cut.cycle - 1], seed=recipe.seed, **recipe.recovery.training)
-    with tracking.fetched(cut.program) as path:
-        student, lineage = programs.load(path), programs.lineage(path)
-    with tracking.fetched(pinned.program) as path:
-        teacher = programs.load(path)
-    with training.checkpoint(cut.run_id, "last.pt") as checkpoint:
-        recovered = recovery.recover(
-            student,
-            teacher,
-            datasets.load(recipe, pinned.inputs),
-            settings,
-            objective=recipe.objective,
-            masks=sparsity.recorded_masks(student, lineage),
-            checkpoint=checkpoint,
-            on_epoch=lambda epoch: training.log_epoch(cut.run_id, "recovery", pinned.metric, epoch, settings.epochs),
-            on_step=training.reporter(cut.run_id, "recovery", settings.batch),
-        )
+    recovered, lineage = training.taught(
+        pinned, recipe, cut.program, settings, run_id=cut.run_id, phase="recovery", place="last.pt"
+    )
     if distributed.rank() != 0:
         return None
     print(recovered, flush=True)

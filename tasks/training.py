@@ -1,4 +1,4 @@
-"""What a training tells MLflow while it runs, and where it keeps its state. `phase` begins the names of its metrics."""
+"""A training of a step: what it tells MLflow while it runs, and where it keeps its state. `phase` begins the names of its metrics."""
 
 from __future__ import annotations
 
@@ -6,16 +6,60 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks import tracking, workers
 
 if TYPE_CHECKING:
     from secateur.checkpoints import Checkpoint
-    from secateur.training import Epoch
+    from secateur.recovery import Recovered
+    from secateur.training import Epoch, Settings
+    from tasks.recipe import Recipe
+    from tasks.references import File, Pinned
 
 REPORT_SECONDS = 60
 STORE_SECONDS = 300  # between two states in MLflow
+
+
+def taught(
+    pinned: Pinned,
+    recipe: Recipe,
+    program: File,
+    settings: Settings,
+    *,
+    run_id: str,
+    phase: str,
+    place: str,
+    rounding: int | None = None,
+) -> tuple[Recovered, dict[str, Any]]:
+    """A stored program trained with the dense one as teacher, its zeros kept, and its lineage.
+
+    Args:
+        place: what the checkpoints are called, on the worker's disk and in the run.
+        rounding: as in `recover`, for a program that will run in integers.
+    """
+    from secateur import program as programs
+    from secateur import recovery, sparsity
+    from tasks import datasets
+
+    with tracking.fetched(program) as path:
+        student, lineage = programs.load(path), programs.lineage(path)
+    with tracking.fetched(pinned.program) as path:
+        teacher = programs.load(path)
+    with checkpoint(run_id, place) as kept:
+        recovered = recovery.recover(
+            student,
+            teacher,
+            datasets.load(recipe, pinned.inputs),
+            settings,
+            objective=recipe.objective,
+            masks=sparsity.recorded_masks(student, lineage),
+            rounding=rounding,
+            checkpoint=kept,
+            on_epoch=lambda epoch: log_epoch(run_id, phase, pinned.metric, epoch, settings.epochs),
+            on_step=reporter(run_id, phase, settings.batch),
+        )
+    return recovered, lineage
 
 
 def log_epoch(run_id: str, phase: str, metric: str, epoch: Epoch, of: int) -> None:

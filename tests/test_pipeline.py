@@ -112,7 +112,7 @@ def test_the_verdict_and_its_evidence_are_an_artifact_and_the_reason_opens_the_r
     assert evidence["data_digest"] == job.pinned.data_digest
     assert evidence["files"]["pruned"]["sha256"] == job.exported.pruned.sha256
     assert tracking.digest(evidence) == job.verdict.evidence
-    assert evidence["look"] == {"number": 1, "free": 10, "confidence": 0.95}
+    assert evidence["look"] == {"number": 1, "free": 3, "confidence": 0.95}
     assert evidence["incumbent"] == "not asked for"
     run = client.get_run(job.pinned.run_id)
     assert run.data.tags["mlflow.note.content"].startswith(f"**pass** · {job.verdict.reason}")
