@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     Field,
     PositiveFloat,
+    PositiveInt,
     ValidationError,
     field_validator,
     model_validator,
@@ -36,9 +37,7 @@ class TargetSection(Section):
     provider: str = "CPUExecutionProvider"
     threads: int = Field(1, ge=1)
     batch: int = Field(1, ge=1)  # examples of a request, of which goal and gate speak
-    batches: tuple[
-        Annotated[int, Field(ge=1)], ...
-    ] = ()  # other sizes, at which what ships is measured too; not judged
+    batches: tuple[PositiveInt, ...] = ()  # other sizes, at which what ships is measured too; not judged
     length: int | None = Field(None, ge=1)  # positions of its examples, where the second dimension is dynamic
     optimisation: Literal["all", "extended", "basic", "none"] = "all"  # of the graph, by ONNX Runtime
 

@@ -167,7 +167,7 @@ def write_once(run_id: str, key: str, value: str) -> None:
     try:
         client().log_param(run_id, key, value, synchronous=True)
     except MlflowException as refused:
-        if refused.error_code != "INVALID_PARAMETER_VALUE":
+        if refused.error_code != "INVALID_PARAMETER_VALUE" or key not in client().get_run(run_id).data.params:
             raise
 
 

@@ -1,4 +1,4 @@
-"""A training of a step: what it tells MLflow while it runs, and where it keeps its state. `phase` begins the names of its metrics."""
+"""A step's training: what it tells MLflow, its metrics' names begun by `phase`, and where it keeps its state."""
 
 from __future__ import annotations
 

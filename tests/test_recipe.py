@@ -207,7 +207,7 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> Non
             {"target": {"batch": 8, "batches": [1, 8]}},
             ["target: batches names other sizes than batch, each once; batch is 8, batches 1, 8"],
         ),
-        ({"target": {"batches": [0]}}, ["target.batches.0", "greater than or equal to 1", "got 0"]),
+        ({"target": {"batches": [0]}}, ["target.batches.0", "greater than 0", "got 0"]),
         ({"prune": {"cycles": 6}}, ["prune.cycles", "less than or equal to 5", "6"]),
         (
             {"recovery": {"batch": 8, "processes": 2, "accumulate": 3}},

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 from services import Job, another_job, free_ports
 
 from tasks import tracking
@@ -162,3 +163,11 @@ def test_a_retry_does_not_log_a_cycles_model_twice(job: Job) -> None:
             tracking.log_program(run_id, path, program, "cycle-1", 1)
     found = mlflow.search_logged_models([job.pinned.experiment_id], f"source_run_id = '{run_id}'", output_format="list")
     assert len(found) == 1
+
+
+def test_what_is_written_once_stays_and_a_name_that_mlflow_refuses_is_an_error(pinned: Pinned) -> None:
+    for value in ("first", "second"):
+        tracking.write_once(pinned.run_id, "once", value)
+    assert tracking.client().get_run(pinned.run_id).data.params["once"] == "first"
+    with pytest.raises(MlflowException, match="Invalid"):  # and not a reason to believe that somebody was faster
+        tracking.write_once(pinned.run_id, "a\nb", "value")
