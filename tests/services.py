@@ -325,9 +325,13 @@ def registered_onnx(model: str, shift: float) -> str:
     return str(client.create_model_version(name, file.uri, file.uri.split("/")[1], tags=tags).version)
 
 
-@functools.cache
 def stored_onnx(shift: float) -> File:
-    """An ONNX file that adds `shift`, as an artifact of a run of its own."""
+    """An ONNX file that adds `shift`, as an artifact of a run of its own on the MLflow server now led to."""
+    return _stored_onnx(shift, os.environ["MLFLOW_TRACKING_URI"])
+
+
+@functools.cache
+def _stored_onnx(shift: float, _server: str) -> File:
     from tasks import tracking
 
     run_id = tracking.find_or_create_run(tracking.experiment_of("files"), f"adds {shift}", f"adds {shift}", {})
