@@ -288,6 +288,22 @@ ask_a_person()
 """
 
 
+PEOPLE = {"admin": "admin", "vera": "viewer", "uwe": "user"}
+
+
+@pytest.fixture
+def people(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stack's Airflow knows more than its administrator."""
+    options = pieces._airflow_options
+
+    def with_people(made: Stack) -> dict[str, dict[str, str]]:
+        found = options(made)
+        found["core"]["simple_auth_manager_users"] = ",".join(f"{name}:{role}" for name, role in PEOPLE.items())
+        return found
+
+    monkeypatch.setattr(pieces, "_airflow_options", with_people)
+
+
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The repository with one more DAG, which asks as `prune_model` does."""
@@ -303,7 +319,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.alone  # it says within how many seconds a run starts
-@pytest.mark.usefixtures("repository")
+@pytest.mark.usefixtures("repository", "people")
 def test_the_whole_stack_serves_heals_watches_asks_and_stops(folder: Path) -> None:
     said: list[str] = []
     stack.up(said.append)
@@ -323,6 +339,7 @@ def test_the_whole_stack_serves_heals_watches_asks_and_stops(folder: Path) -> No
         register(10)
         wait_for(lambda: airflow_api.runs(client, "prune_model"), 20)
         wait_for(lambda: len(airflow_api.runs(client, "prune_model")) >= 10, 60)
+        check_what_each_may_do(folder, asked)
         answers = {"yes": ("Approve", "go"), "no": ("Reject", "too slow")}
         wait_for(lambda: answered(client, asked, answers), 120)
         cases = ("yes", "no", "late", "nobody")
@@ -349,6 +366,49 @@ def test_the_whole_stack_serves_heals_watches_asks_and_stops(folder: Path) -> No
         assert airflow_api.runs(client, "watch_registry", state="failed") == []
     stack.down(said.append)
     assert processes.owned(folder) == []
+    assert files_with(secrets_of(folder), folder) <= KEEPERS
+
+
+def check_what_each_may_do(folder: Path, asked: str) -> None:
+    """A viewer looks, a user starts and rolls back, and only who is named in a question answers it."""
+    with signed_in("vera", folder) as vera, signed_in("uwe", folder) as uwe:
+        for dag in ("prune_model", "rollback_model"):
+            with pytest.raises(airflow_api.AirflowError, match="takes a higher role"):
+                airflow_api.trigger(vera, dag, {})
+        assert airflow_api.run_state(vera, "ask_a_person", asked) == "running"
+        back = airflow_api.trigger(uwe, "rollback_model", {"model": "watched", "to": "dense"})
+        wait_for(lambda: airflow_api.run_state(uwe, "rollback_model", back) == "failed", 60)  # nothing served yet
+        wait_for(lambda: vera.get(question_of(asked, "yes")).is_success, 60)
+        answer = {"chosen_options": ["Approve"], "params_input": {"words": "mine"}}
+        refused = [client.patch(question_of(asked, "yes"), json=answer).status_code for client in (vera, uwe)]
+        assert refused == [403, 403]
+
+
+def signed_in(name: str, folder: Path) -> httpx.Client:
+    """A client of the stack's Airflow, as this person."""
+    passwords = json.loads((folder / "airflow" / "passwords.json").read_text())
+    url = settings.setting("SECATEUR_AIRFLOW_URL")
+    return airflow_api.open_client(url, {"username": name, "password": passwords[name]})
+
+
+# The only files that hold secrets, readable by their owner alone.
+KEEPERS = {"credentials.json", "env.json", "airflow/passwords.json"}
+
+
+def secrets_of(folder: Path) -> list[bytes]:
+    """Every secret of the stack."""
+    made = json.loads((folder / "credentials.json").read_text())
+    passwords = json.loads((folder / "airflow" / "passwords.json").read_text())
+    made.pop("s3_key")  # the public half of the pair
+    return [secret.encode() for secret in {*made.values(), *passwords.values()}]
+
+
+def files_with(secrets: list[bytes], folder: Path) -> set[str]:
+    """The files below `folder`, relative to it, that hold any of these."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert any(path.name == "airflow.db" for path in files)
+    assert any(path.suffix == ".log" for path in files)
+    return {str(path.relative_to(folder)) for path in files if any(secret in path.read_bytes() for secret in secrets)}
 
 
 def mlflow() -> Any:
@@ -374,12 +434,17 @@ def answered(client: httpx.Client, run: str, answers: Mapping[str, tuple[str, st
     """
     time.sleep(2)
     for case, (option, words) in answers.items():
-        path = f"/api/v2/dags/ask_a_person/dagRuns/{run}/taskInstances/{case}.approve/0/hitlDetails"
+        path = question_of(run, case)
         question = client.get(path)
         if question.is_success and not question.json()["response_received"]:
             answer = {"chosen_options": [option], "params_input": {"words": words}}
             client.patch(path, json=answer).raise_for_status()
     return airflow_api.run_state(client, "ask_a_person", run) in airflow_api.FINISHED
+
+
+def question_of(run: str, case: str) -> str:
+    """The path of the question that this part of the run asks."""
+    return f"/api/v2/dags/ask_a_person/dagRuns/{run}/taskInstances/{case}.approve/0/hitlDetails"
 
 
 def kill(names: set[str], folder: Path) -> None:

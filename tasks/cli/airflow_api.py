@@ -177,9 +177,13 @@ def _send(
     body: object = None,
 ) -> httpx.Response:
     response = _reach(client, method, path, attempts, params, body)
-    if response.status_code in (401, 403):
+    if response.status_code == httpx.codes.UNAUTHORIZED:
         raise AirflowError(
             f"Airflow at {client.base_url} refused the sign-in: check SECATEUR_AIRFLOW_USERNAME and SECATEUR_AIRFLOW_PASSWORD."
+        )
+    if response.status_code == httpx.codes.FORBIDDEN:
+        raise AirflowError(
+            f"Airflow at {client.base_url} knows this user and refuses {method} of {what}: it takes a higher role there."
         )
     if response.status_code == httpx.codes.NOT_FOUND and not missing_is_fine:
         raise AirflowError(f"Airflow at {client.base_url} does not know {what}: {_detail(response)}")
