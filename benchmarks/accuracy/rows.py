@@ -99,13 +99,13 @@ STUDIES: dict[str, Study] = {
         "MiniLM-L6, heads and feed-forward neurons to a measured speedup, SST-2 dev",
         "The share is the smallest whose cut runs as fast as asked on ONNX Runtime, dense and pruned alternating.",
         text.speedup,
-        minutes=26,
+        minutes=16,
     ),
     "minilm-layers": Study(
         "MiniLM-L6 from 6 to 3 layers, SST-2 dev",
         "Recovery looks at the hidden states that both have, too.",
         text.layers,
-        minutes=25,
+        minutes=14,
         published=("DistilBERT on SST-2: 91.3 against BERT's 92.7 (Sanh et al., 2019).",),
     ),
     "stories260k": Study(
@@ -113,7 +113,7 @@ STUDIES: dict[str, Study] = {
         "Sequences are sampled from the model: good for before and after, not for what a larger model would lose. Recovery "
         "distils from the dense model.",
         sequences.trials,
-        minutes=10,
+        minutes=70,
         metric="log_likelihood",
         remark=remarks.order_of_criteria,
     ),
