@@ -366,7 +366,9 @@ def test_the_whole_stack_serves_heals_watches_asks_and_stops(folder: Path) -> No
         assert airflow_api.runs(client, "watch_registry", state="failed") == []
     stack.down(said.append)
     assert processes.owned(folder) == []
-    assert files_with(secrets_of(folder), folder) <= KEEPERS
+    kept = files_with(secrets_of(folder), folder)
+    assert kept <= KEEPERS
+    assert {stat.S_IMODE((folder / name).stat().st_mode) for name in kept} == {0o600}
 
 
 def check_what_each_may_do(folder: Path, asked: str) -> None:
@@ -376,7 +378,7 @@ def check_what_each_may_do(folder: Path, asked: str) -> None:
             with pytest.raises(airflow_api.AirflowError, match="takes a higher role"):
                 airflow_api.trigger(vera, dag, {})
         assert airflow_api.run_state(vera, "ask_a_person", asked) == "running"
-        back = airflow_api.trigger(uwe, "rollback_model", {"model": "watched", "to": "dense"})
+        back = airflow_api.trigger(uwe, "rollback_model", {"model": "watched", "to": "dense", "reason": "a drill"})
         wait_for(lambda: airflow_api.run_state(uwe, "rollback_model", back) == "failed", 60)  # nothing served yet
         wait_for(lambda: vera.get(question_of(asked, "yes")).is_success, 60)
         answer = {"chosen_options": ["Approve"], "params_input": {"words": "mine"}}
@@ -392,15 +394,14 @@ def signed_in(name: str, folder: Path) -> httpx.Client:
 
 
 # The only files that hold secrets, readable by their owner alone.
-KEEPERS = {"credentials.json", "env.json", "airflow/passwords.json"}
+KEEPERS = {"credentials.json", "env.json", "airflow/airflow.cfg", "airflow/passwords.json"}
 
 
 def secrets_of(folder: Path) -> list[bytes]:
     """Every secret of the stack."""
     made = json.loads((folder / "credentials.json").read_text())
-    passwords = json.loads((folder / "airflow" / "passwords.json").read_text())
     made.pop("s3_key")  # the public half of the pair
-    return [secret.encode() for secret in {*made.values(), *passwords.values()}]
+    return [secret.encode() for secret in made.values()]
 
 
 def files_with(secrets: list[bytes], folder: Path) -> set[str]:
