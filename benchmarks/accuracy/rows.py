@@ -113,7 +113,7 @@ STUDIES: dict[str, Study] = {
         "Sequences are sampled from the model: good for before and after, not for what a larger model would lose. Recovery "
         "distils from the dense model.",
         sequences.trials,
-        minutes=70,
+        minutes=15,
         metric="log_likelihood",
         remark=remarks.order_of_criteria,
     ),
