@@ -26,6 +26,6 @@ def _report(pinned: Pinned, verdict: GateResult) -> str:
     run = f"{address}/#/experiments/{pinned.experiment_id}/runs/{pinned.run_id}"
     where = f"[the run in MLflow]({run})" if address.startswith("http") else f"MLflow run {pinned.run_id}"
     return (
-        f"The gate says **{verdict.outcome}** of `{verdict.ships}`: {verdict.reason}\n\n{rules}\n\n"
+        f"The gate says **{verdict.outcome}** of `{verdict.ships}`:\n\n{rules}\n\n"
         f"Evidence: `gate/verdict.json` of {where}, digest `{verdict.evidence[:12]}`.\n"
     )

@@ -77,9 +77,10 @@ def move(
 ) -> Promotion:
     """Let a version of `<model>-onnx` serve.
 
-    Killed at any point and run again, it ends as it would have. `request` names who asks, so that the same one that asks again
-    is answered and nothing is done twice; `first_from` is what served before the journal began; `chosen` is the
-    journal, at rest, that the choice of the version followed from: nothing else may have come to serve since.
+    Killed at any point and run again, it ends as it would have. Where it serves already, an entry keeps the new evidence
+    and reason. `request` names who asks, so that the same one that asks again is answered and nothing is done
+    twice; `first_from` is what served before the journal began; `chosen` is the journal, at rest, that the choice of the
+    version followed from: nothing else may have come to serve since.
 
     Raises:
         InputError: no such version, the journal disagrees with alias or pointer, or something else was done meanwhile.
@@ -100,14 +101,15 @@ def move(
                 f"to: version {version} followed from what served when it was asked for, meanwhile {_told(book)}; "
                 f"see `secateur history {model}` and ask again"
             )
-        if book.head is not None and book.head.to_version == version:
-            return _promotion(book, book.head)
+        head = book.head
+        if head is not None and (head.to_version, head.evidence, head.reason) == (version, evidence, reason):
+            return _promotion(book, head)  # nothing that the journal does not say already
         if not ready:
             with not_done(what):
                 _prepare(model, version)
             ready = True  # what others did meanwhile, the claim finds
         words = {"who": who, "action": action, "reason": reason, "evidence": evidence, "request": request}
-        before = book.head.to_version if book.head else first_from
+        before = head.to_version if head else first_from
         if ended := _change(book, from_version=before, to_version=version, **words):
             return ended
         book = None  # another was faster

@@ -49,7 +49,9 @@ def run(
         bucket.publish(registry.onnx_name(model), dense, path)
     kind, _, int8 = verdict.ships.partition("_")
     about = {
+        **tags,
         registry.KIND: kind,
+        registry.DENSE: dense,
         "secateur.precision": int8 or "float32",
         "secateur.recipe": pinned.recipe_name,
         "secateur.evidence": verdict.evidence,
@@ -58,7 +60,8 @@ def run(
     who = f"prune_model {pinned.dag_run_id}"
     by = "; ".join([who, *(answer.sentence.rstrip(".") for answer in answers)])
     card = report.card(pinned.run_id, title, verdict, by)
-    version = registry.register_onnx(model, pinned.run_id, exported.candidates[verdict.ships], card, {**tags, **about})
+    version = registry.register_onnx(model, pinned.run_id, exported.candidates[verdict.ships], card, about)
+    registry.describe(model, version, card, about)  # an earlier run may have registered the same file
     registry.set_alias(model, registry.CHALLENGER, version)
     promoted = champion.move(
         model,

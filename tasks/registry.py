@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 CHAMPION, CHALLENGER = "champion", "challenger"
 DIGEST = "secateur.sha256"
-KIND, SOURCE, TARGET = "secateur.kind", "secateur.source", "secateur.target"
+KIND, SOURCE, TARGET, DENSE = "secateur.kind", "secateur.source", "secateur.target", "secateur.dense"
 ARCHIVED = "secateur.archived"
 KEPT_ENTRIES = 10  # versions that the last so many entries of the journal name are never archived
 
@@ -119,6 +119,14 @@ def register_onnx(model: str, run_id: str, file: File, description: str, tags: d
     return version
 
 
+def describe(model: str, version: str, description: str, tags: dict[str, str]) -> None:
+    """Let a version of `<model>-onnx` say what it was last let through by."""
+    client, name = tracking.client(), onnx_name(model)
+    client.update_model_version(name, version, description)
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, value)
+
+
 def _of_content(name: str, sha256: str) -> str | None:
     """The first version that holds these bytes."""
     found = [int(v.version) for v in _versions(name) if v.tags.get(DIGEST) == sha256]
@@ -158,15 +166,16 @@ def dense(model: str, version: str) -> str:
         InputError: there is none.
     """
     name = onnx_name(model)
-    source = tracking.client().get_model_version(name, version).tags.get(SOURCE)
-    of_source = [
-        int(v.version) for v in _versions(name) if v.tags.get(KIND) == "dense" and v.tags.get(SOURCE) == source
-    ]
-    if not of_source:
+    tags = tracking.client().get_model_version(name, version).tags
+    found = tags.get(DENSE) or (
+        version if tags.get(KIND) == "dense" else None
+    )  # the INT8 form of a dense model has both
+    if found is None:
         raise InputError(
-            f"to: expected a dense version of {source or name} in {name}, there is none; name a version by its number"
+            f"to: expected a version of {name} that says in its tag {DENSE} what it was pruned from, version {version} does "
+            "not; name a version by its number"
         )
-    return str(max(of_source))
+    return found
 
 
 def alias(model: str, name: str) -> str | None:

@@ -148,13 +148,27 @@ def test_fresh_measures_and_trains_again_and_ends_with_the_same_program(job: Job
     assert digest_of(recover.run(fresh, job.plan, smaller).program) == digest_of(job.recovered[0].program)
 
 
-def test_the_same_file_with_new_evidence_is_not_registered_again(job: Job) -> None:
+def test_the_same_file_with_new_evidence_is_not_registered_again_but_journalled(job: Job) -> None:
     model = "proven-twice"
     for proof in ("first", "second"):
         verdict = replace(job.verdict, evidence=proof)
-        promote.run(another_job(job.pinned, f"{model} {proof}", model), job.exported, verdict)
+        pinned = replace(another_job(job.pinned, f"{model} {proof}", model), dag_run_id=proof)
+        promoted = promote.run(pinned, job.exported, verdict)
     assert versions_of(model) == ["1", "2"]
+    moves = [(entry.from_version, entry.to_version, entry.evidence) for entry in journal.entries(model)]
+    assert moves == [("1", "2", "first"), ("2", "2", "second")]
+    assert promoted.previous == promoted.version
+    assert tracking.client().get_model_version(registry.onnx_name(model), "2").tags["secateur.evidence"] == "second"
     assert rollback.run(model, "previous", "the first promotion was a mistake", "test").version == "1"
+
+
+def test_two_source_versions_of_one_content_share_the_dense_version_to_roll_back_to(job: Job) -> None:
+    model = "logged-twice"
+    for number in (1, 2):
+        pinned = replace(another_job(job.pinned, f"{model} {number}", model), version=number, dag_run_id=str(number))
+        promote.run(pinned, job.exported, job.verdict)
+    assert versions_of(model) == ["1", "2"]
+    assert rollback.run(model, "dense", "a drill", "test").version == "1"
 
 
 def test_a_run_that_promoted_does_not_undo_a_person_s_rollback_when_its_task_is_tried_again(job: Job) -> None:

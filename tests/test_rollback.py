@@ -20,6 +20,7 @@ def promoted(name: str) -> str:
     """A model whose version 1, the dense one, gave way to version 2."""
     dense, pruned = registered_onnx(name, 1.0), registered_onnx(name, 2.0)
     tracking.client().set_model_version_tag(registry.onnx_name(name), dense, registry.KIND, "dense")
+    tracking.client().set_model_version_tag(registry.onnx_name(name), pruned, registry.DENSE, dense)
     move(name, pruned, first_from=dense)
     return name
 

@@ -134,8 +134,10 @@ def speedup_sentence(metrics: Mapping[str, float]) -> str:
 
 def promotion_sentence(promotion: Mapping[str, Any]) -> str:
     """What now serves, and what did before."""
-    before = promotion.get("previous")
-    return f"Champion is version {promotion['version']}" + (f" (before: {before})." if before else ".")
+    version, before = promotion["version"], promotion.get("previous")
+    if before == version:
+        return f"Champion stays version {version}: what was pruned is the file that serves."
+    return f"Champion is version {version}" + (f" (before: {before})." if before else ".")
 
 
 def history(model: str, entries: Sequence[Mapping[str, Any]]) -> RenderableType:
