@@ -67,7 +67,7 @@ def test_a_history_is_rolled_back_verified_found_wrong_and_repaired(
         "Error: --reason: expected why the journal is repaired, got none; it is written into the journal",
     )
     status, out, _ = secateur("history", MODEL, "--repair", "--reason", "a hand slipped")
-    assert (status, out) == (0, "Champion is version 1 (before: 1).")
+    assert (status, out) == (0, "Champion stays version 1.")
     assert secateur("history", MODEL, "--verify")[0] == 0
 
 

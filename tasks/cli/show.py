@@ -136,7 +136,7 @@ def promotion_sentence(promotion: Mapping[str, Any]) -> str:
     """What now serves, and what did before."""
     version, before = promotion["version"], promotion.get("previous")
     if before == version:
-        return f"Champion stays version {version}: what was pruned is the file that serves."
+        return f"Champion stays version {version}."
     return f"Champion is version {version}" + (f" (before: {before})." if before else ".")
 
 
