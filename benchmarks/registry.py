@@ -1,4 +1,5 @@
 """Many processes that promote and roll back one model at random: at every instant one champion, and a journal that verifies.
+And how long the way back of a large model takes.
 
 `make bench-registry` runs it on the running stack, or wherever the environment leads; PROCESSES=<n>, SECONDS=<n>.
 """
@@ -17,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import machine
 from benchmarks.context import say
@@ -27,6 +29,7 @@ from tasks import bucket, champion, journal, registry, rollback, tracking
 from tasks.cli.settings import export_settings
 
 VERSIONS = 4
+LARGE_MB = 100
 PRELOADED = ["boto3", "mlflow", "onnxruntime", "tasks.champion", "tasks.rollback"]
 
 
@@ -56,6 +59,7 @@ def main() -> int:
     book = journal.read(model)
     findings = champion.findings(book)
     print(told(book, seen, watched, findings))
+    print(f"Rollback of a model of {LARGE_MB} MB: {way_back(f'large-{uuid.uuid4().hex[:8]}', LARGE_MB):.1f} s")
     return 1 if findings or watched.wrong or any(one.failed for one in seen) else 0
 
 
@@ -78,6 +82,16 @@ def compete(model: str, processes: int, seconds: float, seed: int) -> tuple[list
     for worker in workers:
         worker.join()
     return [one for kind, one in seen if kind == "change"], next(one for kind, one in seen if kind == "watch")
+
+
+def way_back(model: str, megabytes: int) -> float:
+    """Seconds that a rollback to the version before takes, from the command's first question to the journal's copy."""
+    for version in ("1", "2"):
+        register(model, float(version), megabytes)
+        champion.move(model, version, action="promote", reason="large", who="bench", evidence="", request=version)
+    began = time.monotonic()
+    assert rollback.run(model, "previous", "a drill", "bench").version == "1"
+    return time.monotonic() - began
 
 
 def run(work: Any, model: str, seed: int, seconds: float, start: Any, answers: Any) -> None:
@@ -135,11 +149,15 @@ def watch(model: str, draw: random.Random, until: float) -> Seen:
     return seen
 
 
-def register(model: str, shift: float) -> None:
-    """A version of `<model>-onnx` that adds a number to its input."""
+def register(model: str, shift: float, megabytes: int = 0) -> None:
+    """A version of `<model>-onnx` that adds a number to its input, the first of so many megabytes of them."""
     ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, ["batch", 2]) for end in ("x", "y")]
-    added = helper.make_tensor("shift", TensorProto.FLOAT, [1], [shift])
-    graph = helper.make_graph([helper.make_node("Add", ["x", "shift"], ["y"])], "adds", ends[:1], ends[1:], [added])
+    kept = [
+        numpy_helper.from_array(np.full(max(1, megabytes * 250_000), shift, np.float32), "shifts"),
+        numpy_helper.from_array(np.array([0]), "first"),
+    ]
+    nodes = [helper.make_node("Gather", ["shifts", "first"], ["shift"]), helper.make_node("Add", ["x", "shift"], ["y"])]
+    graph = helper.make_graph(nodes, "adds", ends[:1], ends[1:], kept)
     run_id = tracking.find_or_create_run(tracking.experiment_of(model), f"{model} files", "files", {})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"adds-{shift}.onnx"

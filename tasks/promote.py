@@ -61,7 +61,6 @@ def run(
     by = "; ".join([who, *(answer.sentence.rstrip(".") for answer in answers)])
     card = report.card(pinned.run_id, title, verdict, by)
     version = registry.register_onnx(model, pinned.run_id, exported.candidates[verdict.ships], card, about)
-    registry.describe(model, version, card, about)  # an earlier run may have registered the same file
     registry.set_alias(model, registry.CHALLENGER, version)
     promoted = champion.move(
         model,
@@ -74,6 +73,8 @@ def run(
         first_from=dense,
     )
     registry.set_alias(model, registry.CHALLENGER, None)
+    # An earlier run may have registered the same file. Not before the change: one that is refused lets nothing through.
+    registry.describe(model, version, card, about)
     tracking.log(pinned.run_id, {}, promoted=f"models:/{registry.onnx_name(model)}/{version}")
     return promoted
 

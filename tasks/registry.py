@@ -160,16 +160,15 @@ def target(model: str, version: str) -> Target | None:
 
 
 def dense(model: str, version: str) -> str:
-    """The dense version of `<model>-onnx` that another version was pruned from.
+    """The dense version of `<model>-onnx` that another version was pruned from, or itself.
 
     Raises:
-        InputError: there is none.
+        InputError: no such version, or it does not say.
     """
     name = onnx_name(model)
     tags = tracking.client().get_model_version(name, version).tags
-    found = tags.get(DENSE) or (
-        version if tags.get(KIND) == "dense" else None
-    )  # the INT8 form of a dense model has both
+    # The INT8 form of a dense model is of kind dense too, and names the one that it was made from.
+    found = tags.get(DENSE) or (version if tags.get(KIND) == "dense" else None)
     if found is None:
         raise InputError(
             f"to: expected a version of {name} that says in its tag {DENSE} what it was pruned from, version {version} does "

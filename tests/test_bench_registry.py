@@ -21,3 +21,9 @@ def test_processes_that_change_one_model_at_random_leave_one_champion_and_a_jour
     assert set().union(*(one.refused for one in seen)) <= {
         *("serves already", "followed from what served", "that served before", "expected a version before")
     }, "a refusal that others do not explain"
+
+
+@pytest.mark.slow
+def test_the_way_back_of_a_model_is_timed() -> None:
+    assert 0.0 < bench.way_back("timed", megabytes=1) < 60.0
+    assert [entry.to_version for entry in journal.entries("timed")] == ["1", "2", "1"]

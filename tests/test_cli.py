@@ -260,6 +260,7 @@ def test_a_rollback_says_what_serves_now(
             "Error: Invalid input for param version",
         ),
         ((404, "Dag not found"), "does not know DAG 'prune_model'"),
+        ((403, "Forbidden"), "refuses POST of DAG 'prune_model': it takes a higher role there"),
         ((500, "broken"), "answered 500"),
     ],
 )

@@ -177,7 +177,9 @@ def test_a_run_that_promoted_does_not_undo_a_person_s_rollback_when_its_task_is_
     promote.run(pinned, job.exported, job.verdict)
     rollback.run(model, "dense", "wait", "test")
     with pytest.raises(InputError, match=r"^promote: prune_model first let version 2 serve in entry 1, and version 1"):
-        promote.run(pinned, job.exported, job.verdict)
+        promote.run(pinned, job.exported, replace(job.verdict, evidence="newer"))
+    tags = tracking.client().get_model_version(registry.onnx_name(model), "2").tags
+    assert tags["secateur.evidence"] == job.verdict.evidence, "what is refused lets nothing through"
     promotion = promote.run(replace(pinned, dag_run_id="another"), job.exported, job.verdict)
     assert (promotion.version, registry.champion(model)) == ("2", "2")
     assert registry.alias(model, registry.CHALLENGER) is None
@@ -689,6 +691,7 @@ def test_a_model_that_is_only_quantised_runs_no_cycle_and_is_judged_like_any_oth
     assert done.promotion is not None
     tags = tracking.client().get_model_version(registry.onnx_name(model), done.promotion.version).tags
     assert (tags["secateur.kind"], tags["secateur.precision"]) == ("dense", "int8")
+    assert registry.dense(model, done.promotion.version) == "1" != done.promotion.version
 
 
 @pytest.mark.slow

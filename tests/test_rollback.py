@@ -116,6 +116,12 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(resting: str, to: st
     assert len(journal.entries(resting)) == 1
 
 
+def test_a_version_that_does_not_name_its_dense_one_is_refused(model: str) -> None:
+    tracking.client().delete_model_version_tag(registry.onnx_name(model), "2", registry.DENSE)
+    with pytest.raises(InputError, match=r"secateur\.dense what it was pruned from, version 2 does not; name a version"):
+        back(model, "dense")
+
+
 def test_a_model_without_a_champion_is_refused() -> None:
     with pytest.raises(InputError, match="'unheard-of' has none; promote a version first"):
         back("unheard-of", "1")
