@@ -118,7 +118,9 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(resting: str, to: st
 
 def test_a_version_that_does_not_name_its_dense_one_is_refused(model: str) -> None:
     tracking.client().delete_model_version_tag(registry.onnx_name(model), "2", registry.DENSE)
-    with pytest.raises(InputError, match=r"secateur\.dense what it was pruned from, version 2 does not; name a version"):
+    with pytest.raises(
+        InputError, match=r"secateur\.dense what it was pruned from, version 2 does not; name a version"
+    ):
         back(model, "dense")
 
 
