@@ -60,7 +60,7 @@ def main() -> int:
     findings = champion.findings(book)
     print(told(book, seen, watched, findings))
     print(f"Rollback of a model of {LARGE_MB} MB: {way_back(f'large-{uuid.uuid4().hex[:8]}', LARGE_MB):.1f} s")
-    return 1 if findings or watched.wrong or any(one.failed for one in seen) else 0
+    return 1 if findings or watched.wrong or any(one.failed for one in (*seen, watched)) else 0
 
 
 def compete(model: str, processes: int, seconds: float, seed: int) -> tuple[list[Seen], Seen]:
@@ -131,22 +131,30 @@ def reason_of(refusal: str) -> str:
 
 
 def watch(model: str, draw: random.Random, until: float) -> Seen:
-    """Look at alias, pointer and journal together: with no change under way they are one, in a change one of its two."""
+    """Look all the time."""
     del draw
     seen = Seen()
     while time.monotonic() < until:
-        before = journal.read(model)
-        alias = registry.champion(model)
-        pointer = (bucket.pointer(registry.onnx_name(model)) or {}).get("version")
-        after = journal.again(before)
-        if (before.length, before.steps) != (after.length, after.steps):
-            continue
-        assert before.head is not None
-        allowed = {before.head.to_version} | ({before.pending.to_version} if before.pending else set())
-        seen.looks += 1
-        if before.findings or not {alias, pointer} <= allowed:
-            seen.wrong.append(f"entry {before.length}: {sorted(allowed)}, alias {alias}, pointer {pointer}")
+        try:
+            look(model, seen)
+        except Exception as error:
+            seen.failed.append(f"{type(error).__name__}: {error}")
     return seen
+
+
+def look(model: str, seen: Seen) -> None:
+    """Read alias, pointer and journal together: with no change under way they are one, in a change one of its two."""
+    before = journal.read(model)
+    alias = registry.champion(model)
+    pointer = (bucket.pointer(registry.onnx_name(model)) or {}).get("version")
+    after = journal.again(before)
+    if (before.length, before.steps) != (after.length, after.steps):
+        return
+    assert before.head is not None
+    allowed = {before.head.to_version} | ({before.pending.to_version} if before.pending else set())
+    seen.looks += 1
+    if before.findings or not {alias, pointer} <= allowed:
+        seen.wrong.append(f"entry {before.length}: {sorted(allowed)}, alias {alias}, pointer {pointer}")
 
 
 def register(model: str, shift: float, megabytes: int = 0) -> None:
@@ -170,7 +178,7 @@ def told(book: journal.Journal, seen: Sequence[Seen], watched: Seen, findings: S
     """The result in words."""
     outcomes = collections.Counter(entry.outcome or "not ended" for entry in book.entries)
     refused: Mapping[str, int] = sum((one.refused for one in seen), collections.Counter())
-    failed = [failure for one in seen for failure in one.failed]
+    failed = [failure for one in (*seen, watched) for failure in one.failed]
     lines = [
         f"{len(seen)} processes: {sum(one.done for one in seen)} changes and repeats done, {sum(refused.values())} refused, "
         f"{len(failed)} failed; the longest took {max(one.longest_s for one in seen):.1f} s",

@@ -62,7 +62,15 @@ def _client(attempts: int, read_timeout_s: int, settings: tuple[tuple[str, str],
 
     del settings  # boto3 reads them itself
     retries: Any = {"mode": "standard", "total_max_attempts": attempts}
-    return boto3.client("s3", config=Config(retries=retries, connect_timeout=5, read_timeout=read_timeout_s))
+    config = Config(
+        retries=retries,
+        connect_timeout=5,
+        read_timeout=read_timeout_s,
+        # What is read here has a digest of its own; and where the server's error carries a checksum, botocore would raise an
+        # AttributeError instead of it (boto3 issue 4754).
+        response_checksum_validation="when_required",
+    )
+    return boto3.client("s3", config=config)
 
 
 def _place(uri: str) -> tuple[str, str]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from services import BUCKET, write_onnx
+from services import BUCKET, Servers, write_onnx
+from wire import wire
 
 from secateur.errors import InputError
 from secateur.runtime import Target
@@ -224,6 +225,18 @@ def test_a_refused_signature_is_not_taken_for_an_empty_bucket(model: str, monkey
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret-of-this-key")
     with pytest.raises(ClientError):
         bucket.pointer(model)
+
+
+def test_a_server_that_fails_is_told_in_its_words_though_its_error_carries_a_checksum(
+    model: str, services: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from botocore.exceptions import ClientError
+
+    with wire(services["AWS_ENDPOINT_URL_S3"]) as failing:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", failing.address)
+        failing.become("failing")
+        with pytest.raises(ClientError, match="it moved while it was read"):
+            bucket.pointer(model)
 
 
 def test_a_missing_bucket_is_not_taken_for_an_empty_one(model: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,26 @@ import threading
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-FULL = b"<Error><Code>InsufficientStorage</Code><Message>no space left on device</Message></Error>"
+# By state, what is refused and the answer: its status, its body, and a checksum where the server knows the object's.
+ANSWERS = {
+    "full": (
+        b"PUT ",
+        b"507 Insufficient Storage",
+        b"<Error><Code>InsufficientStorage</Code><Message>no space left on device</Message></Error>",
+        b"",
+    ),
+    "failing": (
+        b"GET ",
+        b"500 Internal Server Error",
+        b"<Error><Code>InternalError</Code><Message>it moved while it was read</Message></Error>",
+        b"x-amz-checksum-crc32: AAAAAA==\r\n",
+    ),
+}
 HALF_WAY = 50_000  # bytes
 
 
 class Wire:
-    """Forwards bytes to a server, or does what it is told to `become`: refusing, stalling, dropping or full."""
+    """Forwards bytes to a server, or does what it is told to `become`: refusing, stalling, dropping, full or failing."""
 
     def __init__(self, server: str) -> None:
         self.server = (urlsplit(server).hostname, urlsplit(server).port)
@@ -49,9 +63,10 @@ class Wire:
         with contextlib.suppress(OSError):
             while chunk := source.recv(16_384):
                 passed += len(chunk)
-                if sending and self.state == "full" and chunk.startswith(b"PUT "):
-                    source.sendall(b"HTTP/1.1 507 Insufficient Storage\r\nContent-Type: application/xml\r\n")
-                    source.sendall(b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(FULL), FULL))
+                method, status, body, checksum = ANSWERS.get(self.state, (b"", b"", b"", b""))
+                if sending and method and chunk.startswith(method):
+                    source.sendall(b"HTTP/1.1 %s\r\nContent-Type: application/xml\r\n%s" % (status, checksum))
+                    source.sendall(b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
                     break
                 if sending and self.state == "dropping" and passed > HALF_WAY:
                     break
