@@ -182,12 +182,16 @@ def measure_of(
 
 
 def reach(
-    axes: Sequence[AxisInfo], steps: Sequence[Step], goal: Goal | Speedup, count: Callable[[Widths], int]
+    axes: Sequence[AxisInfo],
+    ladders: Sequence[list[int]],
+    steps: Sequence[Step],
+    goal: Goal | Speedup,
+    count: Callable[[Widths], int],
 ) -> Widths:
     """Take steps in order as far as the goal allows, then those of later ones that still fit, so that what is missing is
     less than any axis's next step; a last step beyond the goal is taken where that lands nearer. No axis is worn away for a
     remainder: a later step that takes DEAREST times the share of its axis, for what it gives, is left alone. A speedup is a
-    promise: the first step beyond is always taken, and earlier ones that are not needed then are given back.
+    promise: the first step beyond is always taken, and what is not needed then is given back, of a long step a part.
 
     Raises:
         InputError: the goal lies beyond what all the steps give; the message says what that is.
@@ -208,7 +212,7 @@ def reach(
         )
     taken = max(steps_needed(axes, steps, goal, count) - 1, 0)
     if isinstance(goal, Speedup):
-        return _given_back(axes, steps[: taken + 1], after(taken + 1), lambda w: removed(w) >= goal.share)
+        return _given_back(axes, ladders, steps[: taken + 1], after(taken + 1), lambda w: removed(w) >= goal.share)
     widths = after(taken)
     too_far: dict[int, Step] = {}  # the next step of each axis whose next step overshoots
     too_dear: set[int] = set()
@@ -250,18 +254,23 @@ def _after(axes: Sequence[AxisInfo], steps: Sequence[Step], taken: int) -> Width
 
 
 def _given_back(
-    axes: Sequence[AxisInfo], steps: Sequence[Step], widths: Widths, fast_enough: Callable[[Widths], bool]
+    axes: Sequence[AxisInfo],
+    ladders: Sequence[list[int]],
+    steps: Sequence[Step],
+    widths: Widths,
+    fast_enough: Callable[[Widths], bool],
 ) -> Widths:
-    """Undo the latest steps, the dearest, that the goal is met without."""
+    """Undo of the latest steps, the dearest, as much as the goal is met without."""
     before: list[int] = []
     at = {info.axis: info.size for info in axes}
     for step in steps:
         before.append(at[axes[step.which].axis])
         at[axes[step.which].axis] = step.width
     for step, wider in reversed(list(zip(steps, before, strict=True))):
-        undone = widths | {axes[step.which].axis: wider}
-        if widths[axes[step.which].axis] == step.width and fast_enough(undone):
-            widths = undone
+        axis = axes[step.which].axis
+        if widths[axis] == step.width:
+            between = [width for width in ladders[step.which] if step.width < width <= wider]  # widest first
+            widths = next(filter(fast_enough, [widths | {axis: width} for width in between]), widths)
     return widths
 
 

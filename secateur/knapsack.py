@@ -42,6 +42,11 @@ class Items:
         """The axes and then the branches, each an axis of one unit: what the numbers of steps count."""
         return [*self.axes, *(branch.info for branch in self.branches)]
 
+    @property
+    def rungs(self) -> list[list[int]]:
+        """The widths that each of these may have, from dense downwards."""
+        return [*self.ladders, *([branch.info.size, 0] for branch in self.branches)]
+
 
 def knapsack(items: Items, goal: Goal | Speedup, count: Count) -> Widths:
     """The widths, 0 for a branch that goes, that keep most of the importance among those that meet the goal.
@@ -63,7 +68,7 @@ def knapsack(items: Items, goal: Goal | Speedup, count: Count) -> Widths:
     refused: list[InputError] = []
     for steps in (*orders, greedy):
         try:
-            found.append(reach(items.infos, steps, goal, count))
+            found.append(reach(items.infos, items.rungs, steps, goal, count))
         except InputError as error:  # the first is of everything that can go
             refused.append(error)
     if not found:

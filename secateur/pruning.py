@@ -436,7 +436,7 @@ def _allocate(
         steps = allocate.sensitivity_order(chosen, items.ladders, curves, count)
     else:
         steps = allocate.ORDERS[choice.allocation](chosen, items.ladders, scores)
-    return allocate.reach(chosen, steps, goal, count)
+    return allocate.reach(chosen, items.ladders, steps, goal, count)
 
 
 def strongest(scores: np.ndarray, count: int) -> np.ndarray:

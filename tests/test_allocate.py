@@ -17,6 +17,7 @@ from secateur.allocate import (
     Macs,
     Parameters,
     Ratio,
+    Speedup,
     Step,
     global_order,
     grouped_order,
@@ -51,7 +52,7 @@ def uniform(structure: Structure, axes: list[AxisInfo], goal: Goal, symbols: dic
     if isinstance(goal, Ratio):
         return nearest(axes, ladders, goal.share)
     scores = {info.name: np.ones(info.size) for info in axes}
-    return reach(axes, uniform_order(axes, ladders, scores), goal, measure_of(goal, structure, axes, symbols))
+    return reach(axes, ladders, uniform_order(axes, ladders, scores), goal, measure_of(goal, structure, axes, symbols))
 
 
 def width_of(info: AxisInfo, goal: Goal, align: int) -> int:
@@ -176,7 +177,7 @@ def allocated(
     scores = {info.name: np.array(v) for info, v in zip(axes, values, strict=True)}
     ladders = [ladder(info, 1, 0.0) for info in axes]
     goal = Ratio(share)
-    widths = reach(axes, order(axes, ladders, scores), goal, measure_of(goal, NOTHING, axes, {}))
+    widths = reach(axes, ladders, order(axes, ladders, scores), goal, measure_of(goal, NOTHING, axes, {}))
     return [(info, scores[info.name], widths[info.axis]) for info in axes]
 
 
@@ -223,9 +224,21 @@ def test_no_heads_are_worn_away_for_the_remainder_that_aligned_widths_leave(
     ladders = [ladder(info, align, 0.0) for info in axes]
     steps = grouped_order(axes, ladders, {info.name: rng.random(info.size) for info in axes})
     goal = Ratio(share)
-    widths = reach(axes, steps, goal, measure_of(goal, NOTHING, axes, {}))
+    widths = reach(axes, ladders, steps, goal, measure_of(goal, NOTHING, axes, {}))
     gone = sum(info.size - widths[info.axis] for info in axes if info.kind == "head")
     assert abs(gone - share * layers * heads) <= 1 + align * layers * heads / (layers * neurons) + ROUNDING
+
+
+def test_of_a_step_over_many_widths_a_speedup_takes_no_more_than_it_needs() -> None:
+    """A knapsack steps from corner to corner of a table of times; where the table is wrong, aiming needs what lies between."""
+    axes = [replace(axis(64), name=name) for name in "ab"]
+    ladders = [ladder(info, 4, floor=0.0) for info in axes]
+    steps = [Step(1.0, 0, 32), Step(2.0, 1, 16)]
+    for times, expected in ((1.1, [52, 64]), (4 / 3, [32, 64]), (1.5, [32, 52]), (2.5, [32, 16])):
+        goal = Speedup(times, lambda widths: sum(widths.get(name, 64) for name in "ab"))
+        count = measure_of(goal, NOTHING, axes, {})
+        widths = reach(axes, ladders, steps, goal, count)
+        assert [widths[info.axis] for info in axes] == expected
 
 
 def test_uniform_allocation_takes_the_least_important_of_equal_shares_first() -> None:

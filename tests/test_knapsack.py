@@ -100,7 +100,7 @@ def test_the_knapsack_keeps_no_less_than_other_allocations_of_the_same_speedup(s
     count = measure_of(goal, NOTHING, chain.axes, {})
     kept = chain.kept(chain.greedy(goal))
     for order in (uniform_order, global_order, grouped_order):
-        widths = reach(chain.axes, order(chain.axes, chain.ladders, chain.scores), goal, count)
+        widths = reach(chain.axes, chain.ladders, order(chain.axes, chain.ladders, chain.scores), goal, count)
         assert kept >= 0.98 * chain.kept({info.name: widths[info.axis] for info in chain.axes})
 
 
