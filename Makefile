@@ -73,7 +73,7 @@ bench-recovery: $(BENCH_STAMP) ## Recovery's training loop beside others, into b
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -W ignore -m benchmarks.recovery \
 		$(if $(DATA),--data "$(DATA)",) $(if $(ROWS),--rows $(ROWS),) $(if $(ROUNDS),--rounds $(ROUNDS),)
 
-bench-accuracy: $(BENCH_STAMP) ## What recipes keep of accuracy, into benchmarks/results; DATA=<folder>, SCALE=cpu|gpu, ROWS="resnet20-structured ...", JOBS=<n>
+bench-accuracy: $(BENCH_STAMP) ## What recipes keep of accuracy, into benchmarks/results; DATA=<folder>, SCALE=cpu|cpu-long|gpu, ROWS="resnet20-structured ...", JOBS=<n>
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -W ignore -m benchmarks.accuracy \
 		$(if $(DATA),--data "$(DATA)",) $(if $(SCALE),--scale $(SCALE),) $(if $(ROWS),--rows $(ROWS),) $(if $(JOBS),--jobs $(JOBS),)
 

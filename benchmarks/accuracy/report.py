@@ -32,7 +32,7 @@ def markdown(rows: dict[str, Stored], studies: dict[str, Study], scale: str) -> 
         f"# What recipes keep of the accuracy, scale {scale}",
         f"Written by `make bench-accuracy SCALE={scale}`; the numbers are in `accuracy-{scale}.json`, the constants in "
         "`benchmarks/accuracy/scales.py`.",
-        NOTES + (SHORT if scale == "cpu" else ""),
+        NOTES + (SHORT if scale != "gpu" else ""),
     ]
     for name, stored in rows.items():
         pieces += _row(name, stored, studies[name], scale)
