@@ -74,7 +74,7 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
             {name: getattr(axis, name) for name in ("name", "kind", "before", "after")} for axis in made.report.axes
         ]
         tracking.put_json(run_id, "cut/widths.json", widths)
-    return Cut(cycle, run_id, file, 1 - (counted.params - counted.zeros) / baseline.figures.weights)
+    return Cut(cycle, run_id, file, 1 - counted.weights / baseline.figures.weights)
 
 
 def _aimed(

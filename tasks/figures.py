@@ -55,6 +55,11 @@ class Counts:
     zeros: int  # of the parameters, by a pattern that was cut
     kv_cache_bytes: int | None
 
+    @property
+    def weights(self) -> int:
+        """The parameters that are left: what sparsity is counted by."""
+        return self.params - self.zeros
+
 
 def counts(program: ExportedProgram, lineage: Mapping[str, Any]) -> Counts:
     """Count a program, whose lineage says whether its zeros are a pattern's."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from secateur.errors import InputError
 from tasks import figures, tracking
+from tasks.figures import Counts
 from tasks.recipe import COUNTED, Goal, Recipe
 from tasks.references import Cycle, Figures, File
 
@@ -22,11 +23,15 @@ if TYPE_CHECKING:
     from secateur.data import Split
     from secateur.pruning import Choice
 
+NEAR = 0.95  # of a goal is taken for it: a cut goes by whole units
 TIMES = ("speedup", "p99_ms", "qps")
-COSTS: Mapping[str, Callable[[Figures], float | None]] = {  # what a goal counts, the less the better
+COUNTS: Mapping[str, Callable[[Figures | Counts], float | None]] = {  # what a goal counts, the less the better
     "sparsity": lambda seen: seen.weights,
     "macs": lambda seen: seen.macs,
     "kv_cache": lambda seen: seen.kv_cache_bytes,
+}
+COSTS: Mapping[str, Callable[[Figures], float | None]] = {
+    **COUNTS,
     "p99_ms": lambda seen: seen.latency_p99_ms,
     "qps": lambda seen: 1 / seen.requests_per_s if seen.requests_per_s else None,  # seconds of a request
     "size_mb": lambda seen: seen.size_bytes / 1e6,
@@ -60,6 +65,15 @@ def reached(goal: Goal, dense: Figures, cycle: Cycle) -> float:
     before, now = COSTS[name](dense), COSTS[name](cycle.figures)
     assert before, "the baseline measures what the goal counts"
     assert now, "a cycle measures what the baseline does"
+    return before / now
+
+
+def counted(goal: Goal, dense: Figures, seen: Counts) -> float:
+    """The ratio that a program reaches of a goal that follows from it alone."""
+    of = COUNTS[goal.given[0]]
+    before, now = of(dense), of(seen)
+    assert before, "the baseline counts what the goal does"
+    assert now, "something is left"
     return before / now
 
 

@@ -274,7 +274,7 @@ class Recovery(Section):
 
 
 class Quantize(Section):
-    """INT8 beside floating point; of all the files the fastest within the accuracy budget on validation goes to the gate."""
+    """INT8 beside floating point; of the files within the accuracy budget on validation the fastest that reaches the goal ships."""
 
     int8: Literal[False, True, "auto"] = False  # auto: where the target is known to gain time and can run it
     calibration: int = Field(256, ge=1)  # examples of the training split, for the ranges of activations

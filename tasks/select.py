@@ -8,8 +8,6 @@ from tasks import goals, tracking
 from tasks.recipe import Recipe
 from tasks.references import Baseline, Cycle, Pinned, Plan, Selected
 
-NEAR_GOAL = 0.95  # of it: a cut goes by whole units
-
 
 @tracking.remembered
 def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycles: list[Cycle | None]) -> Selected:
@@ -51,7 +49,7 @@ def _of_goal(recipe: Recipe, baseline: Baseline, done: list[Cycle], best: Cycle)
     """Whether the goal is reached, and if not, what stands in its way."""
     wanted = goals.wanted(recipe.goal, baseline.figures)
     reached = goals.reached(recipe.goal, baseline.figures, best)
-    if reached >= NEAR_GOAL * wanted:
+    if reached >= goals.NEAR * wanted:
         return f"goal {recipe.goal} is reached ({reached:.2f}x)"
     broken = next((cycle for cycle in done if cycle.accuracy_delta < -recipe.budget.accuracy_drop), None)
     if broken:
