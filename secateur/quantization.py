@@ -22,21 +22,17 @@ import onnx
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from secateur import machine, requests, runtime
-from secateur.data import chunks
+from secateur import machine, requests
 from secateur.errors import InputError
 from secateur.gains import VNNI
 from secateur.machine import Machine
 from secateur.runtime import Target
-
-Batch = dict[str, np.ndarray]  # examples of every input, by its name
 
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
-BATCH = 32  # examples of calibration at a time: of one batch every activation is kept, of all of them none
 OLDEST_OPSET = 13  # the first whose DequantizeLinear has an axis, without which there are no channels
 MULTIPLY = ("Conv", "Gemm", "MatMul")  # with a weight that is constant; two activations stay in floating point
 FLOAT_OUTPUT = (
@@ -122,8 +118,8 @@ def quantise(
     if method not in METHODS:
         raise InputError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     inputs = requests.inputs_of(model, target)
-    batches = _batches(columns, inputs)
-    _check_answers(Path(model), target, batches[0], Path(model).name)
+    batches = requests.batches(columns, inputs)
+    requests.check_answers(Path(model), target, batches[0], Path(model).name)
     scheme = scheme or scheme_of(machine.here())
     with tempfile.TemporaryDirectory(prefix="secateur-") as name:
         folder = Path(name)
@@ -143,41 +139,15 @@ def quantise(
         nodes = _between_integers(quantised.graph, chosen)
         if not any(op in MULTIPLY for op in nodes):
             raise RuntimeError(f"{Path(model).name}: {len(chosen)} nodes were chosen, none of them was quantised")
-        _check_answers(made, target, batches[0], "its INT8 form")
+        requests.check_answers(made, target, batches[0], "its INT8 form")
         shutil.copyfile(made, output)
     return Quantised(Path(output), nodes, scheme, method, sum(len(batch[inputs[0].name]) for batch in batches))
-
-
-def _batches(columns: Sequence[np.ndarray], inputs: Sequence[requests.Input]) -> list[Batch]:
-    """The examples as requests; of a file with a fixed batch only as many as fill one."""
-    counts = {len(column) for column in columns}
-    if len(columns) != len(inputs) or len(counts) != 1:
-        raise InputError(
-            f"inputs: expected examples of {', '.join(one.name for one in inputs)}, as many of each, got "
-            f"{', '.join(str(len(column)) for column in columns) or 'none'}"
-        )
-    for one, column in zip(inputs, columns, strict=True):
-        if any(not np.isfinite(rows).all() for rows in chunks(column)):
-            raise InputError(
-                f"inputs: expected finite examples, got NaN or infinity in {one.name}; ranges follow from them"
-            )
-    fixed = {one.shape[0] for one in inputs if one.shape and one.shape[0] is not None}
-    size, count = (max(fixed), counts.pop()) if fixed else (BATCH, counts.pop())
-    starts = range(0, count - size + 1 if fixed else count, size)
-    if not starts:
-        raise InputError(
-            f"inputs: expected at least {size if fixed else 1} examples to calibrate with, got {count}; give more"
-        )
-    return [
-        {one.name: column[start : start + size] for one, column in zip(inputs, columns, strict=True)}
-        for start in starts
-    ]
 
 
 class _Reader:
     """Batches as ONNX Runtime's calibration asks for them."""
 
-    def __init__(self, batches: Sequence[Batch]) -> None:
+    def __init__(self, batches: Sequence[requests.Batch]) -> None:
         self.batches = batches
         self.set_range(0, len(batches))
 
@@ -187,7 +157,7 @@ class _Reader:
     def set_range(self, start_index: int, end_index: int) -> None:
         self.rest = iter(self.batches[start_index:end_index])
 
-    def get_next(self) -> Batch | None:
+    def get_next(self) -> requests.Batch | None:
         return next(self.rest, None)
 
 
@@ -226,7 +196,7 @@ def _chosen(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _round(
-    model: Path, output: Path, batches: Sequence[Batch], chosen: Mapping[str, str], method: str, scheme: Scheme
+    model: Path, output: Path, batches: Sequence[requests.Batch], chosen: Mapping[str, str], method: str, scheme: Scheme
 ) -> None:
     """Let ONNX Runtime find the ranges and write the chosen nodes between integers."""
     try:
@@ -279,17 +249,3 @@ def _between_integers(graph: onnx.GraphProto, chosen: Mapping[str, str]) -> dict
     dequantised = {output for node in graph.node if node.op_type == "DequantizeLinear" for output in node.output}
     found = Counter(node.op_type for node in graph.node if node.name in chosen and node.input[0] in dequantised)
     return dict(sorted(found.items()))
-
-
-def _check_answers(path: Path, target: Target, batch: Batch, which: str) -> None:
-    """Raise InputError unless the target loads the file and answers a batch with finite numbers."""
-    try:
-        answer = runtime.run(runtime.open_session(path, target), *batch.values())
-    except InputError:
-        raise
-    except Exception as error:  # the runtime's own, without a common class
-        raise InputError(
-            f"model: expected {target.provider} to run {which} on the examples, it does not: {' '.join(str(error).split())}"
-        ) from error
-    if np.issubdtype(answer.dtype, np.floating) and not np.isfinite(answer).all():
-        raise InputError(f"model: expected finite outputs of {which}, got NaN or infinity; is the file damaged?")

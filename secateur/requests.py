@@ -1,14 +1,20 @@
-"""Requests for an ONNX file: made up from what its inputs are declared to be, or read from a file of examples."""
+"""Requests for an ONNX file: made up from what its inputs are declared to be, or read from a file of examples; and whether
+it answers them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from secateur.data import chunks
 from secateur.errors import InputError
-from secateur.runtime import Target, open_session
+from secateur.runtime import Target, open_session, run
+
+Batch = dict[str, np.ndarray]  # examples of every input, by its name
+BATCH = 32  # examples at a time where the file leaves it open
 
 TYPES = {
     "tensor(float)": np.float32,
@@ -89,3 +95,43 @@ def read(path: str | Path, inputs: list[Input]) -> list[np.ndarray]:
     if missing:
         raise InputError(f"inputs: expected {', '.join(missing)} in {path}, found {', '.join(arrays)}")
     return [arrays[one.name].astype(TYPES.get(one.type, arrays[one.name].dtype)) for one in inputs]
+
+
+def batches(columns: Sequence[np.ndarray], inputs: Sequence[Input]) -> list[Batch]:
+    """The examples as requests; of a file with a fixed batch only as many as fill one.
+
+    Raises:
+        InputError: not as many of each input, too few, or numbers that are not finite.
+    """
+    counts = {len(column) for column in columns}
+    if len(columns) != len(inputs) or len(counts) != 1:
+        raise InputError(
+            f"inputs: expected examples of {', '.join(one.name for one in inputs)}, as many of each, got "
+            f"{', '.join(str(len(column)) for column in columns) or 'none'}"
+        )
+    for one, column in zip(inputs, columns, strict=True):
+        if any(not np.isfinite(rows).all() for rows in chunks(column)):
+            raise InputError(f"inputs: expected finite examples, got NaN or infinity in {one.name}")
+    fixed = {one.shape[0] for one in inputs if one.shape and one.shape[0] is not None}
+    size, count = (max(fixed), counts.pop()) if fixed else (BATCH, counts.pop())
+    starts = range(0, count - size + 1 if fixed else count, size)
+    if not starts:
+        raise InputError(f"inputs: expected at least {size if fixed else 1} examples, got {count}; give more")
+    return [
+        {one.name: column[start : start + size] for one, column in zip(inputs, columns, strict=True)}
+        for start in starts
+    ]
+
+
+def check_answers(path: Path, target: Target, batch: Batch, which: str) -> None:
+    """Raise InputError unless the target loads the file and answers a batch with finite numbers."""
+    try:
+        answer = run(open_session(path, target), *batch.values())
+    except InputError:
+        raise
+    except Exception as error:  # the runtime's own, without a common class
+        raise InputError(
+            f"model: expected {target.provider} to run {which} on the examples, it does not: {' '.join(str(error).split())}"
+        ) from error
+    if np.issubdtype(answer.dtype, np.floating) and not np.isfinite(answer).all():
+        raise InputError(f"model: expected finite outputs of {which}, got NaN or infinity; is the file damaged?")

@@ -1,4 +1,5 @@
-"""Measures the dense model: what every later figure is compared with. Its INT8 form is made here too: before any training."""
+"""Measures the dense model: what every later figure is compared with. Its forms in lower precision are made here too: before
+any training."""
 
 from __future__ import annotations
 
@@ -8,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secateur.planner import Alone
-from tasks import figures, goals, int8, tracking, workers
+from tasks import figures, goals, precisions, tracking, workers
 from tasks.goals import TIMES
 from tasks.recipe import COUNTED, Recipe
-from tasks.references import Baseline, Figures, File, Int8, Pinned
+from tasks.references import Baseline, Converted, Figures, File, Pinned
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -30,16 +31,19 @@ def run(pinned: Pinned) -> Baseline:
         program, lineage, onnx_path = programs.load(path), programs.lineage(path), Path(folder) / "dense.onnx"
         validation = datasets.load(recipe, pinned.inputs).validation
         dense = figures.measure(program, lineage, onnx_path, pinned.run_id, validation, recipe)
-        quantised = int8.made(pinned, onnx_path, dense.onnx, pinned.program, "dense_int8")
+        quantised, halved = (
+            precisions.made(pinned, onnx_path, dense.onnx, pinned.program, f"dense_{precision}")
+            for precision in ("int8", "fp16")
+        )
         alone = _alone(recipe, dense, onnx_path, quantised, validation) if quantised else None
         latencies = _latencies(program, recipe, dense, Path(folder), pinned.run_id)
     speedups = dict.fromkeys(("speedup", "speedup_low", "speedup_high", "theoretical_speedup"), 1.0)
     start = {"sparsity": 0.0, f"{pinned.metric}_delta": 0.0, **speedups}
     tracking.log(pinned.run_id, {**figures.metrics(dense, pinned.metric), **start}, step=0)
-    return Baseline(dense, quantised, latencies, alone)
+    return Baseline(dense, quantised, halved, latencies, alone)
 
 
-def _alone(recipe: Recipe, dense: Figures, onnx_path: Path, quantised: Int8, validation: Split) -> Alone | None:
+def _alone(recipe: Recipe, dense: Figures, onnx_path: Path, quantised: Converted, validation: Split) -> Alone | None:
     """What INT8 gives without any pruning, where the plan may make do with it."""
     from secateur import compare
     from secateur.objectives import objective_of

@@ -5,13 +5,13 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tasks import int8, tracking
+from tasks import int8, precisions, tracking
 from tasks.references import Baseline, Exported, Pinned, Selected
 
 
 @tracking.remembered
 def run(pinned: Pinned, baseline: Baseline, selected: Selected) -> Exported:
-    """Write the ONNX file, its weights counted against the program's, its INT8 form if asked, and record the exporter.
+    """Write the ONNX file, its weights counted against the program's, its forms in lower precision if asked, and record the exporter.
 
     Where no cycle was selected the dense model's INT8 is all there is to export.
     """
@@ -27,8 +27,19 @@ def run(pinned: Pinned, baseline: Baseline, selected: Selected) -> Exported:
         onnx_path = Path(folder) / "model.onnx"
         onnx_export.export(program, onnx_path)
         pruned = tracking.put(pinned.run_id, onnx_path, "export")
-        quantised = int8.made(pinned, onnx_path, pruned, source, "pruned_int8")
-    if quantised:
-        quantised = int8.made_up_for(pinned, baseline, quantised)
+        rounded, halved = (
+            precisions.made(pinned, onnx_path, pruned, source, f"pruned_{precision}") for precision in ("int8", "fp16")
+        )
+    if rounded:
+        rounded = int8.made_up_for(pinned, baseline, rounded)
     tracking.log(pinned.run_id, {}, exporter=onnx_export.EXPORTER)
-    return Exported(selected.cycle.cycle, baseline.figures.onnx, pruned, source, baseline.int8, quantised)
+    return Exported(
+        cycle=selected.cycle.cycle,
+        dense=baseline.figures.onnx,
+        pruned=pruned,
+        program=source,
+        dense_int8=baseline.int8,
+        pruned_int8=rounded,
+        dense_fp16=baseline.fp16,
+        pruned_fp16=halved,
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.errors import InputError
-from tasks import figures, looks, tracking
+from tasks import figures, looks, precisions, tracking
 from tasks.recipe import Recipe
 from tasks.references import Exported, GateResult, Pinned, RuleResult, Validated
 from tasks.sections.data import COMPUTED_SLICES
@@ -52,7 +52,7 @@ def run(pinned: Pinned, exported: Exported, validated: Validated) -> GateResult:
         evidence = _evidence(
             pinned, recipe, test, objective, {"dense": dense_path, "pruned": path}, validated, incumbent
         )
-    asked = _asked(recipe, look, int8=ships.endswith("_int8"))
+    asked = _asked(recipe, look, precision=precisions.of(ships))
     beside = [incumbent.rule] if incumbent.rule else []
     verdict = judging.verdict_on(evidence, asked, objective, test.digest, beside)
     _keep_evidence(pinned.run_id, evidence)
@@ -129,7 +129,7 @@ def _check_alike(shifted: Split, test: Split) -> None:
         )
 
 
-def _asked(recipe: Recipe, look: int, *, int8: bool) -> Asked:
+def _asked(recipe: Recipe, look: int, *, precision: str) -> Asked:
     """The recipe's limits as the science knows them."""
     from secateur.gate.judging import Asked
 
@@ -143,7 +143,7 @@ def _asked(recipe: Recipe, look: int, *, int8: bool) -> Asked:
         robustness_drop=gate.robustness.drop if gate.robustness else None,
         incumbent_drop=gate.incumbent.drop if gate.incumbent else None,
         qps=(gate.qps.rate, gate.qps.p99_ms) if gate.qps else None,
-        int8=int8,
+        precision=precision,
         look=look,
         seed=recipe.seed,
         **{name: getattr(gate, name) for name in (*alike, *figures_of)},

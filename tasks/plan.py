@@ -9,7 +9,7 @@ from secateur import planner
 from secateur.errors import InputError, NothingRemovedError
 from secateur.planner import Cost, Decision, Evidence, Option, Overrules, Row
 from secateur.schedules import SCHEDULES
-from tasks import goals, methods, tracking
+from tasks import goals, methods, precisions, tracking
 from tasks.methods import Work
 from tasks.recipe import COUNTED, Recipe
 from tasks.references import Baseline, Pinned, Plan
@@ -139,7 +139,9 @@ def _more(recipe: Recipe, seen: Evidence, decision: Decision) -> list[Row]:
     if not seen.counted and decision.method != "n_m":
         because = "every cut is measured before its recovery, and aimed again until it is as wanted"
         rows.append(Row("aim", str(recipe.goal), because, f"{seen.wanted:.2f}x"))
-    if recipe.quantize.int8:
-        gain = methods.gain_of(recipe, "INT8")
-        rows.append(Row("beside", "INT8", f"of the dense and of the pruned model; it may buy {gain.buys} ({gain.why})"))
+    for precision, row in precisions.ROWS.items():
+        if getattr(recipe.quantize, precision):
+            gain = methods.gain_of(recipe, row)
+            because = f"of the dense and of the pruned model; it may buy {gain.buys} ({gain.why})"
+            rows.append(Row("beside", precision.upper(), because))
     return rows

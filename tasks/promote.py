@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import asdict
 
 from secateur.errors import NothingToDo
-from tasks import tracking
+from tasks import precisions, tracking
 from tasks.recipe import Recipe
 from tasks.references import Answer, Exported, GateResult, Pinned, Promotion
 
@@ -47,16 +47,16 @@ def run(
     )
     with tracking.fetched(exported.dense) as path:
         bucket.publish(registry.onnx_name(model), dense, path)
-    kind, _, int8 = verdict.ships.partition("_")
+    kind, _, precision = verdict.ships.partition("_")
     about = {
         **tags,
         registry.KIND: kind,
         registry.DENSE: dense,
-        "secateur.precision": int8 or "float32",
+        "secateur.precision": precision or "float32",
         "secateur.recipe": pinned.recipe_name,
         "secateur.evidence": verdict.evidence,
     }
-    title = kind.capitalize() + (f", {int8.upper()}" if int8 else "")
+    title = precisions.spoken(verdict.ships, ", ").capitalize()
     who = f"prune_model {pinned.dag_run_id}"
     by = "; ".join([who, *(answer.sentence.rstrip(".") for answer in answers)])
     card = report.card(pinned.run_id, title, verdict, by)

@@ -274,10 +274,12 @@ class Recovery(Section):
 
 
 class Quantize(Section):
-    """INT8 beside floating point; of the files within the accuracy budget on validation the fastest that reaches the goal ships."""
+    """Lower precisions beside float32; of the files within the accuracy budget on validation the fastest that reaches the goal ships."""
 
     int8: Literal[False, True, "auto"] = False  # auto: where the target is known to gain time and can run it
-    calibration: int = Field(256, ge=1)  # examples of the training split, for the ranges of activations
+    fp16: Literal[False, True, "auto"] = False
+    # examples of the training split, for the ranges of INT8's activations; FP16 answers some of them, which must be finite
+    calibration: int = Field(256, ge=1)
     method: Literal["minmax", "entropy", "percentile"] = "minmax"  # how the ranges follow from them
     # of training with rounded weights, where INT8 breaks the accuracy budget; in one process, otherwise as `recovery` says
     # but for compile, recompute and hidden_states; 0: none

@@ -64,8 +64,8 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Int8:
-    """An INT8 file, and what it was quantised from: a file in floating point, and the program which that was exported from."""
+class Converted:
+    """A file in a lower precision, and what it was made from: a file in float32, and the program which that was exported from."""
 
     file: File
     onnx: File
@@ -77,7 +77,8 @@ class Baseline:
     """The dense model, measured; for a goal of time also what its operations take at other widths, where that can be told."""
 
     figures: Figures
-    int8: Int8 | None = None  # of the same weights, where the recipe asks for it
+    int8: Converted | None = None  # of the same weights, as what follows where the recipe asks for it
+    fp16: Converted | None = None
     latencies: File | None = None
     int8_alone: Alone | None = None  # what that INT8 file gives, where the plan may choose it
 
@@ -148,20 +149,21 @@ class Exported:
     dense: File
     pruned: File | None
     program: File | None
-    dense_int8: Int8 | None = None
-    pruned_int8: Int8 | None = None
+    dense_int8: Converted | None = None
+    pruned_int8: Converted | None = None
+    dense_fp16: Converted | None = None
+    pruned_fp16: Converted | None = None
 
     @property
-    def quantised(self) -> dict[str, Int8]:
-        """Those in INT8 that there are, by name."""
-        named = {"dense_int8": self.dense_int8, "pruned_int8": self.pruned_int8}
-        return {name: one for name, one in named.items() if one is not None}
+    def converted(self) -> dict[str, Converted]:
+        """Those in a lower precision that there are, by name."""
+        return {name: one for name, one in vars(self).items() if isinstance(one, Converted)}
 
     @property
     def candidates(self) -> dict[str, File]:
         """The files that could ship, by name: all but the dense one."""
         pruned = {} if self.pruned is None else {"pruned": self.pruned}
-        return {**pruned, **{name: one.file for name, one in self.quantised.items()}}
+        return {**pruned, **{name: one.file for name, one in self.converted.items()}}
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
         for name, file in exported.candidates.items():
             with tracking.fetched(file) as path:
                 found[name] = _measured(
-                    recipe, baseline.figures, dense, path, validation, counts[name.removesuffix("_int8")]
+                    recipe, baseline.figures, dense, path, validation, counts[name.partition("_")[0]]
                 )
             print(f"{name}: {found[name].compared.inconclusive or found[name].compared}", flush=True)
         size = dense.stat().st_size
@@ -246,12 +246,12 @@ def _counts(dense: Figures, exported: Exported) -> dict[str, Counts]:
 
 
 def _parity(exported: Exported, ships: str, validation: Split) -> float:
-    """Of the floating-point file that ships, or that what ships was quantised from, with its program."""
+    """Of the float32 file that ships, or that what ships was made from, with its program."""
     from secateur import onnx_export
     from secateur import program as programs
 
-    quantised = exported.quantised.get(ships)
-    program, file = (quantised.program, quantised.onnx) if quantised else (exported.program, exported.pruned)
+    converted = exported.converted.get(ships)
+    program, file = (converted.program, converted.onnx) if converted else (exported.program, exported.pruned)
     assert program is not None
     assert file is not None
     with tracking.fetched(program) as program_path, tracking.fetched(file) as path:

@@ -133,9 +133,9 @@ def test_parity_passes_up_to_its_tolerance(error: float, outcome: str) -> None:
 
 
 def test_parity_of_an_int8_file_says_that_it_is_that_of_the_file_it_was_made_from() -> None:
-    judged = parity_rule(1e-6, 1e-4, int8=True)
+    judged = parity_rule(1e-6, 1e-4, precision="INT8")
     assert judged.outcome == PASS
-    assert "said of the float file that INT8 was made from" in judged.sentence
+    assert "said of the float32 file that INT8 was made from" in judged.sentence
     assert "INT8" not in parity_rule(1e-6, 1e-4).sentence
 
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from services import write_onnx
 from torch import nn
 
-from secateur import compare, onnx_export, quantization, runtime
+from secateur import compare, onnx_export, requests, runtime
 from secateur.errors import InputError
 from secateur.machine import Machine
 from secateur.quantization import METHODS, Quantised, Scheme, quantise, scheme_of
@@ -171,7 +171,7 @@ def test_ranges_are_of_all_batches(
     calm = quantise(residual_onnx, tmp_path / "calm.onnx", [models.images(32)], Target(), method=method, scheme=X86)
     assert made != calm.path.read_bytes(), "the first batch alone counts"
     if method == "minmax":
-        monkeypatch.setattr(quantization, "BATCH", EXAMPLES)
+        monkeypatch.setattr(requests, "BATCH", EXAMPLES)
         assert made == of_residual(residual_onnx, tmp_path, method).path.read_bytes()
 
 
@@ -179,7 +179,7 @@ def test_a_file_of_a_fixed_batch_is_calibrated_with_whole_batches(tmp_path: Path
     model = multiplies(tmp_path / "fixed.onnx", vectors(WIDTH, 3), batch=BATCH)
     made = quantise(model, tmp_path / "int8.onnx", [vectors(2 * BATCH + 1)], Target(batch=BATCH), scheme=X86)
     assert made.examples == 2 * BATCH
-    with pytest.raises(InputError, match=f"^inputs: expected at least {BATCH} examples to calibrate with, got 3"):
+    with pytest.raises(InputError, match=f"^inputs: expected at least {BATCH} examples, got 3"):
         quantise(model, tmp_path / "int8.onnx", [vectors(3)], Target(), scheme=X86)
 
 
@@ -192,7 +192,7 @@ def test_a_file_of_a_fixed_batch_is_calibrated_with_whole_batches(tmp_path: Path
             [vectors(3, WIDTH + 1)],
             "model: expected CPUExecutionProvider to run model.onnx on the examples, it does not",
         ),
-        ([vectors(0)], "inputs: expected at least 1 examples to calibrate with, got 0"),
+        ([vectors(0)], "inputs: expected at least 1 examples, got 0"),
         ([vectors(3) + np.float32("inf")], "inputs: expected finite examples, got NaN or infinity in x"),
     ],
 )

@@ -43,7 +43,13 @@ def test_every_default_is_filled_in() -> None:
         "recovery_epochs": 12,
         "measuring_s": 60.0,
     }
-    assert filled["quantize"] == {"int8": False, "calibration": 256, "method": "minmax", "aware_epochs": 0}
+    assert filled["quantize"] == {
+        "int8": False,
+        "fp16": False,
+        "calibration": 256,
+        "method": "minmax",
+        "aware_epochs": 0,
+    }
     assert {name: value for name, value in filled["gate"].items() if value is not None} == {
         "confidence": 0.95,
         "speedup": 1.0,

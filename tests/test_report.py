@@ -82,7 +82,7 @@ FULL = Evidence(
     classes=(ClassChange("0", 60, 2, 1, -0.017, -0.08, 0.05),),
     promises=(Promise("multiply-accumulates", 3.8, None), Promise("measured", 2.0, (1.9, 2.1))),
     explained="Every node became as much faster.",
-    int8={"pruned_int8": "calibrated on 40 examples"},
+    converted={"pruned_int8": "calibrated on 40 examples"},
     machine="a processor",
     noise="quiet",
     origin=(("program", "abc"),),
@@ -108,7 +108,7 @@ EMPTY = replace(
     **dict.fromkeys(("rules", "plan", "files", "points", "widths", "curves", "sizes", "classes", "promises"), ()),
     recipe={},
     test_examples=None,
-    int8={},
+    converted={},
 )
 VERDICT = GateResult("pruned", "pass", "all hold", (RuleResult("speedup", "pass", "2.02x faster"),), "digest")
 
@@ -229,7 +229,7 @@ def test_what_a_run_does_not_have_is_said_and_not_drawn() -> None:
         "no classes",
     ):
         assert sentence in page
-    assert "INT8 was not asked for" in page
+    assert "No lower precision was asked for" in page
     assert render.summary(EMPTY).startswith("# tiny version 1: no verdict")
 
 

@@ -44,7 +44,7 @@ class Asked:
     memory_mb: float | None = None
     size_mb: float | None = None
     qps: tuple[float, float] | None = None  # requests a second, and the limit of their 99th percentile in ms
-    int8: bool = False  # what ships was quantised, so that parity is said of another file
+    precision: str = ""  # a lower one of what ships, such as INT8, so that parity is said of another file
     look: int = 1
     looks: int = 3
     seed: int = 0
@@ -186,7 +186,7 @@ def _of_figures(evidence: Evidence, asked: Asked) -> list[Rule]:
     if asked.speedup is not None:
         found.append(rules.speedup_rule(*_figure(evidence, "speedup"), asked.speedup, asked.confidence))
     if asked.parity is not None:
-        found.append(rules.parity_rule(_figure(evidence, "parity")[0], asked.parity, int8=asked.int8))
+        found.append(rules.parity_rule(_figure(evidence, "parity")[0], asked.parity, precision=asked.precision))
     ceilings = {"p99_ms": ("ms", asked.confidence), "memory_mb": ("MB", asked.confidence), "size_mb": ("MB", None)}
     for name, (unit, confidence) in ceilings.items():
         if (limit := getattr(asked, name)) is not None:

@@ -255,16 +255,16 @@ def with_note(rule: Rule, note: str) -> Rule:
     return replace(rule, sentence=f"{rule.sentence}; {note}") if note else rule
 
 
-def parity_rule(error: float, tolerance: float, *, int8: bool = False) -> Rule:
+def parity_rule(error: float, tolerance: float, *, precision: str = "") -> Rule:
     """ONNX gives what torch gives. A NaN fails.
 
-    With `int8` the error is that of the file in floating point that the judged one was quantised from: rounding is what
-    quantisation does, and whether it is too much only the metric says.
+    With a lower `precision`, such as INT8, the error is that of the float32 file that the judged one was made from: rounding is
+    what it does, and whether it is too much only the metric says.
     """
     outcome = PASS if error <= tolerance else FAIL
     sentence = f"ONNX outputs differ from torch's by at most {error:.1e} of the largest; allowed {tolerance:.0e}"
-    if int8:
-        sentence += "; said of the float file that INT8 was made from, INT8 itself is proven by its metric alone"
+    if precision:
+        sentence += f"; said of the float32 file that {precision} was made from, {precision} itself is proven by its metric alone"
     return Rule("parity", outcome, tolerance, error, error, error, sentence)
 
 

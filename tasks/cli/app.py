@@ -405,6 +405,21 @@ def quantize(
 
 
 @app.command()
+def halve(
+    model: Annotated[Path, typer.Argument(help="An ONNX file, such as pruned.onnx.")],
+    output: Annotated[Path, typer.Argument(help="Where its FP16 form goes.")],
+    inputs: Annotated[Path, typer.Option(help="An .npz with examples of every input by its name; some are answered.")],
+    target: Annotated[
+        Path | None, typer.Option(help="YAML like the target section of a recipe: provider, threads, batch.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the FP16 form of an ONNX file, its inputs and outputs as they are. What it buys, `compare` measures."""
+    made = files.halve(model, output, inputs, target)
+    typer.echo(json.dumps(asdict(made), indent=2, default=str) if as_json else f"{made}\nWritten: {output}")
+
+
+@app.command()
 def up() -> None:
     """Start the local stack (Airflow, MLflow, S3), or what is missing of it; its state lives in .stack."""
     stack.up(typer.echo)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from secateur.batches import AtBatch
     from secateur.compare import OnRound
     from secateur.explain.difference import Difference, Pair
+    from secateur.half import Halved
     from secateur.quantization import Quantised
     from secateur.runtime import Target
 
@@ -139,6 +140,18 @@ def quantise(
     columns = requests.read(examples, requests.inputs_of(model, target))
     drawn = np.sort(np.random.default_rng(seed).permutation(len(columns[0]))[:calibration])
     return quantization.quantise(model, output, [column[drawn] for column in columns], target, method=method)
+
+
+def halve(model: Path, output: Path, examples: Path, target_file: Path | None) -> Halved:
+    """Write the FP16 form of a file, which must answer some of the examples with finite numbers.
+
+    Raises:
+        InputError: what the library refuses.
+    """
+    from secateur import half, requests
+
+    target = _target(target_file)
+    return half.halve(model, output, requests.read(examples, requests.inputs_of(model, target)), target)
 
 
 def _target(path: Path | None) -> Target:

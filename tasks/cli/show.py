@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur import planner
+from tasks import precisions
 from tasks.cli.airflow_api import Task
 from tasks.cli.follow import Outcome
 
@@ -110,7 +111,7 @@ def comparison(metrics: Mapping[str, float], metric: str = "accuracy", ships: st
     """Dense against what ships, the objective's metric first; what is missing shows as a dash."""
     table = Table()
     table.add_column("")
-    for title in ("dense", ships.replace("_int8", ", INT8"), "change"):
+    for title in ("dense", precisions.spoken(ships, ", "), "change"):
         table.add_column(title, justify="right")
     zeros = (ZEROS,) if f"{ships}.{ZEROS.metric}" in metrics else ()
     for row in (_metric_row(metric), *ROWS, *zeros):

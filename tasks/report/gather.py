@@ -1,6 +1,6 @@
 """What a report tells, read from a run in MLflow: artifacts, metrics and tags in, one frozen dataclass of plain values out.
 
-What a run does not have (it ended early, has no INT8, predicts no classes) is None or empty here, and said to be missing there.
+What a run does not have (it ended early, has no lower precision, predicts no classes) is None or empty here, and said to be missing there.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 
 from secateur import planner
 from secateur.errors import InputError
-from tasks import tracking
+from tasks import precisions, tracking
+from tasks.precisions import CONVERTED, FP16, INT8
 
 Interval = tuple[float, float]
 CONFIDENCE = 0.95  # of an accuracy's own interval on validation
-FILES = ("pruned", "dense_int8", "pruned_int8")  # that may ship, in the order in which they are shown
+FILES = ("pruned", *CONVERTED)  # that may ship, in the order in which they are shown
 RATIOS = {  # metrics of the parent run: what a cut promises by one account or another
     "theoretical_speedup": "multiply-accumulates",
     "bytes_ratio": "bytes moved",
@@ -69,7 +70,7 @@ class Point:
     """A model among the trade-offs: its metric on validation, what is gone, and its latency by the speedup measured in turns."""
 
     name: str
-    kind: str  # dense, cycle or int8
+    kind: str  # dense, cycle or converted
     accuracy: float
     accuracy_interval: Interval | None
     sparsity: float | None
@@ -165,7 +166,7 @@ class Evidence:
     classes: tuple[ClassChange, ...]
     promises: tuple[Promise, ...]
     explained: str
-    int8: Mapping[str, str]
+    converted: Mapping[str, str]
     machine: str
     noise: str
     origin: tuple[tuple[str, str], ...]
@@ -242,7 +243,7 @@ def gather(run_id: str) -> Evidence:
         classes=tuple(ClassChange(**{**one, "label": str(one["label"])}) for one in read("gate/classes.json")),
         promises=_promises(metrics),
         explained=told("validate/explained.txt"),
-        int8={name: found for name in _int8_names(run_id) if (found := told(f"int8/{name}.txt"))},
+        converted=_converted(run_id),
         machine=_machine(measured),
         noise=steps["validate"].get("noise", ""),
         origin=_origin(run_id, tags, steps["export"]),
@@ -376,11 +377,11 @@ def _points(
             )
         )
     for file in files:
-        if file.name.endswith("_int8") and file.speedup and file.speedup_interval and file.validation is not None:
+        if precisions.of(file.name) and file.speedup and file.speedup_interval and file.validation is not None:
             low, high = file.speedup_interval
             span = (dense_ms / high, dense_ms / low)
             of = (file.validation, around(file.validation), None, dense_ms / file.speedup, span)
-            found.append(Point(spoken(file.name), "int8", *of, chosen=file.ships))
+            found.append(Point(precisions.spoken(file.name), "converted", *of, chosen=file.ships))
     return tuple(found)
 
 
@@ -390,11 +391,6 @@ def wilson(share: float, examples: int, confidence: float = CONFIDENCE) -> Inter
     middle = (share + z * z / (2 * examples)) / (1 + z * z / examples)
     half = z / (1 + z * z / examples) * math.sqrt(share * (1 - share) / examples + (z / (2 * examples)) ** 2)
     return middle - half, middle + half
-
-
-def spoken(name: str) -> str:
-    """A file's name for a person."""
-    return name.replace("_int8", " INT8")
 
 
 def _widths(cycles: Sequence[Mapping[str, Any]], chosen: int | None) -> tuple[Width, ...]:
@@ -411,7 +407,11 @@ def _widths(cycles: Sequence[Mapping[str, Any]], chosen: int | None) -> tuple[Wi
 def _curves(measured: Mapping[str, Any]) -> tuple[Curve, ...]:
     latencies = measured.get("latencies", {})
     return tuple(
-        Curve(spoken(name), tuple((float(p), ms) for p, ms in latencies[name]["curve"]), latencies[name]["samples"])
+        Curve(
+            precisions.spoken(name),
+            tuple((float(p), ms) for p, ms in latencies[name]["curve"]),
+            latencies[name]["samples"],
+        )
         for name in ("dense", *FILES)
         if latencies.get(name, {}).get("curve")
     )
@@ -442,9 +442,14 @@ def _promises(metrics: Mapping[str, float]) -> tuple[Promise, ...]:
     return tuple(found)
 
 
-def _int8_names(run_id: str) -> list[str]:
-    paths = (entry.path for entry in tracking.client().list_artifacts(run_id, "int8"))
-    return sorted(path.rpartition("/")[2].removesuffix(".txt") for path in paths if path.endswith(".txt"))
+def _converted(run_id: str) -> dict[str, str]:
+    """What was said of each file in lower precision, or of why it was left out."""
+    folders = [tracking.client().list_artifacts(run_id, precision) for precision in (INT8, FP16)]
+    paths = [entry.path for entries in folders for entry in entries if entry.path.endswith(".txt")]
+    return {
+        path.rpartition("/")[2].removesuffix(".txt"): (tracking.get_bytes(run_id, path) or b"").decode()
+        for path in paths
+    }
 
 
 def _machine(measured: Mapping[str, Any]) -> str:
@@ -475,8 +480,7 @@ def _origin(run_id: str, tags: Mapping[str, str], export: Mapping[str, Any]) -> 
 def _onnx(export: Mapping[str, Any]) -> dict[str, Mapping[str, str]]:
     """The ONNX files of a run, by name."""
     plain = {name: export[name] for name in ("dense", "pruned") if export.get(name)}
-    quantised = {name: export[name]["file"] for name in ("dense_int8", "pruned_int8") if export.get(name)}
-    return plain | quantised
+    return plain | {name: export[name]["file"] for name in CONVERTED if export.get(name)}
 
 
 def _commands(

@@ -160,7 +160,7 @@ def _steps(corners: Sequence[tuple[float, float]]) -> Markup:
 
 
 def _spot(point: Point, x: Scale, y: Scale, at: float, across: Interval | None) -> Iterator[Markup]:
-    """A square for the dense model, a diamond for INT8, a disc for a cycle, each with its intervals; a ring around what was chosen."""
+    """A square for the dense model, a diamond for a lower precision, a disc for a cycle, each with its intervals; a ring around what was chosen."""
     left, top = x(at), y(point.accuracy)
     if point.accuracy_interval:
         yield _line(f"whisker {point.kind}", left, y(point.accuracy_interval[0]), left, y(point.accuracy_interval[1]))
@@ -171,7 +171,7 @@ def _spot(point: Point, x: Scale, y: Scale, at: float, across: Interval | None) 
     if point.kind == "cycle":
         yield Markup('<circle class="mark cycle" cx="{:.1f}" cy="{:.1f}" r="4.5"/>').format(left, top)
     else:
-        turned = Markup(' transform="rotate(45 {:.1f} {:.1f})"').format(left, top) if point.kind == "int8" else ""
+        turned = Markup(' transform="rotate(45 {:.1f} {:.1f})"').format(left, top) if point.kind == "converted" else ""
         yield Markup('<rect class="mark {}" x="{:.1f}" y="{:.1f}" width="8" height="8"{}/>').format(
             point.kind, left - 4, top - 4, turned
         )

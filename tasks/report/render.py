@@ -10,9 +10,10 @@ from typing import Any
 import jinja2
 import yaml
 
+from tasks import precisions
 from tasks.references import GateResult
 from tasks.report import pictures
-from tasks.report.gather import Bound, ClassChange, Evidence, Measured, spoken
+from tasks.report.gather import Bound, ClassChange, Evidence, Measured
 
 MOST_CLASSES = 24  # told; of more, those that lost most
 MOST_AXES = 30  # shown at once
@@ -32,7 +33,8 @@ def summary(evidence: Evidence) -> str:
 
 def card(evidence: Evidence, title: str, verdict: GateResult, who: str) -> str:
     """What a registered version came from, what was removed, what was proven and what was not, who let it through."""
-    told = {"title": title, "verdict": verdict, "who": who, "removed": _removed(evidence)}
+    precision = precisions.of(verdict.ships)
+    told = {"title": title, "verdict": verdict, "who": who, "removed": _removed(evidence), "precision": precision}
     text = _templates().get_template("card.md.j2").render({**_told(evidence), **told}).strip()
     return text if len(text) <= LONGEST_CARD else f"{text[: LONGEST_CARD - 1]}…"
 
@@ -53,7 +55,7 @@ def _templates() -> jinja2.Environment:
         "count": _or_dash(lambda value: f"{value:,.0f}"),
         "times": _or_dash(lambda value: f"{value:.2f}x"),
         "share": _or_dash(lambda value: f"{value:.0%}"),
-        "spoken": spoken,
+        "spoken": precisions.spoken,
     }
     made.filters.update(filters)
     return made
@@ -105,7 +107,7 @@ def bound_writer(rule: Bound, metric: str) -> Callable[[float], str]:
 
 
 def _tradeoffs(evidence: Evidence) -> list[Any]:
-    """Against what is gone, and against latency; nothing before a first cycle or an INT8 file stands beside the dense model."""
+    """Against what is gone, and against latency; nothing before a first cycle or a file in lower precision stands beside the dense model."""
     drop = (evidence.recipe.get("budget") or {}).get("accuracy_drop", 0.0)
     write = pictures.percent if evidence.metric == "accuracy" else pictures.plain
     pictured = []
