@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 KEY = "secateur.key"
+SETTLED_S = 1.0  # from a run's beginning until everybody sees it
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 Step = typing.TypeVar("Step", bound=Callable[..., Any])
@@ -147,17 +148,25 @@ def experiment_of(model: str) -> str:
 
 
 def find_or_create_run(experiment_id: str, key: str, name: str, tags: Mapping[str, str]) -> str:
-    """The id of the run with this key. Of two that were made at once, the older is everybody's."""
-    mlflow = client()
-    for attempt in range(2):
-        found = mlflow.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'", order_by=["attributes.start_time ASC"])
-        if found:
-            for extra in found[1:]:
-                mlflow.delete_run(extra.info.run_id)
-            return found[0].info.run_id
-        if attempt == 0:
-            mlflow.create_run(experiment_id, run_name=name, tags={**tags, KEY: key})
-    raise RuntimeError(f"run {name} was created but cannot be found in experiment {experiment_id}")
+    """The id of the run with this key. Of those that were made at once the oldest is everybody's; who made another deletes it.
+
+    A run is begun before others can see it, so a young one is trusted only once an older one would have come to light.
+    """
+    mlflow, made = client(), None
+    while True:
+        found = mlflow.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'")
+        oldest = min((run.info for run in found), key=lambda run: (run.start_time, run.run_id), default=None)
+        if oldest is None:
+            if made is not None:
+                raise RuntimeError(f"run {name} was created but cannot be found in experiment {experiment_id}")
+            made = mlflow.create_run(experiment_id, run_name=name, tags={**tags, KEY: key}).info
+        elif (young := SETTLED_S - (time.time() - oldest.start_time / 1e3)) > 0:
+            time.sleep(min(young, SETTLED_S))
+        else:
+            break
+    if made is not None and made.run_id != oldest.run_id:
+        mlflow.delete_run(made.run_id)
+    return oldest.run_id
 
 
 def write_once(run_id: str, key: str, value: str) -> None:

@@ -1,6 +1,8 @@
 """MLflow as the memory: runs found by key, results of steps kept and found again, files in and out with checksums."""
 
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,10 +84,34 @@ def test_the_same_key_is_the_same_run(pinned: Pinned) -> None:
 
 
 def test_of_two_runs_made_at_once_the_older_is_everybodys(pinned: Pinned) -> None:
-    client = tracking.client()
-    younger = client.create_run(pinned.experiment_id, tags={tracking.KEY: pinned.key}).info.run_id
+    tracking.client().create_run(pinned.experiment_id, tags={tracking.KEY: pinned.key})
     assert tracking.find_or_create_run(pinned.experiment_id, pinned.key, "name", {}) == pinned.run_id
-    assert client.get_run(younger).info.lifecycle_stage == "deleted"
+
+
+def test_who_made_a_run_uses_an_older_one_that_comes_to_light_later_and_deletes_its_own(pinned: Pinned) -> None:
+    """It was begun first and seen last: whoever found the younger one alone went on with it, and lost it."""
+    client, key = tracking.client(), f"{pinned.key} late"
+    begun = int(time.time() * 1000)
+    with ThreadPoolExecutor(1) as pool:
+        finding = pool.submit(tracking.find_or_create_run, pinned.experiment_id, key, "name", {})
+        while not (younger := found(pinned, key)):
+            time.sleep(0.01)
+        client.create_run(pinned.experiment_id, begun, tags={tracking.KEY: key})
+        assert finding.result() not in younger
+    assert found(pinned, key) == [finding.result()]
+
+
+def test_of_many_at_once_all_go_on_with_one_run_and_only_that_is_left(pinned: Pinned) -> None:
+    key = f"{pinned.key} many"
+    with ThreadPoolExecutor(6) as pool:
+        ids = list(pool.map(lambda name: tracking.find_or_create_run(pinned.experiment_id, key, name, {}), "abcdef"))
+    assert found(pinned, key) == [*set(ids)]
+
+
+def found(pinned: Pinned, key: str) -> list[str]:
+    """The runs of a key that are not deleted."""
+    runs = tracking.client().search_runs([pinned.experiment_id], f"tags.`{tracking.KEY}` = '{key}'")
+    return [run.info.run_id for run in runs]
 
 
 def test_a_file_comes_back_byte_for_byte(run_id: str, tmp_path: Path) -> None:
