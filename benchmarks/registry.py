@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import collections
 import multiprocessing
+import os
 import random
 import tempfile
 import time
@@ -53,6 +54,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     export_settings()
+    if not os.environ.get("SECATEUR_BUCKET"):
+        parser.error(
+            "expected a running stack, or SECATEUR_BUCKET and MLflow's address in the environment; try make up"
+        )
     model = f"contended-{uuid.uuid4().hex[:8]}"
     say(f"{asked.processes} processes promote and roll back {model} for {asked.seconds:.0f} s")
     seen, watched = compete(model, asked.processes, asked.seconds, asked.seed)
