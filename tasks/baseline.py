@@ -33,7 +33,7 @@ def run(pinned: Pinned) -> Baseline:
         dense = figures.measure(program, lineage, onnx_path, pinned.run_id, validation, recipe)
         quantised, halved = (
             precisions.made(pinned, onnx_path, dense.onnx, pinned.program, f"dense_{precision}")
-            for precision in ("int8", "fp16")
+            for precision in precisions.ALL
         )
         alone = _alone(recipe, dense, onnx_path, quantised, validation) if quantised else None
         latencies = _latencies(program, recipe, dense, Path(folder), pinned.run_id)

@@ -62,18 +62,18 @@ def reached(goal: Goal, dense: Figures, cycle: Cycle) -> float:
     name, _ = goal.given
     if name == "speedup":
         return cycle.speedup
-    before, now = COSTS[name](dense), COSTS[name](cycle.figures)
-    assert before, "the baseline measures what the goal counts"
-    assert now, "a cycle measures what the baseline does"
-    return before / now
+    return _over(COSTS[name](dense), COSTS[name](cycle.figures))
 
 
 def counted(goal: Goal, dense: Figures, seen: Counts) -> float:
     """The ratio that a program reaches of a goal that follows from it alone."""
-    of = COUNTS[goal.given[0]]
-    before, now = of(dense), of(seen)
-    assert before, "the baseline counts what the goal does"
-    assert now, "something is left"
+    count = COUNTS[goal.given[0]]
+    return _over(count(dense), count(seen))
+
+
+def _over(before: float | None, now: float | None) -> float:
+    assert before, "the baseline has what the goal counts"
+    assert now, "so has what came of it"
     return before / now
 
 

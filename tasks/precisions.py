@@ -14,8 +14,8 @@ from tasks.references import Converted, File, Pinned
 if TYPE_CHECKING:
     import numpy as np
 
-INT8, FP16 = "int8", "fp16"  # settings of the recipe, ends of names, and folders of the parent run's artifacts
-CONVERTED = tuple(f"{source}_{precision}" for precision in (INT8, FP16) for source in ("dense", "pruned"))  # files
+ALL = INT8, FP16 = "int8", "fp16"  # settings of the recipe, ends of names, and folders of the parent run's artifacts
+CONVERTED = tuple(f"{source}_{precision}" for precision in ALL for source in ("dense", "pruned"))  # files
 ROWS = {INT8: "INT8", FP16: "FP16/BF16"}  # of the table of what a target gains
 
 

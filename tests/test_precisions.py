@@ -11,8 +11,8 @@ from test_champion import serving
 from secateur import machine
 from secateur.errors import InputError
 from secateur.machine import Machine
-from tasks import gate, precisions, promote, recipe, registry, tracking
-from tasks.references import File, Pinned
+from tasks import export, gate, precisions, promote, recipe, registry, tracking
+from tasks.references import File, Pinned, Selected
 
 SOURCE = File("runs:/0/none.onnx", ""), File("runs:/0/none.pt2", "")
 
@@ -102,6 +102,14 @@ class TestSteps:
         promotion = promote.run(pinned, exported, verdict)
         assert registry.onnx_file(pinned.model, promotion.version) == made.file
         assert self.tags(pinned.model, promotion.version) == ("pruned", "fp16")
+
+    def test_where_nothing_is_pruned_every_form_of_the_dense_model_that_was_asked_for_may_ship(self, job: Job) -> None:
+        pinned = asking(job, "only forms", True, fp16=True)
+        with tracking.fetched(job.baseline.figures.onnx) as path:
+            source = job.baseline.figures.onnx, job.pinned.program
+            rounded, halved = (precisions.made(pinned, path, *source, f"dense_{one}") for one in precisions.ALL)
+        exported = export.run(pinned, replace(job.baseline, int8=rounded, fp16=halved), Selected(None, "only forms"))
+        assert list(exported.candidates) == ["dense_int8", "dense_fp16"]
 
     def test_auto_leaves_fp16_out_where_it_is_computed_between_casts(self, job: Job, tmp_path: Path) -> None:
         pinned = asking(job, "auto fp16", False, fp16="auto")

@@ -74,7 +74,7 @@ FULL = Evidence(
     points=(
         Point("dense", "dense", 0.98, (0.97, 0.99), 0.0, 2.0, None, False),
         Point("cycle 1", "cycle", 0.975, (0.96, 0.98), 0.5, 1.0, (0.9, 1.1), True),
-        Point("pruned INT8", "int8", 0.97, (0.95, 0.98), None, 0.5, (0.4, 0.6), False),
+        Point("pruned INT8", "converted", 0.97, (0.95, 0.98), None, 0.5, (0.4, 0.6), False),
     ),
     widths=(Width("conv1", "channel", 16, 8),),
     curves=(Curve("dense", ((10.0, 1.9), (50.0, 2.0), (90.0, 2.4)), 100),),
@@ -299,6 +299,27 @@ def test_a_model_whose_metric_is_no_number_is_left_out_of_the_pictures() -> None
 
 
 # --- pictures
+
+
+def test_every_mark_and_every_line_of_all_files_has_a_colour_and_so_has_its_key() -> None:
+    """A class without a style is drawn as nothing, or as a black shape; the legend would not say which is which."""
+    names = ("dense", "pruned", "dense INT8", "pruned INT8", "dense FP16", "pruned FP16")
+    page = render.page(replace(FULL, curves=tuple(replace(FULL.curves[0], name=name) for name in names)))
+    style = page[: page.index("</style>")]
+    keys = set(re.findall(r'class="key (\w+)"', page))
+    assert {"dense", "cycle", "converted", "chosen"} | {f"line{number}" for number in range(len(names))} <= keys
+    for key in keys:
+        assert re.search(rf"\.key\.{key}\b", style), key
+    for key in keys - {"chosen"}:
+        assert re.search(rf"svg \.(?:mark\.)?{key}\b", style), key
+        assert re.search(rf'class="(?:mark|curve) {key}"', page), f"{key} is in the legend only"
+
+
+def test_a_card_of_an_fp16_file_says_that_its_metric_alone_proves_it() -> None:
+    written = render.card(EMPTY, "Pruned, FP16", replace(VERDICT, ships="pruned_fp16"), "somebody")
+    assert "Rounded to FP16." in written
+    assert "that FP16 answers as floating point does is said by its" in written
+    assert "FP16" not in render.card(EMPTY, "Pruned", VERDICT, "somebody")
 
 
 def test_every_picture_is_inside_its_frame() -> None:

@@ -51,6 +51,12 @@ def run_id(pinned: Pinned) -> str:
     return pinned.run_id
 
 
+def found(pinned: Pinned, key: str) -> list[str]:
+    """The runs of a key that are not deleted."""
+    runs = tracking.client().search_runs([pinned.experiment_id], f"tags.`{tracking.KEY}` = '{key}'")
+    return [run.info.run_id for run in runs]
+
+
 def test_a_step_works_once_per_input(pinned: Pinned) -> None:
     assert add(pinned, 1, 1) == Answer(2, (1, 1))
     assert add(pinned, 1, 1) == Answer(2, (1, 1))
@@ -106,12 +112,6 @@ def test_of_many_at_once_all_go_on_with_one_run_and_only_that_is_left(pinned: Pi
     with ThreadPoolExecutor(6) as pool:
         ids = list(pool.map(lambda name: tracking.find_or_create_run(pinned.experiment_id, key, name, {}), "abcdef"))
     assert found(pinned, key) == [*set(ids)]
-
-
-def found(pinned: Pinned, key: str) -> list[str]:
-    """The runs of a key that are not deleted."""
-    runs = tracking.client().search_runs([pinned.experiment_id], f"tags.`{tracking.KEY}` = '{key}'")
-    return [run.info.run_id for run in runs]
 
 
 def test_a_file_comes_back_byte_for_byte(run_id: str, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The files that could ship are measured against the dense one; which of them does ship."""
 
+from dataclasses import replace
+
 import pytest
 from services import Job
 from test_precisions import asking
@@ -7,8 +9,9 @@ from test_precisions import asking
 from secateur.compare import Comparison
 from secateur.measure import Latency
 from secateur.noise import summed
-from tasks import baseline, export, gate, tracking, validate
+from tasks import baseline, datasets, export, gate, tracking, validate
 from tasks.figures import Counts
+from tasks.recipe import Recipe
 from tasks.references import Exported
 
 DENSE, DROP = 0.9, 0.02
@@ -72,3 +75,19 @@ def test_all_files_are_measured_against_the_dense_one_and_the_one_that_ships_giv
     assert run.tags["secateur.ships"].startswith(f"{validated.ships}: ")
     assert run.metrics["speedup_low"] == run.metrics[f"{validated.ships}.speedup_low"] == validated.speedup_low
     assert gate.run(pinned, exported, validated).ships == validated.ships
+
+
+@pytest.mark.usefixtures("services")
+def test_a_file_that_keeps_a_goals_limit_at_no_rate_is_no_error_and_reaches_nothing_of_it(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {**job.pinned.recipe, "goal": {"qps": {"rate": 100, "p99_ms": 1e-4}}}
+    recipe = Recipe.model_validate(asked)
+    dense = replace(job.baseline.figures, requests_per_s=10.0)
+    validation = datasets.load(recipe, job.pinned.inputs).validation
+    assert job.exported.pruned is not None
+    with tracking.fetched(job.exported.dense) as first, tracking.fetched(job.exported.pruned) as second:
+        found = validate._measured(recipe, dense, first, second, validation, NOTHING)
+    assert found.share_of_goal == 0
+    assert not found.reaches
+    assert "is not known to reach qps" in capsys.readouterr().out

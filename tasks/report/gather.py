@@ -16,7 +16,7 @@ from typing import Any
 from secateur import planner
 from secateur.errors import InputError
 from tasks import precisions, tracking
-from tasks.precisions import CONVERTED, FP16, INT8
+from tasks.precisions import CONVERTED
 
 Interval = tuple[float, float]
 CONFIDENCE = 0.95  # of an accuracy's own interval on validation
@@ -444,7 +444,7 @@ def _promises(metrics: Mapping[str, float]) -> tuple[Promise, ...]:
 
 def _converted(run_id: str) -> dict[str, str]:
     """What was said of each file in lower precision, or of why it was left out."""
-    folders = [tracking.client().list_artifacts(run_id, precision) for precision in (INT8, FP16)]
+    folders = [tracking.client().list_artifacts(run_id, precision) for precision in precisions.ALL]
     paths = [entry.path for entries in folders for entry in entries if entry.path.endswith(".txt")]
     return {
         path.rpartition("/")[2].removesuffix(".txt"): (tracking.get_bytes(run_id, path) or b"").decode()
