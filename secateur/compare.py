@@ -31,7 +31,7 @@ FEWEST_ROUNDS = 6  # a median has no 95 % interval from fewer
 LOOK_AGAIN = 1.5  # times as many rounds until the next look at the interval
 
 Side = Callable[[int, int], Block]  # times so many requests, after so many that are not timed
-Fresh = Callable[[], AbstractContextManager[tuple[Side, Side]]]
+Fresh = Callable[[bool], AbstractContextManager[tuple[Side, Side]]]  # the second side's process first, or the first's
 OnRound = Callable[[int, "Comparison | None"], None]  # of how many rounds, None while they are too few
 
 
@@ -116,9 +116,9 @@ def compare(
     request = request_of(columns, target)
 
     @contextmanager
-    def fresh() -> Iterator[tuple[Side, Side]]:
-        with working([first, second], target, request) as (a, b):
-            yield a.block, b.block
+    def fresh(swapped: bool) -> Iterator[tuple[Side, Side]]:
+        with working([second, first] if swapped else [first, second], target, request) as (a, b):
+            yield (b.block, a.block) if swapped else (a.block, b.block)
 
     return in_rounds(
         fresh,
@@ -148,15 +148,18 @@ def in_rounds(
     their times, of each block its lower quartile: on a busy machine that is known several times as well as a mean of
     means, and on a quiet one they agree. What counts for the interval is rounds: where a process happens to lie in memory
     makes it faster or slower for as long as it lives (Mytkowicz et al., ASPLOS 2009; Kalibera and Jones, ISMM 2013), and
-    no number of blocks tells that from the file.
+    no number of blocks tells that from the file. Which process is started and timed first is such a thing too, worth one or two
+    percent to a file of milliseconds, so of every two rounds each file is first in one, in random order.
 
     Whether the interval is narrow enough is looked at after ever more rounds: looking at each would stop at a lucky one.
     """
     began, rng = clock(), np.random.default_rng(seed)
     rounds: list[_Round] = []
+    swapped = False
     look = fewest = fewest_rounds(confidence)
     while True:
-        rounds.append(_round(fresh, rng, clock))
+        swapped = bool(rng.integers(2)) if len(rounds) % 2 == 0 else not swapped
+        rounds.append(_round(fresh, swapped, rng, clock))
         spent = clock() - began
         seen = _compared(rounds, batch, confidence, spent, until) if len(rounds) >= fewest else None
         on_round(len(rounds), seen)
@@ -208,9 +211,9 @@ def _compared(
     )
 
 
-def _round(fresh: Fresh, rng: np.random.Generator, clock: Callable[[], float]) -> _Round:
-    with fresh() as sides:
-        counts = [_requests(side) for side in sides]
+def _round(fresh: Fresh, swapped: bool, rng: np.random.Generator, clock: Callable[[], float]) -> _Round:
+    with fresh(swapped) as sides:
+        counts = {place: _requests(sides[place]) for place in ((1, 0) if swapped else (0, 1))}
 
         def pair() -> tuple[Block, Block]:
             if rng.integers(2):

@@ -24,16 +24,17 @@ Cost = Callable[[int], float]  # milliseconds of the n-th request of all
 class Machine:
     """Two sides on a clock of their own: every request takes the time that its cost says, times what its process has drawn."""
 
-    def __init__(self, *costs: Cost, spread: float = 0.0, start_s: float = 0.0) -> None:
-        self.now, self.requests, self.start_s = 0.0, 0, start_s
+    def __init__(self, *costs: Cost, spread: float = 0.0, start_s: float = 0.0, first_slower: float = 0.0) -> None:
+        self.now, self.requests, self.start_s, self.first_slower = 0.0, 0, start_s, first_slower
         self.rounds: list[list[int]] = []
         self.costs, self.spread, self.rng = costs, spread, np.random.default_rng(len(costs))
 
     @contextmanager
-    def fresh(self) -> Iterator[Any]:
+    def fresh(self, swapped: bool) -> Iterator[Any]:
         self.now += self.start_s
         self.rounds.append([])
         luck = np.exp(self.rng.normal(0, self.spread, 2))
+        luck[int(swapped)] *= 1 + self.first_slower
         yield tuple(self.side(number, cost, luck[number]) for number, cost in enumerate(self.costs))
 
     def side(self, number: int, cost: Cost, luck: float) -> Callable[[int, int], Block]:
@@ -72,6 +73,14 @@ def test_the_speedup_of_a_planted_delay_is_found_exactly() -> None:
     assert (seen.speedup, seen.low, seen.high) == pytest.approx((2.5, 2.5, 2.5))
     assert (seen.first.p50_ms, seen.second.p50_ms) == pytest.approx((SLOW_MS, FAST_MS))
     assert seen.settled
+
+
+def test_what_is_started_first_is_each_file_as_often() -> None:
+    """The process that is started and timed first may be slower for as long as it lives."""
+    machine = Machine(noisy(FAST_MS, 1), noisy(FAST_MS, 2), spread=0.01, first_slower=0.03)
+    seen = machine.compare(budget_s=120)
+    assert seen.low < 1 < seen.high
+    assert seen.speedup == pytest.approx(1, abs=0.012)
 
 
 def test_exchanging_the_files_inverts_the_speedup() -> None:

@@ -171,14 +171,15 @@ def _timed(
     rounds: list[list[list[float]]] = []  # of each round, of each file, the seconds of its blocks' undisturbed requests
 
     @contextmanager
-    def fresh() -> Iterator[tuple[compare.Side, ...]]:
+    def fresh(swapped: bool) -> Iterator[tuple[compare.Side, ...]]:
         seen: list[list[float]] = [[] for _ in paths]
+        places = range(len(paths))
         with ExitStack() as stack:
-            workers = [
-                stack.enter_context(working([path], target, request, times))[0]
-                for path, request in zip(paths, inputs, strict=True)
-            ]
-            yield tuple(_remembered(worker.block, kept) for worker, kept in zip(workers, seen, strict=True))
+            workers = {
+                place: stack.enter_context(working([paths[place]], target, inputs[place], times))[0]
+                for place in (reversed(places) if swapped else places)
+            }
+            yield tuple(_remembered(workers[place].block, seen[place]) for place in places)
         rounds.append(seen)
 
     speedup = None
@@ -202,11 +203,11 @@ def _remembered(side: compare.Side, kept: list[float]) -> compare.Side:
     return block
 
 
-def _alone(fresh: Callable[[], AbstractContextManager[tuple[compare.Side, ...]]], budget_s: float) -> None:
+def _alone(fresh: Callable[[bool], AbstractContextManager[tuple[compare.Side, ...]]], budget_s: float) -> None:
     """Rounds of fresh processes of one file, as many as give an interval and more while the budget lasts."""
     began, count = time.monotonic(), 0
     while count < compare.FEWEST_ROUNDS or (time.monotonic() - began) * (1 + 1 / count) < budget_s:
-        with fresh() as (side,):
+        with fresh(False) as (side,):
             side(1, 1)
             started, done = time.monotonic(), 0
             while done < FEWEST or time.monotonic() - started < ROUND_S:
