@@ -1,0 +1,139 @@
+"""Looks are judged: healthy, watch, breach and unknown, and whose fault it is, in words."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from secateur.monitoring import judging
+from secateur.monitoring.detectors import Detector
+from secateur.monitoring.drift import Difference
+from secateur.monitoring.judging import BREACH, HEALTHY, OURS, UNKNOWN, WATCH, WORLD, Judged, Labelled, Observed
+from secateur.monitoring.levels import Levels, levels_of
+from secateur.monitoring.shadow import Shadow
+
+CLASSES, TEST, EXAMPLES, DROP = 4, 2000, 200, 0.02
+DRIFTED = (Difference("x mean", "ks", 0.4, 1e-9, drifted=True),)
+
+
+def served(
+    rng: np.random.Generator,
+    n: int,
+    *,
+    parted: float = 0.02,
+    doubt: float = 0.05,
+    wrong: float = 0.05,
+    lost: float = 0.0,
+) -> Observed:
+    """Examples where the models part and err so often; what only the pruned one loses comes on top."""
+    truth = rng.integers(0, CLASSES, n)
+    dense = np.where(rng.random(n) < wrong, (truth + 1) % CLASSES, truth)
+    pruned = np.where(rng.random(n) < parted, (dense + 1) % CLASSES, dense)
+    pruned = np.where(rng.random(n) < lost, (truth + 2) % CLASSES, pruned)
+    unsure = np.clip(rng.normal(doubt, doubt / 3, n), 0.001, 0.7)
+    shadow = Shadow((dense != pruned).astype(float), unsure, rng.normal(0, 0.01, n), dense)
+    positions = {f"label {kind}": np.flatnonzero(truth == kind) for kind in range(CLASSES)}
+    return Observed(shadow, np.full(n, 1.0), Labelled(dense, pruned, truth, positions))
+
+
+@pytest.fixture(scope="module")
+def levels() -> Levels:
+    test = served(np.random.default_rng(0), TEST)
+    assert test.labelled
+    right = test.labelled.dense == test.labelled.truth
+    return levels_of(test.shadow, right, DROP, [f"label {kind}" for kind in range(CLASSES)])
+
+
+def looks(levels: Levels, count: int, labelled: bool = True, seed: int = 1, **rates: float) -> list[Judged]:
+    rng, detectors, found = np.random.default_rng(seed), dict[str, Detector](), []
+    for _ in range(count):
+        seen = served(rng, EXAMPLES, **rates)
+        seen = seen if labelled else dataclasses.replace(seen, labelled=None)
+        judged, detectors = judging.judge(detectors, seen, levels, slow_ms=2.0)
+        found.append(judged)
+    return found
+
+
+def test_clean_traffic_stays_healthy(levels: Levels) -> None:
+    assert {one.outcome for one in looks(levels, 300)} == {HEALTHY}
+
+
+def test_what_only_the_pruned_model_loses_is_a_breach_of_ours(levels: Levels) -> None:
+    found = looks(levels, 20, lost=0.15)
+    breach = next(one for one in found if one.outcome == BREACH)
+    assert breach.cause == OURS
+    assert "below the dense one's by more than the recipe allows" in breach.reason
+    assert "the dense model serves better" in breach.reason
+    assert found.index(breach) < 5
+
+
+def test_what_hurts_both_is_the_worlds(levels: Levels) -> None:
+    found = looks(levels, 20, wrong=0.3)
+    breach = next(one for one in found if one.outcome == BREACH)
+    assert breach.cause == WORLD
+    assert "hurts both models" in breach.reason
+    assert all(one.cause != OURS for one in found)
+
+
+def test_what_hurts_both_and_the_pruned_one_more_is_ours(levels: Levels) -> None:
+    breach = next(one for one in looks(levels, 20, wrong=0.3, lost=0.15) if one.cause == OURS)
+    assert breach.outcome == BREACH
+
+
+def test_without_labels_parting_where_the_dense_model_is_sure_is_ours(levels: Levels) -> None:
+    found = looks(levels, 20, labelled=False, parted=0.2)
+    assert found[-1].outcome == BREACH
+    assert found[-1].cause == OURS
+
+
+def test_without_labels_parting_where_the_dense_model_doubts_too_is_watched(levels: Levels) -> None:
+    found = looks(levels, 20, labelled=False, parted=0.1, doubt=0.5)
+    assert found[-1].outcome == WATCH
+    assert all(one.cause != OURS for one in found)
+
+
+def test_one_class_alone_is_seen(levels: Levels) -> None:
+    rng, detectors = np.random.default_rng(3), dict[str, Detector]()
+    for _ in range(20):
+        seen = served(rng, EXAMPLES)
+        assert seen.shadow.answers is not None
+        hurt = (seen.shadow.answers == 2) & (rng.random(EXAMPLES) < 0.15)
+        shadow = dataclasses.replace(seen.shadow, parted=np.maximum(seen.shadow.parted, hurt))
+        judged, detectors = judging.judge(detectors, Observed(shadow, seen.latency_ms), levels)
+    assert next(one for one in judged.findings if one.name == "answer 2").outcome == WATCH
+    assert next(one for one in judged.findings if one.name == "answer 1").outcome == HEALTHY
+
+
+def test_slow_requests_are_watched_and_break_nothing(levels: Levels) -> None:
+    detectors: dict[str, Detector] = {}
+    for seed in range(5):
+        seen = dataclasses.replace(served(np.random.default_rng(seed), EXAMPLES), latency_ms=np.full(EXAMPLES, 9.0))
+        judged, detectors = judging.judge(detectors, seen, levels, slow_ms=2.0)
+    assert judged.outcome == WATCH
+    assert "longer than 2 ms" in judged.reason
+
+
+def test_drift_that_hurts_nobody_is_the_worlds_and_watched(levels: Levels) -> None:
+    judged, _ = judging.judge({}, served(np.random.default_rng(1), EXAMPLES), levels, DRIFTED)
+    assert (judged.outcome, judged.cause) == (WATCH, WORLD)
+    assert "x mean" in judged.reason
+
+
+def test_no_data_is_unknown_and_never_healthy(levels: Levels) -> None:
+    before = {"disagreement": Detector(3, 100)}
+    judged, after = judging.judge(before, None, levels)
+    assert judged.outcome == UNKNOWN
+    assert after == before
+    few, _ = judging.judge({}, served(np.random.default_rng(1), 5), levels)
+    assert few.outcome == UNKNOWN
+
+
+def test_outputs_that_are_no_classes_are_watched_by_their_distance() -> None:
+    rng = np.random.default_rng(0)
+    levels = levels_of(Shadow(np.abs(rng.normal(0, 0.01, TEST))))
+    detectors: dict[str, Detector] = {}
+    for _ in range(5):
+        judged, detectors = judging.judge(
+            detectors, Observed(Shadow(np.full(EXAMPLES, 0.2)), np.ones(EXAMPLES)), levels
+        )
+    assert judged.outcome == WATCH
