@@ -1,0 +1,1 @@
+"""The inference log: what served models were asked and answered, in Parquet, by model and hour."""
