@@ -15,7 +15,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +120,15 @@ def download(uri: str, local: Path) -> None:
         raise FileNotFoundError(f"expected an object at {uri}, there is none") from error
 
 
+def remove(place: str) -> None:
+    """Delete one object, or a file where it is no s3:// address."""
+    if place.startswith("s3://"):
+        bucket, key = _place(place)
+        _s3_small().delete_object(Bucket=bucket, Key=key)
+    else:
+        Path(place).unlink(missing_ok=True)
+
+
 def publish(model: str, version: str, local: Path) -> str:
     """Upload a file as a version of a model, manifest last, read it back and compare; a complete one is left alone.
 
@@ -136,6 +146,13 @@ def publish(model: str, version: str, local: Path) -> str:
         _write(config.encode(), "text/plain", model, version, "config.pbtxt")
         sums = {"sha256": sha256, "bytes": local.stat().st_size, "config": _sha256(config.encode())}
         write_json({"file": "model.onnx", **sums}, model, version, "manifest.json")
+    return uri
+
+
+def upload(local: Path, *parts: str) -> str:
+    """Store a file under a name of its own; returns its s3:// address."""
+    uri = "s3://{}/{}".format(*_key(*parts))
+    _upload(local, uri)
     return uri
 
 
@@ -165,6 +182,27 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+@contextmanager
+def verified(model: str, version: str) -> Iterator[Path]:
+    """A published version's file in a temporary folder.
+
+    Raises:
+        IncompleteError: the manifest is missing or the bytes are not the ones it names.
+    """
+    manifest = read_json(model, version, "manifest.json")
+    if manifest is None:
+        raise IncompleteError(f"bucket: {model}/{version} has no manifest; it was not published completely")
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        local = Path(folder) / "model.onnx"
+        try:
+            download(uri_of(model, version), local)
+        except FileNotFoundError as error:
+            raise IncompleteError(f"bucket: {model}/{version} has a manifest and no file") from error
+        if tracking.sha256_of(local) != manifest["sha256"]:
+            raise IncompleteError(f"bucket: {model}/{version}/model.onnx is not the file that its manifest names")
+        yield local
+
+
 def check_serves(model: str, version: str, target: Target | None = None) -> None:
     """Fetch a published version from the bucket, verify its checksum, and let ONNX Runtime answer one request.
 
@@ -180,17 +218,7 @@ def check_serves(model: str, version: str, target: Target | None = None) -> None
 
     from secateur.runtime import Target, open_session, run
 
-    manifest = read_json(model, version, "manifest.json")
-    if manifest is None:
-        raise IncompleteError(f"bucket: {model}/{version} has no manifest; it was not published completely")
-    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-        local = Path(folder) / "model.onnx"
-        try:
-            download(uri_of(model, version), local)
-        except FileNotFoundError as error:
-            raise IncompleteError(f"bucket: {model}/{version} has a manifest and no file") from error
-        if tracking.sha256_of(local) != manifest["sha256"]:
-            raise IncompleteError(f"bucket: {model}/{version}/model.onnx is not the file that its manifest names")
+    with verified(model, version) as local:
         try:
             session = open_session(local, target or Target())
             # ones: a mask of zeros would leave nothing to attend to
@@ -261,6 +289,15 @@ def unpoint(model: str) -> None:
 def pointer(model: str) -> dict[str, Any] | None:
     """What the bucket says serves, or None before the first promotion."""
     return read_json(model, "champion.json")
+
+
+def serving() -> list[str]:
+    """The models of which something serves: those with a pointer."""
+    bucket, key = _key()
+    prefix = f"{key}/" if key else ""
+    pages = _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+    found = [one["Prefix"].removeprefix(prefix).rstrip("/") for page in pages for one in page.get("CommonPrefixes", [])]
+    return [model for model in found if pointer(model) is not None]
 
 
 def names(*parts: str) -> list[str]:
