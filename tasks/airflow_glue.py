@@ -7,6 +7,7 @@ version of this code can read them without importing ours.
 
 import asyncio
 import functools
+import html
 import json
 import logging
 import time
@@ -15,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperatorLink, Param, RetryPolicy, task
+from airflow.sdk import BaseNotifier, BaseOperatorLink, Param, RetryPolicy, task
 from airflow.sdk.definitions.retry_policy import RetryDecision
 from airflow.sdk.exceptions import AirflowSkipException
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
@@ -80,6 +81,11 @@ def step(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     return typing.cast(Callable[..., Any], task(**{**settings, **_retried(), **options})(run))
 
 
+def each(function: Callable[..., Any], **values: Any) -> Any:
+    """A task like `step`'s for every one of some values, each by itself: one that fails keeps no other from being done."""
+    return typing.cast(Any, step(function)).expand(**values)
+
+
 def _retried() -> dict[str, Any]:
     """How every task is retried."""
     return {
@@ -114,6 +120,45 @@ def _for_a_person(question: Mapping[str, Any]) -> dict[str, Any]:
         "assigned_users": [{"id": user, "name": user} for user in question["users"]],
         "response_timeout": timedelta(hours=question["hours"]),
     }
+
+
+class Notifier(BaseNotifier):
+    """Tells people: in the log, through a Slack-compatible webhook and by e-mail, as far as the installation names them."""
+
+    template_fields = ("text",)
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def notify(self, context: Any) -> None:
+        """Airflow's callback."""
+        del context  # the text was rendered with it
+        self.send()
+
+    def send(self) -> None:
+        """Tell it everywhere; a channel that fails keeps no other from being told, and is said at the end."""
+        from tasks.monitoring import notify
+
+        failed: list[Exception] = []
+        for channel in (notify.say, self._write):
+            try:
+                channel(self.text)
+            except Exception as error:
+                failed.append(error)
+        if failed:
+            raise ExceptionGroup("not everybody was told", failed)
+
+    @staticmethod
+    def _write(text: str) -> None:
+        from tasks.monitoring import notify
+
+        people = notify.recipients()
+        if people:
+            from airflow.providers.smtp.hooks.smtp import SmtpHook
+
+            with SmtpHook() as hook:
+                hook.send_email_smtp(to=people, subject=f"Secateur: {text[:80]}", html_content=html.escape(text))
 
 
 class NewVersions(BaseEventTrigger):

@@ -52,10 +52,12 @@ def run(pinned: Pinned, exported: Exported, validated: Validated) -> GateResult:
         evidence = _evidence(
             pinned, recipe, test, objective, {"dense": dense_path, "pruned": path}, validated, incumbent
         )
-    asked = _asked(recipe, look, precision=precisions.of(ships))
-    beside = [incumbent.rule] if incumbent.rule else []
-    verdict = judging.verdict_on(evidence, asked, objective, test.digest, beside)
-    _keep_evidence(pinned.run_id, evidence)
+        asked = _asked(recipe, look, precision=precisions.of(ships))
+        beside = [incumbent.rule] if incumbent.rule else []
+        verdict = judging.verdict_on(evidence, asked, objective, test.digest, beside)
+        _keep_evidence(pinned.run_id, evidence)
+        if verdict.outcome != "fail":  # nothing that fails ever serves
+            _keep_reference(pinned.run_id, recipe, {"dense": dense_path, "pruned": path}, test)
     found = _exemplars(evidence, test, objective)
     if found:
         _keep_exemplars(pinned.run_id, found, evidence, test)
@@ -264,6 +266,17 @@ def _keep_evidence(run_id: str, evidence: Evidence) -> None:
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         path = Path(folder) / "evidence.npz"
         evidences.write(path, evidence)
+        tracking.put(run_id, path, "gate")
+
+
+def _keep_reference(run_id: str, recipe: Recipe, paths: dict[str, Path], test: Split) -> None:
+    """What later looks at production are compared with."""
+    from secateur.monitoring import reference
+
+    made = reference.refer(paths["dense"], paths["pruned"], figures.target_of(recipe), test.columns, recipe.seed)
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        path = Path(folder) / "reference.npz"
+        reference.write(path, made)
         tracking.put(run_id, path, "gate")
 
 

@@ -21,6 +21,7 @@ from pydantic import (
 from secateur.errors import InputError
 from tasks.sections.data import COMPUTED_SLICES, TABLES, Data
 from tasks.sections.gate import IMAGE_CORRUPTIONS, TEXT_CORRUPTIONS, GateSection
+from tasks.sections.monitor import Monitor
 from tasks.sections.section import Drop, Qps, Section, Share
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
@@ -314,6 +315,7 @@ class Recipe(Section):
     quantize: Quantize = Quantize()
     gate: GateSection = GateSection()
     approval: Approval | None = None  # nobody is asked unless it is there
+    monitor: Monitor = Monitor()
     seed: int = Field(0, ge=0)
 
     @field_validator("objective")

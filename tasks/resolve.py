@@ -53,7 +53,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
         model=model,
         version=number,
         recipe_name=recipe,
-        recipe=wanted.model_dump(mode="json"),
+        recipe=wanted.model_dump(mode="json", exclude={"monitor"}),
         program=file,
         program_digest=programs.digest(program),
         data_digest=dataset.digest,

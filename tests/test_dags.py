@@ -26,11 +26,12 @@ dags = {{
         "params": {{name: dag.params.get_param(name).description for name in dag.params}},
         "patterns": {{name: dag.params.get_param(name).schema.get("pattern") for name in dag.params}},
         "doc": dag.doc_md or "",
-        "assets": [asset.name for asset in dag.schedule or []],
+        "assets": [asset.name for asset in dag.schedule or [] if not isinstance(asset, str)],
+        "schedule": dag.schedule if isinstance(dag.schedule, str) else None,
         "max_active_runs": dag.max_active_runs,
         "tasks": {{
             task.task_id: {{
-                "upstream": sorted(task.upstream_task_ids), "pool": task.pool, "rule": str(task.trigger_rule),
+                "upstream": sorted(task.upstream_task_ids), "pool": task.pool, "rule": str(task.trigger_rule), "mapped": task.is_mapped,
                 "retries": task.retries, "policy": type(task.retry_policy).__name__,
                 "links": [link.name for link in task.operator_extra_links],
             }} for task in dag.tasks
@@ -74,7 +75,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_every_dag_file_loads(loaded: dict[str, Any]) -> None:
     assert loaded["errors"] == {}
-    assert set(loaded["dags"]) >= {"prune_model", "rollback_model", "watch_registry"}
+    assert set(loaded["dags"]) >= {"prune_model", "rollback_model", "watch_registry", "monitor_model"}
 
 
 def test_every_dag_has_documentation_and_described_params(loaded: dict[str, Any]) -> None:
@@ -83,7 +84,7 @@ def test_every_dag_has_documentation_and_described_params(loaded: dict[str, Any]
         assert all(dag["params"].values())
 
 
-@pytest.mark.parametrize("dag", ["prune_model", "rollback_model"])
+@pytest.mark.parametrize("dag", ["prune_model", "rollback_model", "monitor_model"])
 def test_a_name_that_a_step_would_refuse_starts_no_run(loaded: dict[str, Any], dag: str) -> None:
     patterns = loaded["dags"][dag]["patterns"]
     good = {"model": "Digits-cnn_2.b", "recipe": "digits", "version": "12", "to": "12"}
@@ -167,3 +168,13 @@ def test_dag_files_do_not_make_a_new_version_at_each_parse(path: Path, tmp_path:
         "print('RESULT' + json.dumps([str(warning) for warning in found.warnings.values()]))"
     )
     assert in_fresh_python(script, tmp_path) == []
+
+
+def test_what_serves_is_looked_at_hourly_one_run_at_a_time_each_model_by_itself(loaded: dict[str, Any]) -> None:
+    dag = loaded["dags"]["monitor_model"]
+    assert (dag["schedule"], dag["max_active_runs"]) == ("@hourly", 1)
+    assert dag["tasks"]["look"]["mapped"]
+    assert dag["tasks"]["look"]["upstream"] == ["models"]
+    assert set(dag["tasks"]["follow"]["upstream"]) == {"look", "approve"}
+    for task in ("ask", "follow", "tell"):  # one model that cannot be looked at keeps nothing from the others
+        assert dag["tasks"][task]["rule"].lower().endswith("all_done")

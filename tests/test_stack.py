@@ -55,7 +55,7 @@ def small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with socket.socket() as probe:
         probe.bind((pieces.LOOPBACK, 0))
         unused = probe.getsockname()[1]
-    monkeypatch.setattr(pieces, "DEFAULT_PORTS", dict.fromkeys(("airflow", "mlflow", "s3"), unused))
+    monkeypatch.setattr(pieces, "DEFAULT_PORTS", dict.fromkeys(pieces.DEFAULT_PORTS, unused))
     monkeypatch.setattr(stack, "_prepare_airflow", lambda *_: None)
     return folder
 
@@ -187,7 +187,7 @@ def test_a_taken_port_is_said_and_another_one_used(small: Path, monkeypatch: pyt
         taken.bind((pieces.LOOPBACK, 0))
         taken.listen()
         port = taken.getsockname()[1]
-        monkeypatch.setattr(pieces, "DEFAULT_PORTS", {"s3": port, "airflow": port, "mlflow": port})
+        monkeypatch.setattr(pieces, "DEFAULT_PORTS", dict.fromkeys(pieces.DEFAULT_PORTS, port))
         said: list[str] = []
         stack.up(said.append)
     used = urlsplit(settings.stack_environment()["AWS_ENDPOINT_URL_S3"]).port
@@ -255,7 +255,7 @@ def test_settings_come_from_the_environment_before_the_stack(folder: Path, monke
 def test_tasks_may_import_what_the_caller_allows_and_learn_nothing_of_another_installation(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Stack(folder, {"airflow": 1, "mlflow": 2, "s3": 3}, pieces.credentials(folder))
+    made = Stack(folder, {"airflow": 1, "mlflow": 2, "s3": 3, "serve": 4}, pieces.credentials(folder))
     monkeypatch.setenv("SECATEUR_BUCKET", "s3://of/another")
     monkeypatch.delenv(ALLOWED, raising=False)
     assert ALLOWED not in pieces.airflow_environment(made)
@@ -329,7 +329,12 @@ def test_the_whole_stack_serves_heals_watches_asks_and_stops(folder: Path) -> No
         "secateur",
         "SignatureDoesNotMatch",
     }
+    assert httpx.get(f"{folder_url(folder, 'serve')}/v2/health/ready", trust_env=False).json() == {
+        "ready": True,
+        "versions": {},
+    }
     with airflow_api.connect() as client:
+        looked = [airflow_api.trigger(client, "monitor_model", conf) for conf in ({}, {"model": "watched"})]
         asked = airflow_api.trigger(client, "ask_a_person", {})
         client.patch("/api/v2/dags/prune_model", json={"is_paused": True}).raise_for_status()  # runs wait, do no work
         mlflow().create_registered_model("watched", tags={watch.RECIPE: "digits"})
@@ -340,6 +345,10 @@ def test_the_whole_stack_serves_heals_watches_asks_and_stops(folder: Path) -> No
         wait_for(lambda: airflow_api.runs(client, "prune_model"), 20)
         wait_for(lambda: len(airflow_api.runs(client, "prune_model")) >= 10, 60)
         check_what_each_may_do(folder, asked)
+        # nothing serves yet: nothing to look at, which is no failure
+        wait_for(
+            lambda: [airflow_api.run_state(client, "monitor_model", run) for run in looked] == ["success"] * 2, 120
+        )
         answers = {"yes": ("Approve", "go"), "no": ("Reject", "too slow")}
         wait_for(lambda: answered(client, asked, answers), 120)
         cases = ("yes", "no", "late", "nobody")
@@ -369,6 +378,11 @@ def test_the_whole_stack_serves_heals_watches_asks_and_stops(folder: Path) -> No
     kept = files_with(secrets_of(folder), folder)
     assert kept <= KEEPERS
     assert {stat.S_IMODE((folder / name).stat().st_mode) for name in kept} == {0o600}
+
+
+def folder_url(folder: Path, server: str) -> str:
+    """The address of a server of the stack in a folder."""
+    return f"http://{pieces.LOOPBACK}:{json.loads((folder / 'processes.json').read_text())['ports'][server]}"
 
 
 def check_what_each_may_do(folder: Path, asked: str) -> None:

@@ -21,6 +21,7 @@ from tasks.cli import (
     files,
     follow,
     loading,
+    production,
     programs,
     registry_commands,
     sample,
@@ -438,6 +439,88 @@ def receive(
 ) -> None:
     """Receive MLflow's webhooks and tell Airflow to look at the registry; SECATEUR_WEBHOOK_SECRET is what both know."""
     webhook.serve(host, port, typer.echo)
+
+
+@app.command()
+def serve(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Source models, such as digits-cnn; without, all that serve.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; TLS is a proxy's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8500,
+    target: Annotated[
+        Path | None, typer.Option(help="YAML like the target section of a recipe: provider, threads.")
+    ] = None,
+    parallel: Annotated[int, typer.Option(help="Requests that are computed at once.")] = 1,
+    waiting: Annotated[int, typer.Option(help="Requests that may wait; the next is told to come again.")] = 256,
+    body_mb: Annotated[float, typer.Option(help="Largest body, 10^6 bytes.")] = 64.0,
+    wait_s: Annotated[float, typer.Option(help="Seconds that a request may wait for its turn.")] = 10.0,
+    receive_s: Annotated[float, typer.Option(help="Seconds that a body may take to come.")] = 30.0,
+    log: Annotated[bool, typer.Option(help="Keep the inference log, in SECATEUR_LOG or the bucket.")] = True,
+    sample: Annotated[float, typer.Option(help="Share of the requests that it keeps.")] = 1.0,
+    drop: Annotated[list[str] | None, typer.Option(help="Input or metadata it never keeps; may be repeated.")] = None,
+    flush_s: Annotated[float, typer.Option(help="Seconds between its files.")] = 10.0,
+    poll_s: Annotated[float, typer.Option(help="Seconds between looks at what the bucket points to.")] = 2.0,
+) -> None:
+    """Serve champions over the Open Inference Protocol v2, follow them without dropping a request, keep the inference log."""
+    production.serve(
+        production.Serve(
+            tuple(models or ()),
+            host,
+            port,
+            target,
+            parallel,
+            body_mb,
+            wait_s,
+            receive_s,
+            waiting,
+            log,
+            sample,
+            tuple(drop or ()),
+            flush_s,
+            poll_s,
+        ),
+        typer.echo,
+    )
+
+
+@app.command()
+def look(model: Model, as_json: Json = False) -> None:
+    """Take one look at what serves, without Airflow: nothing follows from it. Exit status: 0 healthy, 3 anything else, 1 error."""
+    seen = production.look(model)
+    if as_json:
+        typer.echo(json.dumps(asdict(seen), indent=2))
+    else:
+        for line in production.told(seen):
+            typer.echo(line)
+    raise typer.Exit(0 if seen.outcome == "healthy" else _INCONCLUSIVE)
+
+
+@app.command("convert-log")
+def convert_log(
+    source: Annotated[Path, typer.Argument(help="A file that another server wrote.")],
+    model: Model,
+    form: Annotated[str, typer.Option(help="kserve, sagemaker or triton.")],
+    version: Annotated[str, typer.Option(help="Version of MODEL-onnx that answered; triton says it itself.")] = "",
+    name: Annotated[str, typer.Option(help="Of the input, where the file gives it none.")] = "inputs",
+) -> None:
+    """Bring what KServe, SageMaker or Triton kept of their requests into the inference log."""
+    kept, problems = production.convert(source, form, model, version, name)
+    typer.echo(f"{kept} requests are in the log.")
+    for why, count in problems.items():
+        typer.echo(f"{count} {why}")
+
+
+@app.command("export-log")
+def export_log(
+    model: Model,
+    output: Annotated[Path, typer.Argument(help="Where the .npz goes.")],
+    since: Annotated[
+        str, typer.Option(help="The first moment, such as 2026-01-31T23:00, UTC unless it says otherwise.")
+    ],
+) -> None:
+    """Write what a model was asked as an .npz: calibration data, or a proxy to recover with."""
+    typer.echo(f"{production.export(model, since, output)} examples written: {output}")
 
 
 @app.command()

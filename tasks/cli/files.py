@@ -112,7 +112,7 @@ def requests_of(
 
     if length is not None and length < 1:
         raise InputError(f"length: expected at least 1, got {length}")
-    where = _target(target)
+    where = target_from(target)
     inputs, *others = (requests.inputs_of(path, where) for path in paths)
     for other in others:
         if other != inputs:
@@ -136,7 +136,7 @@ def quantise(
 
     if calibration < 1:
         raise InputError(f"calibration: expected at least 1 example, got {calibration}")
-    target = _target(target_file)
+    target = target_from(target_file)
     columns = requests.read(examples, requests.inputs_of(model, target))
     drawn = np.sort(np.random.default_rng(seed).permutation(len(columns[0]))[:calibration])
     return quantization.quantise(model, output, [column[drawn] for column in columns], target, method=method)
@@ -150,11 +150,12 @@ def halve(model: Path, output: Path, examples: Path, target_file: Path | None) -
     """
     from secateur import half, requests
 
-    target = _target(target_file)
+    target = target_from(target_file)
     return half.halve(model, output, requests.read(examples, requests.inputs_of(model, target)), target)
 
 
-def _target(path: Path | None) -> Target:
+def target_from(path: Path | None) -> Target:
+    """The target that a YAML file says, or the CPU."""
     from secateur.runtime import Target
     from tasks import recipe
 

@@ -20,7 +20,7 @@ from secateur.errors import InputError
 from tasks.cli.settings import REPOSITORY
 
 LOOPBACK = "127.0.0.1"
-DEFAULT_PORTS = {"airflow": 8080, "mlflow": 5000, "s3": 9000}
+DEFAULT_PORTS = {"airflow": 8080, "mlflow": 5000, "s3": 9000, "serve": 8500}
 BUCKET = "secateur"
 USER = "admin"
 BENCH_POOL = "bench"
@@ -28,6 +28,7 @@ BENCH_POOL = "bench"
 NAMES = (
     "mlflow",
     "s3",
+    "serve",
     "airflow-database",
     "airflow-scheduler",
     "airflow-api-server",
@@ -89,7 +90,7 @@ class Stack:
     credentials: Credentials
 
     def url(self, server: str) -> str:
-        """The address of `airflow`, `mlflow` or `s3`."""
+        """The address of `airflow`, `mlflow`, `s3` or `serve`."""
         return f"http://{LOOPBACK}:{self.ports[server]}"
 
 
@@ -124,6 +125,12 @@ def pieces(stack: Stack) -> list[Piece]:
             "mlflow", _mlflow_argv(stack), _mlflow_environment(), lambda _: _answers(f"{stack.url('mlflow')}/health")
         ),
         Piece("s3", _s3_argv(stack), _s3_environment(stack), lambda _: _listens(stack.ports["s3"])),
+        Piece(
+            "serve",
+            (sys.executable, "-m", "tasks.cli.app", "serve", "--port", str(stack.ports["serve"])),
+            {**_base_environment(), **client_environment(stack), "PYTHONPATH": str(REPOSITORY)},
+            lambda _: _answers(f"{stack.url('serve')}/v2/health/live"),
+        ),
         component("scheduler", "--skip-serve-logs"),
         component("api-server", "--host", LOOPBACK, "--port", str(stack.ports["airflow"])),
         component("dag-processor"),

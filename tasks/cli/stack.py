@@ -246,6 +246,7 @@ def _await_dags(client: httpx.Client, say: Say) -> None:
 def _introduce(stack: Stack, say: Say) -> None:
     say(f"Airflow  {stack.url('airflow')}  (user {pieces.USER}, password {stack.credentials.airflow_password})")
     say(f"MLflow   {stack.url('mlflow')}")
+    say(f"Server   {stack.url('serve')}/v2/models/...  (what was promoted, by the Open Inference Protocol)")
     say(f"S3       {stack.url('s3')}  (bucket {pieces.BUCKET}, keys in {stack.folder / 'env.json'})")
 
 

@@ -239,6 +239,21 @@ def changes(classes: Sequence[ClassChange]) -> Markup:
     return _svg(bottom + 42, "change of accuracy by class", parts)
 
 
+def timeline(
+    title: str, values: Sequence[tuple[int, float]], levels: Sequence[tuple[int, float]], write: Write
+) -> Markup:
+    """A figure look by look, and the level that it must not rise above, which may change from look to look."""
+    x = spanning([look for look, _ in values], 48, WIDTH - 14, room=0.02)
+    y = spanning([0.0, *(value for _, value in (*values, *levels))], 150, 26)
+    parts = [*_across(x, 150, "look", lambda look: f"{look:.0f}"), *_up(y, 48, WIDTH - 14, title, write)]
+    for kind, line in (("budget", levels), ("curve line1", values)):
+        points = " ".join(f"{x(look):.1f},{y(value):.1f}" for look, value in line)
+        parts.append(Markup('<polyline class="{}" points="{}"/>').format(kind, points))
+    look, value = values[-1]
+    parts.append(Markup('<circle class="mark cycle" cx="{:.1f}" cy="{:.1f}" r="3.5"/>').format(x(look), y(value)))
+    return _svg(190, f"{title} by look", parts)
+
+
 # --- parts
 
 

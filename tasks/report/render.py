@@ -23,24 +23,24 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]|#~])")
 
 def page(evidence: Evidence) -> str:
     """HTML without a script, a font or a picture from elsewhere; of the same evidence always the same bytes."""
-    return _templates().get_template("page.html.j2").render(_told(evidence))
+    return templates().get_template("page.html.j2").render(_told(evidence))
 
 
 def summary(evidence: Evidence) -> str:
     """The same in short, as Markdown."""
-    return _templates().get_template("summary.md.j2").render(_told(evidence))
+    return templates().get_template("summary.md.j2").render(_told(evidence))
 
 
 def card(evidence: Evidence, title: str, verdict: GateResult, who: str) -> str:
     """What a registered version came from, what was removed, what was proven and what was not, who let it through."""
     precision = precisions.of(verdict.ships)
     told = {"title": title, "verdict": verdict, "who": who, "removed": _removed(evidence), "precision": precision}
-    text = _templates().get_template("card.md.j2").render({**_told(evidence), **told}).strip()
+    text = templates().get_template("card.md.j2").render({**_told(evidence), **told}).strip()
     return text if len(text) <= LONGEST_CARD else f"{text[: LONGEST_CARD - 1]}…"
 
 
-def _templates() -> jinja2.Environment:
-    """HTML escapes itself; Markdown is escaped by the filter `md`, which its templates put on whatever a user wrote."""
+def templates() -> jinja2.Environment:
+    """The templates of the pages. HTML escapes itself; Markdown is escaped by the filter `md`, which its templates put on whatever a user wrote."""
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("tasks.report", "templates"),
         autoescape=jinja2.select_autoescape(["html.j2"]),

@@ -1,0 +1,106 @@
+"""Looks at clean and at shifted traffic, as many as it takes: false alarms, and time to detect against severity."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.context import Row
+from benchmarks.monitor.pairs import Pair
+from secateur.monitoring import judging
+from secateur.monitoring.detectors import Detector
+from secateur.monitoring.drift import compare, features
+from secateur.monitoring.judging import Judged, Labelled, Observed
+from secateur.monitoring.levels import Levels, levels_of
+from secateur.monitoring.shadow import shadow, told
+
+EXAMPLES = 200  # of a look
+LONGEST = 60  # looks at a shift
+BEFORE = 24  # clean looks before it: a day
+ALPHA = 1e-3  # of drift, as `tasks.monitoring.observe` has it
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The levels of one half of the test set, and the positions of the other, which traffic is drawn from."""
+
+    levels: Levels
+    levels_at: np.ndarray
+    traffic: np.ndarray
+
+
+def halves(pair: Pair, seed: int) -> Halves:
+    """Split the test set."""
+    order = np.random.default_rng(seed).permutation(len(pair.labels))
+    mine, others = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+    dense, pruned, truth = pair.dense["clean"][mine], pair.pruned["clean"][mine], pair.labels[mine]
+    names = [f"label {label}" for label in np.unique(truth)]
+    return Halves(levels_of(shadow(dense, pruned), told(dense)[0] == truth, pair.drop, names), mine, others)
+
+
+def clean(pair: Pair, parts: Halves, looks: int, seed: int) -> Row:
+    """How many of so many looks at clean traffic were a watch or a breach, detectors begun anew every thousand."""
+    counts: Counter[str] = Counter()
+    for begun in range(0, looks, 1000):
+        for judged in _looks(pair, parts, "clean", min(1000, looks - begun), seed + begun, labelled=True, drift=False):
+            counts[judged.outcome] += 1
+    return {"looks": looks, "watch": counts[judging.WATCH], "breach": counts[judging.BREACH]}
+
+
+def drifts(pair: Pair, parts: Halves, looks: int, seed: int) -> Row:
+    """The same of drift alone, which costs more to look at."""
+    found = _looks(pair, parts, "clean", looks, seed, labelled=False, drift=True)
+    return {"looks": looks, "drifted": sum(any(one.drifted for one in judged.drift) for judged in found)}
+
+
+def study(pair: Pair, parts: Halves, shift: str, seed: int, *, labelled: bool) -> Row:
+    """Of traffic that is shifted after a day: accuracies, the verdict, and the looks until it."""
+    first: dict[str, int] = {}
+    causes: dict[str, str] = {}
+    for number, judged in enumerate(_looks(pair, parts, shift, LONGEST, seed, labelled=labelled, drift=True), 1):
+        if judged.outcome in (judging.WATCH, judging.BREACH) and judged.outcome not in first:
+            first[judged.outcome], causes[judged.outcome] = number, judged.cause
+        if judging.BREACH in first:
+            break
+    truth, at = pair.labels[parts.traffic], parts.traffic
+    right = {
+        name: float((told(side[shift][at])[0] == truth).mean())
+        for name, side in (("dense", pair.dense), ("pruned", pair.pruned))
+    }
+    return {
+        "pair": pair.name,
+        "shift": shift,
+        "labels": labelled,
+        **right,
+        "watch": first.get(judging.WATCH),
+        "breach": first.get(judging.BREACH),
+        "cause": causes.get(judging.BREACH) or causes.get(judging.WATCH) or "",
+    }
+
+
+def _looks(
+    pair: Pair, parts: Halves, shift: str, looks: int, seed: int, *, labelled: bool, drift: bool
+) -> Iterator[Judged]:
+    """Looks at examples that are drawn from the traffic's half; of a shift, after a day without one."""
+    rng, detectors = np.random.default_rng(seed), dict[str, Detector]()
+    before = _features(pair, "clean", parts.levels_at) if drift else []
+    calm = 0 if shift == "clean" else BEFORE
+    for number in range(calm + looks):
+        name = "clean" if number < calm else shift
+        at = rng.choice(parts.traffic, EXAMPLES)
+        dense, pruned, truth = pair.dense[name][at], pair.pruned[name][at], pair.labels[at]
+        slices = {f"label {label}": np.flatnonzero(truth == label) for label in np.unique(truth)}
+        labels = Labelled(told(dense)[0], told(pruned)[0], truth, slices) if labelled else None
+        observed = Observed(shadow(dense, pruned), np.ones(EXAMPLES), labels)
+        drifted = tuple(compare(before, _features(pair, name, at), ALPHA, number)) if drift and number >= calm else ()
+        judged, detectors = judging.judge(detectors, observed, parts.levels, drifted)
+        if number >= calm:
+            yield judged
+
+
+def _features(pair: Pair, shift: str, at: np.ndarray) -> list:
+    embedding = pair.embedding[shift][at] if shift in pair.embedding else None
+    return features({"inputs": pair.inputs[shift][at]}, pair.dense[shift][at], embedding)
