@@ -154,7 +154,7 @@ def test_labels_that_come_later_find_their_requests(traffic: Traffic) -> None:
     found = look.run(MODEL)
     state = tracking.get_json(_run_of(Path(traffic.root).parent.name), look.STATE)
     assert state["looks"][-1]["labels"] == 100
-    accuracy = next(one for one in state["looks"][-1]["findings"] if one["name"] == "accuracy")
+    accuracy = next(one for one in state["looks"][-1]["findings"] if one["name"] == "accuracy lost")
     assert accuracy["examples"] == 100, found.reason
 
 

@@ -26,7 +26,7 @@ SLOW_SHARE = 0.05  # of requests that may take longer than all but one of a hund
 DISAGREEMENT, UNEXPLAINED, ACCURACY, WRONG, LATENCY = (
     "disagreement",
     "unexplained",
-    "accuracy",
+    "accuracy lost",
     "dense errors",
     "latency",
 )
