@@ -94,13 +94,11 @@ def test_of_many_requests_some_are_drawn_and_all_are_counted(root: str) -> None:
 
 def test_no_log_is_an_empty_window(root: str) -> None:
     assert reader.read(root, MODEL, *DAY).records == ()
-    assert reader.first_hour(root, MODEL) is None
 
 
 def test_hours_without_a_request_between_others_are_gaps(root: str) -> None:
     written(root, record(1), record(2, NOON + timedelta(hours=3)))
     assert reader.read(root, MODEL, *DAY).gaps == (NOON + timedelta(hours=1), NOON + timedelta(hours=2))
-    assert reader.first_hour(root, MODEL) == NOON
 
 
 def test_old_hours_expire_whole(root: str) -> None:

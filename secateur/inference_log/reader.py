@@ -139,12 +139,6 @@ def read_labels(root: str, model: str, since: datetime, until: datetime) -> tupl
     return sorted(found, key=lambda one: one.time), problems
 
 
-def first_hour(root: str, model: str) -> datetime | None:
-    """The beginning of the first hour that has a request, or None without any."""
-    found = sorted(_hours_of(root, REQUESTS, model))
-    return found[0] if found else None
-
-
 def expired(root: str, model: str, before: datetime) -> list[str]:
     """The files of whole hours that ended before a moment, of requests and of labels: paths, or s3:// addresses.
 

@@ -124,7 +124,9 @@ class Server:
         body = await self._body(request)
         asked = parse(body, request.headers.get(HEADER), served.inputs, served.outputs)
         key = asked.id or str(uuid.uuid4())
-        arrays = await self._computed(served, asked.arrays, tuple(asked.outputs))
+        # the first output is what looks compare, so the log has it whatever was asked for
+        names = tuple(dict.fromkeys((served.outputs[0].name, *asked.outputs)))
+        arrays = await self._computed(served, asked.arrays, names)
         content, headers = answer(served.model, served.version, key, arrays, asked.outputs)
         if self.writer is not None:
             from secateur.inference_log.schema import Record
