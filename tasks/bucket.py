@@ -292,12 +292,12 @@ def pointer(model: str) -> dict[str, Any] | None:
 
 
 def serving() -> list[str]:
-    """The models of which something serves: those with a pointer."""
+    """The models of which something serves: those with a pointer, whatever it says."""
     bucket, key = _key()
     prefix = f"{key}/" if key else ""
     pages = _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
     found = [one["Prefix"].removeprefix(prefix).rstrip("/") for page in pages for one in page.get("CommonPrefixes", [])]
-    return [model for model in found if pointer(model) is not None]
+    return [model for model in found if _read(model, "champion.json") is not None]
 
 
 def names(*parts: str) -> list[str]:

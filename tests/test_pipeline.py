@@ -365,7 +365,8 @@ def test_every_rule_of_the_test_set_is_asked_of_the_files_and_its_evidence_kept(
     }
     client = tracking.client()
     kept = {entry.path for entry in client.list_artifacts(pinned.run_id, "gate")}
-    assert kept == {f"gate/{name}" for name in ("verdict.json", "evidence.npz", "exemplars.npz", "classes.json")}
+    names = ("verdict.json", "evidence.npz", "exemplars.npz", "classes.json", "reference.npz")
+    assert kept == {f"gate/{name}" for name in names}
     said = tracking.get_json(pinned.run_id, "gate/verdict.json")
     assert said is not None
     by_name = {rule["name"]: rule for rule in said["verdict"]["rules"]}
