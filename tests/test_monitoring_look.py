@@ -129,6 +129,15 @@ def test_noise_that_hurts_both_is_not_ours(traffic: Traffic) -> None:
         assert found.cause == "the world's", found.reason
 
 
+def test_a_look_of_which_nothing_is_kept_changes_nothing(traffic: Traffic) -> None:
+    traffic.serve(100)
+    for _ in range(2):
+        assert (look.run(MODEL, keep=False).number, look.run(MODEL, keep=False).outcome) == (1, "healthy")
+    assert tracking.get_json(_run_of(Path(traffic.root).parent.name), look.STATE) is None
+    assert look.run(MODEL).outcome == "healthy"
+    assert look.run(MODEL).outcome == "unknown"
+
+
 def test_no_log_is_unknown(traffic: Traffic) -> None:
     found = look.run(MODEL)
     assert found.outcome == "unknown"

@@ -486,7 +486,7 @@ def serve(
 
 @app.command()
 def look(model: Model, as_json: Json = False) -> None:
-    """Take one look at what serves, without Airflow: nothing follows from it. Exit status: 0 healthy, 3 anything else, 1 error."""
+    """Take one look at what serves, without Airflow: nothing follows from it or is kept. Exit status: 0 healthy, 3 anything else, 1 error."""
     seen = production.look(model)
     if as_json:
         typer.echo(json.dumps(asdict(seen), indent=2))

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secateur.errors import InputError
+from secateur.errors import InputError, NothingToDo
 from tasks.cli import files
 from tasks.cli.settings import export_settings
 
@@ -68,11 +68,18 @@ def serve(asked: Serve, say: Callable[[str], None]) -> None:
 
 
 def look(model: str) -> Look:
-    """Take one look from this process; what would follow from it is only told."""
+    """Take one look from this process, of which nothing is kept; what would follow from it is only told.
+
+    Raises:
+        InputError: there is nothing to look at.
+    """
     from tasks.monitoring import look
 
     export_settings()
-    return look.run(model)
+    try:
+        return look.run(model, keep=False)
+    except NothingToDo as reason:
+        raise InputError(str(reason)) from reason
 
 
 def convert(source: Path, form: str, model: str, version: str, name: str) -> tuple[int, dict[str, int]]:
@@ -129,7 +136,7 @@ def export(model: str, since: str, output: Path) -> int:
 
 def told(looked: Look) -> Sequence[str]:
     """A look as lines."""
-    lines = [looked.sentence, f"Look {looked.number}: {looked.page}"]
+    lines = [looked.sentence, f"Every look before: {looked.page}"]
     if looked.ours:
         lines.append(f"`secateur rollback {looked.model} --to dense --reason ...` lets the dense model serve again.")
     return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -79,8 +79,10 @@ def models() -> list[str]:
     return [name.removesuffix(registry.onnx_name("")) for name in found]
 
 
-def run(model: str) -> Look:
+def run(model: str, keep: bool = True) -> Look:
     """Look at what came since the last look.
+
+    Without `keep` nothing of it is kept, and the next look looks at the same again.
 
     Raises:
         NothingToDo: nothing serves, or the dense model itself does: nothing of the pruning's can go wrong.
@@ -97,23 +99,46 @@ def run(model: str) -> Look:
     monitor = _monitor(tags)
     run_id = _run(model, version, entry)
     state = tracking.get_json(run_id, STATE) or {"looks": [], "detectors": {}}
-    return _look(model, version, tags, entry, monitor, run_id, state)
+    until = datetime.now(UTC) - SETTLES
+    last = datetime.fromisoformat(state["until"]) if "until" in state else _begun(entry, until)
+    judged, seen, state = _judged(model, version, tags, monitor, state, last, until)
+    ours = judged.outcome == "breach" and judged.cause == "ours"
+    if keep:
+        _keep(model, version, run_id, judged, state)
+        if ours:
+            _keep_drifted(model, seen)
+        _expire(model, monitor, until)
+    *earlier, now = state["looks"]
+    return Look(
+        model,
+        version,
+        now["number"],
+        judged.outcome,
+        judged.cause,
+        judged.reason,
+        f"{tracking.address()}{tracking.page_of(run_id)}/artifacts/{PAGE}",
+        monitor.policy,
+        judged.outcome != (earlier[-1]["outcome"] if earlier else "healthy"),
+        monitor.users,
+        monitor.hours,
+        monitor.again,
+    )
 
 
-def _look(
+def _judged(
     model: str,
     version: str,
     tags: Mapping[str, str],
-    entry: Entry | None,
     monitor: Monitor,
-    run_id: str,
     state: dict[str, Any],
-) -> Look:
+    last: datetime,
+    until: datetime,
+) -> tuple[Judged, observe.Seen, dict[str, Any]]:
+    """The verdict on what came since the last look, what it rests on, and the state after it."""
     from secateur.monitoring import judging
     from secateur.monitoring.detectors import Detector
 
-    until = datetime.now(UTC) - SETTLES
-    since = _since(state, entry, until)
+    since = max(min(last, until), until - LONGEST)
     known = _known(tags)
     number = state["looks"][-1]["number"] + 1 if state["looks"] else 1
     detectors = {
@@ -124,33 +149,17 @@ def _look(
         judged, after = _unknown(trouble or known.missing), detectors
     else:
         judged, after = judging.judge(detectors, seen.observed, known.levels, seen.drift, known.slow_ms)
-    judged = _beside(judged, seen, "" if trouble or known.levels is None else known.missing)
-    before = state["looks"][-1]["outcome"] if state["looks"] else judging.HEALTHY
-    told = _kept(number, judged, seen)
-    state = {
+    said = [] if trouble or known.levels is None else [known.missing]
+    if last < since:
+        said.append(f"{(since - last).total_seconds() / 3600:.0f} hours before were too long ago to look at")
+    judged = _beside(judged, seen, said)
+    after_it = {
         # what could not be read is read by the next look
         "until": (since if trouble else until).isoformat(),
-        "looks": [*state["looks"], told][-KEPT_LOOKS:],
+        "looks": [*state["looks"], _kept(number, judged, seen)][-KEPT_LOOKS:],
         "detectors": {name: dataclasses.asdict(one) for name, one in after.items()},
     }
-    page = _keep(model, version, run_id, number, judged, state)
-    if judged.outcome == judging.BREACH and judged.cause == judging.OURS:
-        _keep_drifted(model, seen)
-    _expire(model, monitor, until)
-    return Look(
-        model,
-        version,
-        number,
-        judged.outcome,
-        judged.cause,
-        judged.reason,
-        page,
-        monitor.policy,
-        before != judged.outcome,
-        monitor.users,
-        monitor.hours,
-        monitor.again,
-    )
+    return judged, seen, after_it
 
 
 def _registered() -> list[Any]:
@@ -189,12 +198,9 @@ def _run(model: str, version: str, entry: Entry | None) -> str:
     return tracking.find_or_create_run(tracking.experiment_of(model), key, name, tags)
 
 
-def _since(state: Mapping[str, Any], entry: Entry | None, until: datetime) -> datetime:
-    if "until" in state:
-        begun = datetime.fromisoformat(state["until"])
-    else:
-        begun = datetime.fromisoformat(entry.when) if entry else until - timedelta(hours=1)
-    return max(min(begun, until), until - LONGEST)
+def _begun(entry: Entry | None, until: datetime) -> datetime:
+    """When the version came to serve, as far as the journal says."""
+    return datetime.fromisoformat(entry.when) if entry else until - timedelta(hours=1)
 
 
 def _known(tags: Mapping[str, str]) -> Known:
@@ -278,10 +284,9 @@ def _unknown(why: str) -> Judged:
     return judging.Judged(judging.UNKNOWN, judging.NOBODY, why, (), ())
 
 
-def _beside(judged: Judged, seen: observe.Seen, missing: str) -> Judged:
+def _beside(judged: Judged, seen: observe.Seen, more: Sequence[str]) -> Judged:
     """What was left out is said too."""
-    said = [missing] if missing else []
-    said += [f"{count} {why}" for why, count in seen.problems.items()]
+    said = [*filter(None, more), *(f"{count} {why}" for why, count in seen.problems.items())]
     if seen.gaps:
         said.append(f"{seen.gaps} hours without any request")
     return dataclasses.replace(judged, reason="; ".join([judged.reason, *said])) if said else judged
@@ -304,8 +309,8 @@ def _kept(number: int, judged: Judged, seen: observe.Seen) -> dict[str, Any]:
     }
 
 
-def _keep(model: str, version: str, run_id: str, number: int, judged: Judged, state: dict[str, Any]) -> str:
-    """Write the look into MLflow, the state last; returns the address of its page."""
+def _keep(model: str, version: str, run_id: str, judged: Judged, state: dict[str, Any]) -> None:
+    """Write the look into MLflow and, for servers to tell Prometheus, into the bucket; the state last."""
     from tasks import bucket
     from tasks.monitoring import page
 
@@ -313,7 +318,10 @@ def _keep(model: str, version: str, run_id: str, number: int, judged: Judged, st
     numbers |= {f"monitor.{_metric(one.name)}_level": one.level for one in judged.findings if one.examples}
     numbers |= {f"drift.{_metric(one.name)}": one.size for one in judged.drift}
     tracking.log(
-        run_id, {**numbers, "monitor.requests": state["looks"][-1]["requests"]}, step=number, health=judged.outcome
+        run_id,
+        {**numbers, "monitor.requests": state["looks"][-1]["requests"]},
+        step=state["looks"][-1]["number"],
+        health=judged.outcome,
     )
     name = registry.onnx_name(model)
     tracking.put_text(run_id, page.page(name, version, state["looks"]), PAGE)
@@ -324,7 +332,6 @@ def _keep(model: str, version: str, run_id: str, number: int, judged: Judged, st
     latest = {key: value for key, value in state["looks"][-1].items() if key not in ("findings", "drift")}
     bucket.write_json({**latest, "version": version, "metrics": numbers}, name, "monitor.json")
     tracking.put_json(run_id, STATE, state)
-    return f"{tracking.address()}{tracking.page_of(run_id)}/artifacts/{PAGE}"
 
 
 def _metric(name: str) -> str:
