@@ -31,8 +31,8 @@ def follow(looks: list[Look] | None, answers: tuple[Answer, ...] = ()) -> list[s
 def tell(looks: list[Look] | None, done: list[str] | None) -> list[str]:
     """Tell people of what changed and what was done."""
     news = act.told(looks or (), done or [])
-    for text in news:
-        Notifier(text).send()
+    if news:
+        Notifier("\n".join(news)).send()  # once: who is told twice after a fault stops reading
     return news
 
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,14 @@ def test_what_is_written_is_read_again(root: str) -> None:
         found = {**first.inputs, **first.outputs}[name]
         assert found.dtype == array.dtype
         np.testing.assert_array_equal(found, array)
+    assert window.problems == {}
+
+
+def test_a_time_in_any_zone_is_in_its_hour(tmp_path: Path) -> None:
+    kolkata = timezone(timedelta(hours=5, minutes=30))
+    written(str(tmp_path), record(1, datetime(2026, 1, 31, 17, 40, tzinfo=kolkata)))
+    window = reader.read(str(tmp_path), MODEL, *DAY)
+    assert [one.time for one in window.records] == [NOON + timedelta(minutes=10)]
     assert window.problems == {}
 
 

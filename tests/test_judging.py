@@ -120,12 +120,24 @@ def test_drift_that_hurts_nobody_is_the_worlds_and_watched(levels: Levels) -> No
 
 
 def test_no_data_is_unknown_and_never_healthy(levels: Levels) -> None:
-    before = {"disagreement": Detector(3, 100)}
+    before = {"disagreement": Detector()}
     judged, after = judging.judge(before, None, levels)
     assert judged.outcome == UNKNOWN
     assert after == before
     few, _ = judging.judge({}, served(np.random.default_rng(1), 5), levels)
     assert few.outcome == UNKNOWN
+
+
+def test_labels_of_earlier_requests_alone_are_judged_and_make_nothing_healthy(levels: Levels) -> None:
+    nothing = Shadow(np.zeros(0))
+    detectors: dict[str, Detector] = {}
+    good = dataclasses.replace(served(np.random.default_rng(1), EXAMPLES), shadow=nothing, latency_ms=np.zeros(0))
+    judged, _ = judging.judge({}, good, levels)
+    assert judged.outcome == UNKNOWN
+    for seed in range(5):
+        bad = dataclasses.replace(served(np.random.default_rng(seed), EXAMPLES, lost=0.2), shadow=nothing)
+        judged, detectors = judging.judge(detectors, bad, levels)
+    assert (judged.outcome, judged.cause) == (BREACH, OURS)
 
 
 def test_outputs_that_are_no_classes_are_watched_by_their_distance() -> None:

@@ -129,6 +129,43 @@ def test_noise_that_hurts_both_is_not_ours(traffic: Traffic) -> None:
         assert found.cause == "the world's", found.reason
 
 
+def test_requests_that_are_not_the_models_are_counted_and_stop_no_look(traffic: Traffic) -> None:
+    traffic.serve(60)
+    good = np.zeros((1, 1, 4, 4), np.float32)
+    inputs = [
+        good[0],
+        good[:, :, :3],
+        good.astype(np.int64),
+        np.full_like(good, np.nan),
+        np.zeros((0, 1, 4, 4), np.float32),
+    ]
+    answer = {"logits": np.zeros((1, 3), np.float32)}
+    bad = [
+        Record(datetime.now(UTC), f"bad-{i}", NAME, traffic.version, {traffic.name: x}, answer, 1.0)
+        for i, x in enumerate(inputs)
+    ]
+    flat = Record(datetime.now(UTC), "flat", NAME, traffic.version, {traffic.name: good}, {"y": np.zeros(1)}, 1.0)
+    keep(traffic.root, [*bad, flat], "bad")
+    found = look.run(MODEL)
+    assert found.outcome == "healthy", found.reason
+    assert "6 requests without the model's inputs or an output, or with other types" in found.reason
+
+
+def test_answers_of_another_shape_than_the_dense_models_are_unknown_and_not_read_again(traffic: Traffic) -> None:
+    inputs = {traffic.name: np.zeros((1, 1, 4, 4), np.float32)}
+    answer = {"logits": np.zeros((1, 7), np.float32)}
+    keep(
+        traffic.root,
+        [Record(datetime.now(UTC), f"o{i}", NAME, traffic.version, inputs, answer, 1.0) for i in range(50)],
+        "odd",
+    )
+    found = look.run(MODEL)
+    assert found.outcome == "unknown"
+    assert "50 examples that the dense model does not answer alike" in found.reason
+    traffic.serve(60)
+    assert look.run(MODEL).outcome == "healthy"
+
+
 def test_a_look_of_which_nothing_is_kept_changes_nothing(traffic: Traffic) -> None:
     traffic.serve(100)
     for _ in range(2):

@@ -212,7 +212,7 @@ def _table(files: fs.FileSystem, path: str, schema: pa.Schema) -> pa.Table:
         raise _UnusableError(f"files without {', '.join(missing)}")
     try:
         return table.select(schema.names).cast(schema)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as others:
+    except pa.ArrowException as others:
         raise _UnusableError("files whose columns are of other types") from others
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -154,7 +155,7 @@ def record_of(row: Mapping[str, object]) -> Record:
         model_version=found["model_version"],
         inputs={one["name"]: _unpacked(one) for one in found["inputs"] or ()},
         outputs={one["name"]: _unpacked(one) for one in found["outputs"] or ()},
-        latency_ms=found["latency_ms"],
+        latency_ms=math.nan if found["latency_ms"] is None else found["latency_ms"],
         reference=found.get("reference"),
         label=None if label is None else _unpacked(label),
         metadata=dict(found.get("metadata") or ()),

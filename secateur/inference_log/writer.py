@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -226,7 +226,7 @@ def _grouped(waiting: Sequence[Record | Label]) -> dict[tuple[str, str, datetime
     """What goes into one file together."""
     groups: dict[tuple[str, str, datetime], list[Record | Label]] = {}
     for one in waiting:
-        hour = one.time.replace(minute=0, second=0, microsecond=0)
+        hour = one.time.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
         groups.setdefault((LABELS if isinstance(one, Label) else REQUESTS, one.model, hour), []).append(one)
     return groups
 

@@ -27,19 +27,13 @@ AT_STAKE = 0.9  # the most of what a gambler owns that one number can cost
 class Detector:
     """What was seen up to now: `owned` is log(1 + the sum) for each of `BETS`, which one carries from look to look."""
 
-    looks: int = 0
-    examples: int = 0
     owned: tuple[float, ...] = (0.0,) * len(BETS)
 
     @property
     def evidence(self) -> float:
-        """The sum itself, the mean over the stakes, as a logarithm."""
+        """The sum itself, the mean over the stakes, as a logarithm: of how many looks it takes on the average until chance gives as much."""
         sums = [total + math.log(-math.expm1(-total)) if total > 0 else -math.inf for total in self.owned]
         return float(logsumexp(sums)) - math.log(len(sums))
-
-    def reached(self, looks: float) -> bool:
-        """Whether the sum is one that takes so many looks on the average where nothing has changed."""
-        return self.evidence >= math.log(looks)
 
 
 def look(before: Detector, values: np.ndarray, levels: np.ndarray | float, lowest: float = 0.0) -> Detector:
@@ -59,4 +53,4 @@ def look(before: Detector, values: np.ndarray, levels: np.ndarray | float, lowes
     stakes = np.minimum(BETS, AT_STAKE / (highest - lowest))
     gains = np.log1p(stakes[:, None] * above[None, :]).sum(1)
     owned = np.logaddexp(0.0, np.array(before.owned) + gains)
-    return Detector(before.looks + 1, before.examples + len(above), tuple(float(one) for one in owned))
+    return Detector(tuple(float(one) for one in owned))

@@ -42,9 +42,6 @@ class Observed:
     latency_ms: np.ndarray
     labelled: Labelled | None = None
 
-    def __len__(self) -> int:
-        return len(self.shadow) or (len(self.labelled.truth) if self.labelled else 0)
-
 
 @dataclass(frozen=True)
 class Labelled:
@@ -113,8 +110,7 @@ def judge(
     Returns:
         The verdict, and the detectors after it.
     """
-    examples = len(observed) if observed else 0
-    if observed is None or not examples:
+    if observed is None:
         why = "nothing was observed; without data nothing is known, which is not the same as healthy"
         return Judged(UNKNOWN, NOBODY, why, (), drift), dict(before)
     asked = _questions(observed, levels, slow_ms)
@@ -125,7 +121,7 @@ def judge(
             before.get(question.name, Detector()), question.values, question.levels, question.lowest
         )
         findings.append(_found(question, after[question.name], among))
-    return _verdict(tuple(findings), drift, examples), after
+    return _verdict(tuple(findings), drift, len(observed.shadow)), after
 
 
 def number_of(levels: Levels, slow_ms: float | None = None) -> int:

@@ -128,7 +128,7 @@ def pieces(stack: Stack) -> list[Piece]:
         Piece(
             "serve",
             (sys.executable, "-m", "tasks.cli.app", "serve", "--port", str(stack.ports["serve"])),
-            {**_base_environment(), **client_environment(stack), "PYTHONPATH": str(REPOSITORY)},
+            _server_environment(stack),
             lambda _: _answers(f"{stack.url('serve')}/v2/health/live"),
         ),
         component("scheduler", "--skip-serve-logs"),
@@ -182,6 +182,14 @@ def airflow_environment(stack: Stack) -> dict[str, str]:
         "AIRFLOW_HOME": str(stack.folder / "airflow"),
         "PYTHONPATH": str(REPOSITORY),
     }
+
+
+def _server_environment(stack: Stack) -> dict[str, str]:
+    """A server of models reaches the bucket, and nothing else."""
+    reached = {
+        name: value for name, value in client_environment(stack).items() if not name.startswith("SECATEUR_AIRFLOW")
+    }
+    return {**_base_environment(), **reached, "PYTHONPATH": str(REPOSITORY)}
 
 
 def write_configuration(stack: Stack) -> None:

@@ -63,8 +63,7 @@ def serve(asked: Serve, say: Callable[[str], None]) -> None:
     )
     settings = Settings(sample=asked.sample, drop=asked.drop, flush_s=asked.flush_s)
     root = observe.log_root() if asked.log else None
-    place = main.Place(asked.host, asked.port)
-    main.run(asked.models, place, files.target_from(asked.target), limits, root, settings, say)
+    main.run(asked.models, asked.host, asked.port, files.target_from(asked.target), limits, root, settings, say)
 
 
 def look(model: str) -> Look:

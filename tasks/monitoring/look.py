@@ -31,7 +31,6 @@ SETTLES = timedelta(seconds=60)  # until a request is in the log, at the latest
 LONGEST = timedelta(days=7)  # that one look goes back
 KEPT_LOOKS = 1000  # on the page
 SLOWER = 2.0  # than the validated p99, since a server and a network stand before the file
-UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -102,14 +101,8 @@ def run(model: str, keep: bool = True) -> Look:
     until = datetime.now(UTC) - SETTLES
     last = datetime.fromisoformat(state["until"]) if "until" in state else _begun(entry, until)
     judged, seen, state = _judged(model, version, tags, monitor, state, last, until)
-    ours = judged.outcome == "breach" and judged.cause == "ours"
-    if keep:
-        _keep(model, version, run_id, judged, state)
-        if ours:
-            _keep_drifted(model, seen)
-        _expire(model, monitor, until)
     *earlier, now = state["looks"]
-    return Look(
+    look = Look(
         model,
         version,
         now["number"],
@@ -123,6 +116,12 @@ def run(model: str, keep: bool = True) -> Look:
         monitor.hours,
         monitor.again,
     )
+    if keep:
+        _keep(model, version, run_id, judged, state)
+        if look.ours:
+            _keep_drifted(model, seen)
+        _expire(model, monitor, until)
+    return look
 
 
 def _judged(
@@ -141,9 +140,7 @@ def _judged(
     since = max(min(last, until), until - LONGEST)
     known = _known(tags)
     number = state["looks"][-1]["number"] + 1 if state["looks"] else 1
-    detectors = {
-        name: Detector(one["looks"], one["examples"], tuple(one["owned"])) for name, one in state["detectors"].items()
-    }
+    detectors = {name: Detector(tuple(owned)) for name, owned in state["detectors"].items()}
     seen, trouble = _observed(model, version, since, until, known, monitor, seed=number)
     if known.levels is None or trouble:
         judged, after = _unknown(trouble or known.missing), detectors
@@ -157,7 +154,7 @@ def _judged(
         # what could not be read is read by the next look
         "until": (since if trouble else until).isoformat(),
         "looks": [*state["looks"], _kept(number, judged, seen)][-KEPT_LOOKS:],
-        "detectors": {name: dataclasses.asdict(one) for name, one in after.items()},
+        "detectors": {name: one.owned for name, one in after.items()},
     }
     return judged, seen, after_it
 
@@ -227,20 +224,14 @@ def _known(tags: Mapping[str, str]) -> Known:
             None, found, slow, "what the gate saw of this version is missing or damaged: nothing says what is normal"
         )
     pinned = Recipe.model_validate(tracking.get_json(str(run_id), "recipe.json"))
-    compared = shadow.of_evidence(seen) or (shadow.shadow(found.dense, found.pruned) if found else None)
+    of_classes = shadow.of_evidence(seen)
+    compared = of_classes or (shadow.shadow(found.dense, found.pruned) if found else None)
+    gone = "" if found else "the reference of this version is missing or damaged: "
     if compared is None:
-        return Known(
-            None, found, slow, "the reference of this version is missing or damaged: nothing says what is normal"
-        )
-    right = seen.dense.right if shadow.of_evidence(seen) else None
-    return Known(
-        levels.levels_of(compared, right, pinned.budget.accuracy_drop, _slices(seen.slices)),
-        found,
-        slow,
-        ""
-        if found
-        else "the reference of this version is missing or damaged: the data are not compared with the test set",
-    )
+        return Known(None, found, slow, f"{gone}nothing says what is normal")
+    right = seen.dense.right if of_classes else None
+    normal = levels.levels_of(compared, right, pinned.budget.accuracy_drop, _slices(seen.slices))
+    return Known(normal, found, slow, gone and f"{gone}the data are not compared with the test set")
 
 
 def _slices(slices: Mapping[str, Any]) -> list[str]:

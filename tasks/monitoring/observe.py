@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from secateur.monitoring.drift import Difference
     from secateur.monitoring.judging import Observed
     from secateur.monitoring.reference import Reference
+    from secateur.requests import Input
     from secateur.runtime import Target
 
 ROOT = "SECATEUR_LOG"  # in the environment: where the inference log is
@@ -97,10 +99,14 @@ def observe(
 
 
 def columns_of(records: Sequence[Record]) -> dict[str, np.ndarray]:
-    """The inputs of requests, by name; of those that have all that the first one has."""
-    order = list(records[0].inputs) if records else []
-    fitting = [record for record in records if _fits(record, order)]
-    return {name: _stacked([record.inputs[name] for record in fitting]) for name in order}
+    """The inputs of requests, by name; of those whose inputs are of the kind that the first one's are."""
+    kinds = [_kinds(record) for record in records]
+    fitting = [record for record, kind in zip(records, kinds, strict=True) if kind == kinds[0]]
+    return {name: _stacked([record.inputs[name] for record in fitting]) for name in (kinds[0] if kinds else ())}
+
+
+def _kinds(record: Record) -> dict[str, tuple[str, int]]:
+    return {name: (array.dtype.name, array.ndim) for name, array in record.inputs.items()}
 
 
 def _answered(
@@ -119,37 +125,55 @@ def _answered(
 
     import numpy as np
 
-    from secateur.monitoring import reference as references
+    from secateur import requests
     from secateur.monitoring.drift import compare, features
     from secateur.monitoring.judging import Labelled, Observed
     from secateur.monitoring.shadow import Shadow, shadow, told
     from secateur.runtime import Target
 
-    on, order = target or Target(), _inputs_of(path)
-    usable = _usable(mine, order, problems)
+    on = target or Target()
+    inputs = requests.inputs_of(path, on)
+    order = [one.name for one in inputs]
+    usable = _usable(mine, inputs, problems)
     examples = _Examples.of(usable, order, np.random.default_rng(seed), most)
     observed: Observed | None = None
     drift: tuple[Difference, ...] = ()
-    if len(examples):
-        dense, embedding = references.answers(path, on, examples.columns)
+    if answered := _dense(path, on, examples, problems):
+        dense, embedding = answered
         observed = Observed(shadow(dense, examples.outputs), examples.latency_ms)
         if reference is not None:
             before = features(reference.inputs, reference.dense, reference.embedding)
             now = features(dict(zip(order, examples.columns, strict=True)), dense, embedding)
             drift = tuple(compare(before, now, DRIFT_ALPHA, seed))
-    labelled = [(record, label) for record, label in earlier if _fits(record, order) and len(label) == _count(record)]
+    labelled = [(record, label) for record, label in earlier if _fits(record, inputs) and len(label) == _count(record)]
     if missing := len(earlier) - len(labelled):
         problems["labels of requests whose inputs are not kept, or of another number"] = missing
-    if labelled:
-        known = _Examples.of([record for record, _ in labelled], order, np.random.default_rng(seed), None)
-        dense, _ = references.answers(path, on, known.columns)
+    known = _Examples.of([record for record, _ in labelled], order, np.random.default_rng(seed), None)
+    if (answered := _dense(path, on, known, problems)) and answered[0].ndim == 2:  # the truth of others is no class
         truth = np.concatenate([label.reshape(len(label), -1)[:, 0] for _, label in labelled])
-        if dense.ndim == 2:  # the truth of anything else is no class
-            answers = Labelled(told(dense)[0], told(known.outputs)[0], truth, _slices(labelled, truth))
-            nothing = Observed(Shadow(np.zeros(0)), np.zeros(0))
-            observed = dataclasses.replace(observed or nothing, labelled=answers)
-    inputs = dict(zip(order, examples.columns, strict=True)) if len(examples) else {}
-    return dataclasses.replace(found, observed=observed, drift=drift, inputs=inputs)
+        answers = Labelled(told(answered[0])[0], told(known.outputs)[0], truth, _slices(labelled, truth))
+        observed = dataclasses.replace(observed or Observed(Shadow(np.zeros(0)), np.zeros(0)), labelled=answers)
+    kept = dict(zip(order, examples.columns, strict=True)) if len(examples) else {}
+    return dataclasses.replace(found, observed=observed, drift=drift, inputs=kept)
+
+
+def _dense(
+    path: Path, target: Target, examples: _Examples, problems: dict[str, int]
+) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """The dense model's answers and embedding; None where there is no example, or it cannot answer them as they were answered."""
+    from secateur.monitoring import reference
+
+    if not len(examples):
+        return None
+    try:
+        found = reference.answers(path, target, examples.columns)
+        if found[0].shape != examples.outputs.shape:
+            raise ValueError(f"its answers are {found[0].shape}, the logged ones {examples.outputs.shape}")
+    except Exception as error:  # the runtime's own, without a common class
+        why = f"examples that the dense model does not answer alike: {' '.join(str(error).split())[:200]}"
+        problems[why] = len(examples)
+        return None
+    return found
 
 
 @dataclass(frozen=True)
@@ -173,7 +197,7 @@ class _Examples:
         if not records:
             return cls((), np.zeros((0, 1)), np.zeros(0))
         columns = [_stacked([record.inputs[name] for record in records]) for name in order]
-        outputs = _stacked([next(iter(record.outputs.values())) for record in records])
+        outputs = _stacked([_answer(record) for record in records])
         latency = np.concatenate([np.full(_count(record), record.latency_ms) for record in records])
         if most is not None and len(outputs) > most:
             chosen = np.sort(rng.permutation(len(outputs))[:most])
@@ -194,31 +218,50 @@ def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(padded)
 
 
-def _inputs_of(path: Path) -> list[str]:
-    """The names of a file's inputs, in order."""
-    import onnx
-
-    graph = onnx.load(str(path), load_external_data=False).graph
-    weights = {tensor.name for tensor in graph.initializer}
-    return [value.name for value in graph.input if value.name not in weights]
-
-
-def _usable(records: Sequence[Record], order: Sequence[str], problems: dict[str, int]) -> list[Record]:
-    found = [record for record in records if _fits(record, order)]
+def _usable(records: Sequence[Record], inputs: Sequence[Input], problems: dict[str, int]) -> list[Record]:
+    """Those that the model can be asked, whose answers are of one kind."""
+    fitting = [record for record in records if _fits(record, inputs)]
+    ranks = Counter(_answer(record).ndim for record in fitting)
+    common = ranks.most_common(1)[0][0] if ranks else 0
+    found = [record for record in fitting if _answer(record).ndim == common]
     if missing := len(records) - len(found):
-        problems["requests without the model's inputs or an output"] = missing
+        problems[
+            "requests without the model's inputs or an output, or with other types, shapes or infinite numbers"
+        ] = missing
     return found
 
 
-def _fits(record: Record, order: Sequence[str]) -> bool:
-    arrays = [record.inputs.get(name) for name in order]
-    if not record.outputs or any(array is None or not array.ndim for array in arrays):
+def _fits(record: Record, inputs: Sequence[Input]) -> bool:
+    """Whether a request has every input as the model takes it, and an answer to each of its examples."""
+    import numpy as np
+
+    arrays = [record.inputs.get(one.name) for one in inputs]
+    if not record.outputs or any(array is None for array in arrays):
         return False
-    return len({len(array) for array in (*arrays, *record.outputs.values()) if array is not None}) == 1
+    given = [array for array in arrays if array is not None]
+    counts = {len(array) if array.ndim else -1 for array in (*given, *record.outputs.values())}
+    return (
+        len(counts) == 1
+        and -1 not in counts
+        and all(_as_declared(array, one) for array, one in zip(given, inputs, strict=True))
+        and all(np.isfinite(array).all() for array in given)
+    )
+
+
+def _as_declared(array: np.ndarray, declared: Input) -> bool:
+    from secateur.requests import TYPES
+
+    sizes = zip(declared.shape[1:], array.shape[1:], strict=False)
+    wanted = TYPES.get(declared.type, array.dtype)
+    return array.ndim == len(declared.shape) and array.dtype == wanted and all(n in (None, size) for n, size in sizes)
+
+
+def _answer(record: Record) -> np.ndarray:
+    return next(iter(record.outputs.values()))
 
 
 def _count(record: Record) -> int:
-    return len(next(iter(record.outputs.values())))
+    return len(_answer(record))
 
 
 def _labelled_requests(
@@ -239,6 +282,8 @@ def _labelled_requests(
     found = {record.request_id: record for record in window.records}
     if unknown := len(wanted) - window.requests:
         problems["labels of requests that are not in the log"] = unknown
+    if more := window.requests - len(window.records):
+        problems[f"labels beyond the {MOST_LABELLED} that one look takes"] = more
     mine = [record for record in found.values() if record.model_version == version]
     if others := len(found) - len(mine):
         problems[f"labels of requests that another version than {version} answered"] = others

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from secateur.errors import InputError
@@ -16,17 +15,10 @@ if TYPE_CHECKING:
     from tasks.serving.app import Limits
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where it listens; TLS is a proxy's."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-
-
 def run(
     models: Sequence[str],
-    place: Place,
+    host: str,
+    port: int,
     target: Target,
     limits: Limits,
     log_root: str | None,
@@ -37,7 +29,8 @@ def run(
 
     Args:
         models: source models; without any, all of which something serves in the bucket.
-        place: where it listens.
+        host: address to listen on; TLS is a proxy's.
+        port: to listen on; 0 takes a free one.
         target: what computes.
         limits: of requests.
         log_root: of the inference log; without, none is kept.
@@ -57,21 +50,19 @@ def run(
     for model in models:
         registry.check_name(model)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((place.host, place.port))
+        listening.bind((host, port))
     except OSError as error:
         listening.close()
-        raise InputError(
-            f"host, port: cannot listen on {place.host}:{place.port}: {error}; choose another with --port"
-        ) from error
+        raise InputError(f"host, port: cannot listen on {host}:{port}: {error}; choose another with --port") from error
     writer = Writer(log_root, log_settings) if log_root else None
     server = Server([registry.onnx_name(model) for model in models], target, limits, writer)
     config = uvicorn.Config(
         application(server), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=30
     )
     named = ", ".join(registry.onnx_name(model) for model in models) or "whatever serves in the bucket"
-    say(f"Serving {named} on http://{place.host}:{listening.getsockname()[1]}")
+    say(f"Serving {named} on http://{host}:{listening.getsockname()[1]}")
     uvicorn.Server(config).run([listening])

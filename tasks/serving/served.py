@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,6 @@ class Served:
     session: ort.InferenceSession
     inputs: tuple[Spec, ...]
     outputs: tuple[Spec, ...]
-    since: float  # seconds since the epoch
 
     def run(self, arrays: tuple[np.ndarray, ...], names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """The outputs of these names."""
@@ -72,7 +70,7 @@ def load(model: str, version: str, target: Target) -> Served:
         tuple(_spec(one.name, one.type, one.shape) for one in side)
         for side in (session.get_inputs(), session.get_outputs())
     )
-    made = Served(model, version, session, inputs, outputs, time.time())
+    made = Served(model, version, session, inputs, outputs)
     ones = tuple(np.ones([size or 1 for size in spec.shape], spec.dtype) for spec in inputs)
     made.run(ones, tuple(spec.name for spec in outputs))
     return made
