@@ -47,8 +47,8 @@ lint: $(STAMP) ## Check format, lint and types
 bench-overhead: $(STAMP) ## Work against overhead per step of the last run on the running stack; RUN=<id> picks another
 	@$(BIN)/python benchmarks/overhead.py $(if $(RUN),--run "$(RUN)",)
 
-bench-ab: $(STAMP) ## Whether comparisons of latency hold what they claim, into benchmarks/results; RUNS=<n>, JOBS=<n>
-	@$(BIN)/python -W ignore -m benchmarks.ab $(if $(RUNS),--runs $(RUNS),) $(if $(JOBS),--jobs $(JOBS),)
+bench-ab: $(STAMP) ## Whether comparisons of latency hold what they claim, into benchmarks/results; RUNS=<n>, JOBS=<n>, ROWS='"3% slower" ...'
+	@$(BIN)/python -W ignore -m benchmarks.ab $(if $(RUNS),--runs $(RUNS),) $(if $(JOBS),--jobs $(JOBS),) $(if $(ROWS),--rows $(ROWS),)
 
 bench-scale: $(STAMP) ## How analysis and surgery grow with a decoder's layers, up to a cut of a billion parameters
 	@$(BIN)/python -W ignore benchmarks/scale.py
