@@ -43,7 +43,7 @@ TARGET = Target(threads=1)
 SCENARIOS = {
     "A against A": (0, False, 0.93, 5.0),
     "A against A, a busy process beside": (0, True, 0.93, 5.0),
-    "3% slower": (SLOWER, False, 0.8, 10.0),
+    "3% slower": (SLOWER, False, 0.8, 20.0),
 }
 
 
