@@ -65,8 +65,8 @@ bench-registry: $(STAMP) ## Processes that promote and roll back one model at ra
 bench-gate: $(STAMP) ## What the gate lets pass: simulated models that are too bad, or equal, into benchmarks/results; RULES="accuracy ..."
 	@$(BIN)/python -W ignore -m benchmarks.gate $(if $(RULES),--rules $(RULES),)
 
-bench-monitor: $(BENCH_STAMP) ## Watching what serves, on the running stack with the sample promoted, into benchmarks/results; DATA=<folder>, PARTS="shifts ...", SHIFT="contrast 5"
-	@$(BIN)/python -W ignore -m benchmarks.monitor $(if $(DATA),--data "$(DATA)",) $(if $(PARTS),--parts $(PARTS),) $(if $(SHIFT),--shift "$(SHIFT)",)
+bench-monitor: $(BENCH_STAMP) ## Watching what serves, on the running stack with the sample promoted, into benchmarks/results; DATA=<folder>, PARTS="shifts ...", SHIFT='"contrast 3" ...'
+	@$(BIN)/python -W ignore -m benchmarks.monitor $(if $(DATA),--data "$(DATA)",) $(if $(PARTS),--parts $(PARTS),) $(if $(SHIFT),--shift $(SHIFT),)
 
 bench-engine: $(BENCH_STAMP) ## The engine beside a peer, into benchmarks/results; DATA=<folder> for trained models, PARTS="resnet20 ..." for some
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -W ignore -m benchmarks.engine \

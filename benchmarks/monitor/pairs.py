@@ -31,12 +31,10 @@ from tasks import datasets, recipe, registry, tracking
 DIGITS, DIGITS_RECIPE = "digits-cnn", "digits"
 SEVERITIES = (1, 2, 3, 4, 5)
 DEGREES = (8, 16, 24, 32, 40)
+BRIGHTER = (0.1, 0.2, 0.3, 0.4, 0.5)  # of the range
 QUALITY = 75
-TRAIN, CUT, TEST = (
-    6000,
-    0.3,
-    4000,
-)  # CIFAR-10: images of recovery, share of the parameters removed, images of the test split
+# CIFAR-10: images of recovery, share of the parameters removed, images of the test split
+TRAIN, CUT, TEST = 6000, 0.3, 4000
 
 Shift = Callable[[np.ndarray], np.ndarray]
 
@@ -111,7 +109,7 @@ def _pair(name: str, drop: float, dense: Path, pruned: Path, test: Split, shifts
 
 
 def _of_digits(inputs: np.ndarray, seed: int) -> dict[str, Shift]:
-    """Blur, contrast and noise as the gate corrupts, and rotation, each growing."""
+    """Blur, contrast and noise as the gate corrupts, rotation and brightness, each growing."""
 
     def corrupted(name: str, severity: int) -> Shift:
         change = corruptions.of_images(name, severity, inputs, seed)
@@ -122,13 +120,19 @@ def _of_digits(inputs: np.ndarray, seed: int) -> dict[str, Shift]:
         for name in ("blur", "contrast", "noise")
         for severity in SEVERITIES
     }
-    return found | {f"rotation {degrees}°": _rotated(degrees) for degrees in DEGREES}
+    found |= {f"rotation {degrees}°": _rotated(degrees) for degrees in DEGREES}
+    span = float(np.ptp(inputs))
+    return found | {f"brightness {share:.0%}": _brighter(share * span) for share in BRIGHTER}
 
 
 def _rotated(degrees: float) -> Shift:
     return lambda images: rotate(images, degrees, axes=(3, 2), reshape=False, order=1, mode="nearest").astype(
         images.dtype
     )
+
+
+def _brighter(by: float) -> Shift:
+    return lambda images: (images + by).astype(images.dtype)
 
 
 def _jpeg(inputs: np.ndarray) -> Shift:

@@ -44,10 +44,12 @@ def _shifts(rows: Sequence[Row]) -> list[str]:
 
 
 def _loop(rows: Sequence[Row]) -> list[str]:
-    (row,) = rows
-    lines = ["## The whole loop", ""]
-    lines += [f"- {name}: {_number(value)}" for name, value in row.items() if name != "page_run"]
-    return lines
+    lines = ["## The whole loop: server, log, `monitor_model` and `rollback_model` in Airflow", ""]
+    names = {name: None for row in rows for name in row if name != "reason"}
+    lines += [f"| | {' | '.join(row['shift'] for row in rows)} |", f"| --- {'| --- ' * len(rows)}|"]
+    shown = [name for name in names if name != "shift"]
+    lines += [f"| {name} | {' | '.join(_number(row.get(name, '–')) for row in rows)} |" for name in shown]
+    return [*lines, *(line for row in rows for line in ("", f"{row['shift']}: {row['reason']}."))]
 
 
 def _server(rows: Sequence[Row]) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,26 +31,31 @@ READY_S = 90.0
 @contextlib.contextmanager
 def running(model: str, log: str, *options: str, threads: int = 1) -> Iterator[tuple[str, int]]:
     """`secateur serve` for one source model; its address and process id."""
-    target = Path(log).parent / "target.yaml"
-    target.write_text(f"threads: {threads}\n")
-    argv = [sys.executable, "-m", "tasks.cli.app", "serve", model, "--port", "0", "--target", str(target), *options]
-    variables = {**os.environ, "SECATEUR_LOG": log, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(argv, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        assert process.stdout
-        line = next((line for line in process.stdout if line.startswith("Serving")), "")
-        threading.Thread(target=process.stdout.read, daemon=True).start()
-        url = line.split()[-1]
-        end = time.monotonic() + READY_S
-        while time.monotonic() < end:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/v2/health/ready").status_code == 200:
-                    break
-            time.sleep(0.1)
-        yield url, process.pid
-    finally:
-        process.terminate()
-        process.wait(60)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "target.yaml"
+        target.write_text(f"threads: {threads}\n")
+        argv = [sys.executable, "-m", "tasks.cli.app", "serve", model, "--port", "0", "--target", str(target), *options]
+        variables = {**os.environ, "SECATEUR_LOG": log, "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(argv, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            yield _ready(process), process.pid
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _ready(process: subprocess.Popen[str]) -> str:
+    """The address of a server, once it serves."""
+    assert process.stdout
+    url = next((line for line in process.stdout if line.startswith("Serving")), "").split()[-1]
+    threading.Thread(target=process.stdout.read, daemon=True).start()
+    end = time.monotonic() + READY_S
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/v2/health/ready").status_code == 200:
+                return url
+        time.sleep(0.1)
+    raise RuntimeError(f"expected a server that is ready within {READY_S:.0f} s at {url}")
 
 
 def publish(name: str, version: str, path: Path) -> None:
