@@ -33,7 +33,7 @@ def served(
     unsure = np.clip(rng.normal(doubt, doubt / 3, n), 0.001, 0.7)
     shadow = Shadow((dense != pruned).astype(float), unsure, rng.normal(0, 0.01, n), dense)
     positions = {f"label {kind}": np.flatnonzero(truth == kind) for kind in range(CLASSES)}
-    return Observed(shadow, np.full(n, 1.0), Labelled(dense, pruned, truth, positions))
+    return Observed(shadow, np.full(n, 1.0), Labelled(dense, pruned, truth, np.ones(n, bool), positions))
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +84,41 @@ def test_without_labels_parting_where_the_dense_model_is_sure_is_ours(levels: Le
     found = looks(levels, 20, labelled=False, parted=0.2)
     assert found[-1].outcome == BREACH
     assert found[-1].cause == OURS
+    assert "nothing says which of the two is right" in found[-1].reason
 
 
 def test_without_labels_parting_where_the_dense_model_doubts_too_is_watched(levels: Levels) -> None:
     found = looks(levels, 20, labelled=False, parted=0.1, doubt=0.5)
     assert found[-1].outcome == WATCH
     assert all(one.cause != OURS for one in found)
+
+
+def test_labels_of_the_same_requests_outrank_what_is_only_otherwise(levels: Levels) -> None:
+    """The pruned model is right where they part: the dense one, confident and wrong, would serve worse."""
+
+    def right_where_they_part(seen: Observed, own: bool) -> Observed:
+        assert seen.labelled
+        labels = dataclasses.replace(seen.labelled, truth=seen.labelled.pruned, own=np.full(EXAMPLES, own))
+        return dataclasses.replace(seen, labelled=labels)
+
+    outcomes = {}
+    for own in (True, False):
+        rng, detectors = np.random.default_rng(4), dict[str, Detector]()
+        for _ in range(10):
+            seen = right_where_they_part(served(rng, EXAMPLES, parted=0.2), own)
+            judged, detectors = judging.judge(detectors, seen, levels)
+        unexplained = next(one for one in judged.findings if one.name == judging.UNEXPLAINED)
+        outcomes[own] = (unexplained.outcome, judged.cause)
+        assert ("yet accuracy changed by +" in unexplained.sentence) == own
+    assert outcomes == {True: (WATCH, WORLD), False: (BREACH, OURS)}, "labels of earlier requests clear nothing"
+
+
+def test_the_gates_own_rules_are_asked_of_the_labels_that_came(levels: Levels) -> None:
+    rules = {rule.name: rule for rule in looks(levels, 1, lost=0.3)[0].rules}
+    assert {name: rule.outcome for name, rule in rules.items()} == {"accuracy": "fail", "slices": "fail"}
+    assert f"on {EXAMPLES} examples whose labels came" in rules["accuracy"].sentence
+    assert len(rules["slices"].parts) == CLASSES
+    assert looks(levels, 1, labelled=False)[0].rules == ()
 
 
 def test_one_class_alone_is_seen(levels: Levels) -> None:

@@ -102,7 +102,8 @@ def _looks(
         at = rng.choice(parts.traffic, EXAMPLES, replace=not drift)
         dense, pruned, truth = pair.dense[name][at], pair.pruned[name][at], pair.labels[at]
         slices = {f"label {label}": np.flatnonzero(truth == label) for label in np.unique(truth)}
-        labels = Labelled(told(dense)[0], told(pruned)[0], truth, slices) if labelled else None
+        own = np.ones(EXAMPLES, dtype=bool)
+        labels = Labelled(told(dense)[0], told(pruned)[0], truth, own, slices) if labelled else None
         observed = Observed(shadow(dense, pruned), np.ones(EXAMPLES), labels)
         drifted = tuple(compare(before, _features(pair, name, at), ALPHA, number)) if drift and number >= calm else ()
         judged, detectors = judging.judge(detectors, observed, parts.levels, drifted)

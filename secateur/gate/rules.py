@@ -27,19 +27,25 @@ from secateur.gate.bounds import (
 from secateur.gate.verdict import FAIL, INCONCLUSIVE, PASS, REPORTED, Rule
 
 HOPELESS = "; more examples of the same kind would not let it pass"
+TESTED = "test examples"
 BRIER_SPAN = 2.0  # of a Brier score of several classes
 
 Part = tuple[int, Callable[[float], Bounds]]  # how many examples, and the bounds of the metric's change at a confidence
 
 
 def accuracy_rule(
-    dense_right: np.ndarray, pruned_right: np.ndarray, drop: float, confidence: float, name: str = "accuracy"
+    dense_right: np.ndarray,
+    pruned_right: np.ndarray,
+    drop: float,
+    confidence: float,
+    name: str = "accuracy",
+    of: str = TESTED,
 ) -> Rule:
-    """Non-inferiority: the lower bound of the accuracy difference lies above minus the allowed drop."""
+    """Non-inferiority: the lower bound of the accuracy difference lies above minus the allowed drop; `of` is what examples are called."""
     estimate, low, high = paired_difference(dense_right, pruned_right, confidence)
     outcome = _not_below(low, high, -drop)
     sentence = (
-        f"accuracy changed by {100 * estimate:+.2f} points on {len(dense_right)} test examples; with {confidence:.0%} "
+        f"accuracy changed by {100 * estimate:+.2f} points on {len(dense_right)} {of}; with {confidence:.0%} "
         f"confidence by no less than {100 * low:+.2f}, allowed {-100 * drop:+.2f}"
     )
     if outcome == INCONCLUSIVE:
@@ -76,6 +82,7 @@ def worst_rule(
     parts: Mapping[str, Part],
     drop: float | None,
     confidence: float,
+    of: str = TESTED,
 ) -> Rule:
     """Non-inferiority in every one of several parts (slices of the test set, or corruptions of it), by the worst of them.
 
@@ -90,6 +97,7 @@ def worst_rule(
         parts: by name.
         drop: the most that the metric may fall in any part.
         confidence: of either bound.
+        of: what examples are called.
 
     Raises:
         InputError: there is no part.
@@ -103,13 +111,13 @@ def worst_rule(
     found = []
     for part, (n, change) in parts.items():
         (estimate, low, _), (_, _, high) = change(confidence), change(at_once)
-        said = f"{_points(metric, estimate)} on {n} test examples, at least {_points(metric, low)}"
+        said = f"{_points(metric, estimate)} on {n} {of}, at least {_points(metric, low)}"
         found.append(_rule(part, said, (estimate, low, high), limit, confidence, n, most=False))
     worst, lowest = (min(found, key=lambda rule: getattr(rule, end)) for end in ("estimate", "low"))
     bounds = worst.estimate, lowest.low, min(rule.high for rule in found)
     sentence = (
         f"{metric} changed most in {worst.name} of {len(parts)}, by {_points(metric, worst.estimate)} on "
-        f"{parts[worst.name][0]} test examples; with {confidence:.0%} confidence in none by less than {_points(metric, bounds[1])}"
+        f"{parts[worst.name][0]} {of}; with {confidence:.0%} confidence in none by less than {_points(metric, bounds[1])}"
     )
     if drop is None:
         return Rule(name, REPORTED, None, *bounds, sentence, confidence, tuple(found))

@@ -7,10 +7,14 @@ the dense model would serve better.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
+from secateur.gate import rules
+from secateur.gate.bounds import paired_difference
+from secateur.gate.verdict import PASS, Rule
 from secateur.monitoring import detectors
 from secateur.monitoring.detectors import Detector
 from secateur.monitoring.drift import Difference
@@ -22,6 +26,7 @@ OURS, WORLD, NOBODY = "ours", "the world's", ""
 LOOKS = 10_000  # on the average until a false breach
 SUSPICIOUS = 1_000  # on the average until a false watch
 FEWEST = 30  # examples that a look needs to say that all is well
+CONFIDENCE = 0.95  # of the gate's own rules, on labels
 SLOW_SHARE = 0.05  # of requests that may take longer than all but one of a hundred did when the file was validated
 DISAGREEMENT, UNEXPLAINED, ACCURACY, WRONG, LATENCY = (
     "disagreement",
@@ -31,6 +36,7 @@ DISAGREEMENT, UNEXPLAINED, ACCURACY, WRONG, LATENCY = (
     "latency",
 )
 SURER, LESS_SURE = "surer", "less sure"
+LABELLED = "examples whose labels came"
 OF_CLASS, OF_SLICE = "answer ", "slice "
 
 
@@ -45,11 +51,12 @@ class Observed:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Answers of both models and the truth [N], and the positions of each slice by its name."""
+    """Answers of both models and the truth [N], which of them are of this look's own requests, and each slice's positions by its name."""
 
     dense: np.ndarray
     pruned: np.ndarray
     truth: np.ndarray
+    own: np.ndarray
     slices: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -72,13 +79,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Judged:
-    """A look's verdict: the outcome, whose fault it is, one sentence why, and all findings."""
+    """A look's verdict: the outcome, whose fault it is, one sentence why, and all findings.
+
+    `rules` are the gate's own on the labels of this look alone. They are for people: asked again and again, 95 % are found wanting by chance.
+    """
 
     outcome: str
     cause: str
     reason: str
     findings: tuple[Finding, ...]
     drift: tuple[Difference, ...]
+    rules: tuple[Rule, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,11 @@ def judge(
             before.get(question.name, Detector()), question.values, question.levels, question.lowest
         )
         findings.append(_found(question, after[question.name], among))
-    return _verdict(tuple(findings), drift, len(observed.shadow)), after
+    labelled = (observed.labelled, levels.labels) if observed.labelled and levels.labels else None
+    if labelled and (cleared := _cleared(*labelled)):
+        findings = [_less(one, cleared) if one.name == UNEXPLAINED else one for one in findings]
+    judged = _verdict(tuple(findings), drift, len(observed.shadow))
+    return replace(judged, rules=_rules(*labelled) if labelled else ()), after
 
 
 def number_of(levels: Levels, slow_ms: float | None = None) -> int:
@@ -172,6 +187,40 @@ def _of_labels(seen: Labelled, levels: OfLabels) -> list[_Question]:
     return asked
 
 
+def _cleared(seen: Labelled, levels: OfLabels) -> str:
+    """What labels of the very requests that are looked at say for the pruned model; empty where they do not, or are too few.
+
+    Labels of earlier requests say nothing of those that came since.
+    """
+    own = np.flatnonzero(seen.own)
+    if len(own) < FEWEST:
+        return ""
+    rule = rules.accuracy_rule(
+        (seen.dense == seen.truth)[own], (seen.pruned == seen.truth)[own], levels.drop, CONFIDENCE, of=LABELLED
+    )
+    return rule.sentence if rule.outcome == PASS else ""
+
+
+def _less(finding: Finding, cleared: str) -> Finding:
+    """A finding that labels outrank: whoever parts from the dense model may be right."""
+    if finding.outcome != BREACH:
+        return finding
+    return replace(finding, outcome=WATCH, sentence=f"{finding.sentence}; yet {cleared}")
+
+
+def _rules(seen: Labelled, levels: OfLabels) -> tuple[Rule, ...]:
+    """The gate's non-inferiority on the labels that came, of all examples and of the worst slice."""
+    if len(seen.truth) < FEWEST:
+        return ()
+    dense, pruned = seen.dense == seen.truth, seen.pruned == seen.truth
+    found = [rules.accuracy_rule(dense, pruned, levels.drop, CONFIDENCE, of=LABELLED)]
+    positions = {name: seen.slices[name] for name in levels.slices if len(seen.slices.get(name, ())) >= FEWEST}
+    if positions:
+        parts = {name: (len(at), partial(paired_difference, dense[at], pruned[at])) for name, at in positions.items()}
+        found.append(rules.worst_rule("slices", "accuracy", parts, levels.drop, CONFIDENCE, of=LABELLED))
+    return tuple(found)
+
+
 def _found(question: _Question, detector: Detector, among: int) -> Finding:
     n = len(question.values)
     mean = float(question.values.mean()) if n else 0.0
@@ -194,9 +243,10 @@ def _verdict(findings: tuple[Finding, ...], drift: tuple[Difference, ...], examp
     """Ours before the world's before what only wants watching."""
     drifted = [one.name for one in drift if one.drifted]
     for cause in (OURS, WORLD):
-        against = [one.sentence for one in findings if one.outcome == BREACH and one.cause == cause]
+        against = [one for one in findings if one.outcome == BREACH and one.cause == cause]
         if against:
-            reason = "; ".join([*against, _whose(cause, findings), *_drift_said(drifted)])
+            said = [one.sentence for one in against]
+            reason = "; ".join([*said, _whose(cause, against, findings), *_drift_said(drifted)])
             return Judged(BREACH, cause, reason, findings, drift)
     watched = [one for one in findings if one.outcome != HEALTHY]
     if watched or drifted:
@@ -211,10 +261,12 @@ def _verdict(findings: tuple[Finding, ...], drift: tuple[Difference, ...], examp
     return Judged(HEALTHY, NOBODY, reason, findings, drift)
 
 
-def _whose(cause: str, findings: tuple[Finding, ...]) -> str:
+def _whose(cause: str, against: list[Finding], findings: tuple[Finding, ...]) -> str:
     both = any(one.name == WRONG and one.outcome != HEALTHY for one in findings)
     if cause == WORLD:
         return "it hurts both models, the dense one would serve no better: train anew on such data"
+    if [one.name for one in against] == [UNEXPLAINED]:
+        return "without labels nothing says which of the two is right: that they answer alike is what was proven, and no longer holds"
     if both:
         return "the dense model has become worse too, the pruned one by more: the dense one serves better until both are trained anew"
     return "the dense model is as good as it was: what is lost is the pruning's, and the dense model serves better"

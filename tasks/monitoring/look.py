@@ -297,6 +297,7 @@ def _kept(number: int, judged: Judged, seen: observe.Seen) -> dict[str, Any]:
         "problems": dict(seen.problems),
         "findings": [dataclasses.asdict(finding) for finding in judged.findings],
         "drift": [dataclasses.asdict(one) for one in judged.drift],
+        "rules": [{"name": one.name, "outcome": one.outcome, "sentence": one.sentence} for one in judged.rules],
     }
 
 
@@ -320,7 +321,7 @@ def _keep(model: str, version: str, run_id: str, judged: Judged, state: dict[str
     tracking.client().set_model_version_tag(
         name, version, HEALTH, " ".join(filter(None, [judged.outcome, judged.cause]))
     )
-    latest = {key: value for key, value in state["looks"][-1].items() if key not in ("findings", "drift")}
+    latest = {key: value for key, value in state["looks"][-1].items() if key not in ("findings", "drift", "rules")}
     bucket.write_json({**latest, "version": version, "metrics": numbers}, name, "monitor.json")
     tracking.put_json(run_id, STATE, state)
 

@@ -151,7 +151,8 @@ def _answered(
     known = _Examples.of([record for record, _ in labelled], order, np.random.default_rng(seed), None)
     if (answered := _dense(path, on, known, problems)) and answered[0].ndim == 2:  # the truth of others is no class
         truth = np.concatenate([label.reshape(len(label), -1)[:, 0] for _, label in labelled])
-        answers = Labelled(told(answered[0])[0], told(known.outputs)[0], truth, _slices(labelled, truth))
+        own = np.concatenate([np.full(len(label), record.time >= found.since) for record, label in labelled])
+        answers = Labelled(told(answered[0])[0], told(known.outputs)[0], truth, own, _slices(labelled, truth))
         observed = dataclasses.replace(observed or Observed(Shadow(np.zeros(0)), np.zeros(0)), labelled=answers)
     kept = dict(zip(order, examples.columns, strict=True)) if len(examples) else {}
     return dataclasses.replace(found, observed=observed, drift=drift, inputs=kept)
