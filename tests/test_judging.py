@@ -40,8 +40,9 @@ def served(
 def levels() -> Levels:
     test = served(np.random.default_rng(0), TEST)
     assert test.labelled
-    right = test.labelled.dense == test.labelled.truth
-    return levels_of(test.shadow, right, DROP, [f"label {kind}" for kind in range(CLASSES)])
+    seen = test.labelled
+    right = (seen.dense == seen.truth, seen.pruned == seen.truth)
+    return levels_of(test.shadow, right, DROP, seen.slices)
 
 
 def looks(levels: Levels, count: int, labelled: bool = True, seed: int = 1, **rates: float) -> list[Judged]:
@@ -131,6 +132,30 @@ def test_one_class_alone_is_seen(levels: Levels) -> None:
         judged, detectors = judging.judge(detectors, Observed(shadow, seen.latency_ms), levels)
     assert next(one for one in judged.findings if one.name == "answer 2").outcome == WATCH
     assert next(one for one in judged.findings if one.name == "answer 1").outcome == HEALTHY
+
+
+def hurt_in_one_slice(rng: np.random.Generator, n: int, lost: float) -> Observed:
+    """Only examples of label 0 are lost by the pruned model."""
+    seen = served(rng, n).labelled
+    assert seen
+    pruned = np.where((seen.truth == 0) & (rng.random(n) < lost), 3, seen.dense)
+    shadow = Shadow((seen.dense != pruned).astype(float))
+    return Observed(shadow, np.full(n, 1.0), dataclasses.replace(seen, pruned=pruned))
+
+
+def test_what_a_slice_lost_at_the_gate_already_is_no_news_and_what_it_loses_more_is() -> None:
+    test = hurt_in_one_slice(np.random.default_rng(0), TEST, 0.06)
+    assert test.labelled
+    right = (test.labelled.dense == test.labelled.truth, test.labelled.pruned == test.labelled.truth)
+    passed = levels_of(test.shadow, right, DROP, test.labelled.slices)
+    rng, detectors = np.random.default_rng(1), dict[str, Detector]()
+    for _ in range(300):
+        judged, detectors = judging.judge(detectors, hurt_in_one_slice(rng, EXAMPLES, 0.06), passed)
+        assert judged.outcome == HEALTHY
+    for _ in range(10):
+        judged, detectors = judging.judge(detectors, hurt_in_one_slice(rng, EXAMPLES, 0.3), passed)
+    assert (judged.outcome, judged.cause) == (BREACH, OURS)
+    assert "in label 0 the accuracy" in judged.reason
 
 
 def test_slow_requests_are_watched_and_break_nothing(levels: Levels) -> None:

@@ -37,3 +37,17 @@ def test_rare_answers_have_no_level_of_their_own() -> None:
     classes = levels_of(seen).classes
     assert classes is not None
     assert set(classes.answers) == {"0"}
+
+
+def test_what_a_slice_may_lose_is_what_the_gate_allowed_or_else_let_through() -> None:
+    right = np.ones(N, bool), np.arange(N) >= 12
+    slices = {"bad": np.arange(100), "good": np.arange(100, N)}
+    seen = drawn(np.random.default_rng(0))
+    found = levels_of(seen, right, 0.02, slices).labels
+    assert found is not None
+    assert 0.12 < found.slices["bad"] < 0.3, "12 of 100 were lost on the test set"
+    assert 0.02 < found.slices["good"] < 0.1, "of 200 none, but 200 prove no 2 %"
+    judged = levels_of(seen, right, 0.02, slices, slices_drop=0.15).labels
+    assert judged is not None
+    assert judged.slices == {"bad": 0.15, "good": 0.15}
+    assert judged.drop == 0.02

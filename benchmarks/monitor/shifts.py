@@ -37,8 +37,9 @@ def halves(pair: Pair, seed: int) -> Halves:
     order = np.random.default_rng(seed).permutation(len(pair.labels))
     mine, others = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
     dense, pruned, truth = pair.dense["clean"][mine], pair.pruned["clean"][mine], pair.labels[mine]
-    names = [f"label {label}" for label in np.unique(truth)]
-    return Halves(levels_of(shadow(dense, pruned), told(dense)[0] == truth, pair.drop, names), mine, others)
+    right = (told(dense)[0] == truth, told(pruned)[0] == truth)
+    slices = {f"label {label}": np.flatnonzero(truth == label) for label in np.unique(truth)}
+    return Halves(levels_of(shadow(dense, pruned), right, pair.drop, slices), mine, others)
 
 
 def clean(pair: Pair, parts: Halves, looks: int, seed: int) -> Row:

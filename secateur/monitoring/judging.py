@@ -181,9 +181,12 @@ def _of_labels(seen: Labelled, levels: OfLabels) -> list[_Question]:
         _Question(ACCURACY, lost, levels.drop, words, -1.0, OURS),
         _Question(WRONG, wrong, levels.wrong, "the dense model too is wrong more often than it was", cause=WORLD),
     ]
-    for name in levels.slices:
+    for name, level in levels.slices.items():
         of_slice = lost[seen.slices.get(name, np.zeros(0, dtype=int))]
-        asked.append(_Question(f"{OF_SLICE}{name}", of_slice, levels.drop, f"in {name} {words}", -1.0, OURS))
+        words = (
+            f"in {name} the accuracy of the pruned model lies below the dense one's by more than the gate saw or allows"
+        )
+        asked.append(_Question(f"{OF_SLICE}{name}", of_slice, level, words, -1.0, OURS))
     return asked
 
 

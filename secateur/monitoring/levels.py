@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from secateur.gate.bounds import mean_difference, share
+from secateur.gate.bounds import mean_difference, paired_difference, share
 from secateur.monitoring.shadow import Shadow
 
 CONFIDENCE = 0.999  # of each level, since one below the truth would be found risen sooner or later
@@ -33,12 +33,13 @@ class OfClasses:
 class OfLabels:
     """Levels of what can be known once labels come: `wrong`, of the dense model's errors, and `drop`, of what accuracy may be lost.
 
-    `slices` are the names of those that are looked at by themselves too.
+    `slices`: what may be lost in each that is looked at by itself too. What the gate let through is no news: it is what was allowed there,
+    and where nothing was, what the test set leaves possible.
     """
 
     wrong: float
     drop: float
-    slices: tuple[str, ...] = ()
+    slices: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,20 @@ class Levels:
 
 
 def levels_of(
-    seen: Shadow, dense_right: np.ndarray | None = None, drop: float | None = None, slices: Iterable[str] = ()
+    seen: Shadow,
+    right: tuple[np.ndarray, np.ndarray] | None = None,
+    drop: float | None = None,
+    slices: Mapping[str, np.ndarray] | None = None,
+    slices_drop: float | None = None,
 ) -> Levels:
     """The levels that a test set sets.
 
     Args:
         seen: both models' answers to it.
-        dense_right: which of the dense model's are right [N], where an answer is right or wrong.
+        right: which of the dense and of the pruned model's are right [N], where an answer is right or wrong.
         drop: what the accuracy may lose.
-        slices: names of those whose accuracy is looked at by itself.
+        slices: the positions of each whose accuracy is looked at by itself.
+        slices_drop: what the accuracy may lose in each, where the gate judged that.
     """
     classes = None
     if seen.doubt is not None and seen.shift is not None and seen.answers is not None:
@@ -86,9 +92,18 @@ def levels_of(
             },
         )
     labels = None
-    if dense_right is not None and drop is not None:
-        labels = OfLabels(_at_most(~dense_right), drop, tuple(sorted(slices)))
+    if right is not None and drop is not None:
+        allowed = {
+            name: slices_drop if slices_drop is not None else max(drop, -_lost(*(side[at] for side in right)))
+            for name, at in sorted((slices or {}).items())
+        }
+        labels = OfLabels(_at_most(~right[0]), drop, allowed)
     return Levels(_at_most(seen.parted), classes, labels)
+
+
+def _lost(dense_right: np.ndarray, pruned_right: np.ndarray) -> float:
+    """A lower bound of how the accuracy of a slice changed."""
+    return paired_difference(dense_right, pruned_right, CONFIDENCE)[1]
 
 
 def _at_most(values: np.ndarray) -> float:

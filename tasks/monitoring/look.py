@@ -203,6 +203,8 @@ def _begun(entry: Entry | None, until: datetime) -> datetime:
 def _known(tags: Mapping[str, str]) -> Known:
     """What the gate left of the version."""
     from secateur.gate import evidence as evidences
+    from secateur.gate import slices
+    from secateur.gate.judging import Asked
     from secateur.monitoring import levels, reference, shadow
 
     run_id = tags.get("secateur.run")
@@ -229,22 +231,16 @@ def _known(tags: Mapping[str, str]) -> Known:
     gone = "" if found else "the reference of this version is missing or damaged: "
     if compared is None:
         return Known(None, found, slow, f"{gone}nothing says what is normal")
-    right = seen.dense.right if of_classes else None
-    normal = levels.levels_of(compared, right, pinned.budget.accuracy_drop, _slices(seen.slices))
+    right = (seen.dense.right, seen.pruned.right) if of_classes else None
+    # ranges of the test set's own quarters are no slices of later examples
+    by = {
+        name: named for name, named in seen.slices.items() if name not in (slices.MEAN, slices.DEVIATION, slices.LENGTH)
+    }
+    asked = pinned.gate.slices
+    members, _ = slices.parts_of(by, asked.fewest if asked else Asked.fewest)
+    drop = asked.drop if asked else None
+    normal = levels.levels_of(compared, right, pinned.budget.accuracy_drop, members, drop)
     return Known(normal, found, slow, gone and f"{gone}the data are not compared with the test set")
-
-
-def _slices(slices: Mapping[str, Any]) -> list[str]:
-    """The slices of a gate that later examples can be put into too: all but ranges of the test set's own quarters."""
-    import numpy as np
-
-    found = [
-        str(name)
-        for by, named in slices.items()
-        for name in np.unique(named)
-        if by not in ("mean", "deviation", "length")
-    ]
-    return found
 
 
 def _slow(run_id: str) -> float | None:
