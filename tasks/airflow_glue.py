@@ -158,7 +158,10 @@ class Notifier(BaseNotifier):
             from airflow.providers.smtp.hooks.smtp import SmtpHook
 
             with SmtpHook() as hook:
-                hook.send_email_smtp(to=people, subject=f"Secateur: {text[:80]}", html_content=html.escape(text))
+                subject = f"Secateur: {text.partition(chr(10))[0][:80]}"  # a line break would end the head of the mail
+                hook.send_email_smtp(
+                    to=people, subject=subject, html_content=f'<p style="white-space: pre-wrap">{html.escape(text)}</p>'
+                )
 
 
 class NewVersions(BaseEventTrigger):

@@ -1,9 +1,13 @@
 """What follows from looks: by the recipe's policy, once, and people hear of it."""
 
+import email
+import email.policy
 import http.server
 import json
+import socketserver
 import threading
 from collections.abc import Iterator, Mapping
+from email.message import EmailMessage
 from typing import Any
 
 import pytest
@@ -157,3 +161,44 @@ def test_a_webhook_that_fails_is_said_without_its_address(
 def test_e_mail_goes_through_airflows_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(notify.EMAIL, "ada@example.org, , bob@example.org")
     assert notify.recipients() == ["ada@example.org", "bob@example.org"]
+
+
+@pytest.fixture
+def mailbox() -> Iterator[tuple[int, list[EmailMessage]]]:
+    """A mail server as simple as RFC 5321 lets it be: its port, and what it took."""
+    taken: list[EmailMessage] = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"220 here\r\n")
+            while line := self.rfile.readline():
+                verb = line[:4].upper()
+                if verb == b"DATA":
+                    self.wfile.write(b"354 go on\r\n")
+                    body = b"".join(iter(self.rfile.readline, b".\r\n"))
+                    taken.append(email.message_from_bytes(body, EmailMessage, policy=email.policy.default))
+                self.wfile.write(b"221 bye\r\n" if verb == b"QUIT" else b"250 ok\r\n")
+                if verb == b"QUIT":
+                    return
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1], taken
+        server.shutdown()
+
+
+def test_mail_goes_to_everybody_under_its_first_line(
+    mailbox: tuple[int, list[EmailMessage]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, taken = mailbox
+    monkeypatch.setenv(notify.EMAIL, "ada@example.org, bob@example.org")
+    place = f"smtp://127.0.0.1:{port}?disable_ssl=true&disable_tls=true&from_email=secateur%40example.org"
+    monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", place)
+    Notifier("m-onnx version 3: breach (ours)\na rollback was <started>").send()
+    (seen,) = taken
+    assert seen["To"] == "ada@example.org, bob@example.org"
+    assert seen["From"] == "secateur@example.org"
+    assert seen["Subject"] == "Secateur: m-onnx version 3: breach (ours)"
+    body = seen.get_body()
+    assert body is not None
+    assert "a rollback was &lt;started&gt;" in body.get_content()
