@@ -19,6 +19,7 @@ from secateur.monitoring.shadow import shadow, told
 
 EXAMPLES = 200  # of a look
 LONGEST = 60  # looks at a shift
+AFTER = 5  # looks after the first breach, in which it may turn out to be another's
 BEFORE = 24  # clean looks before it: a day
 ALPHA = 1e-3  # of drift, as `tasks.monitoring.observe` has it
 
@@ -63,13 +64,14 @@ def drifts(pair: Pair, looks: int, seed: int) -> Row:
 
 
 def study(pair: Pair, parts: Halves, shift: str, seed: int, *, labelled: bool) -> Row:
-    """Of traffic that is shifted after a day: accuracies, the verdict, and the looks until it."""
+    """Of traffic that is shifted after a day: accuracies, the looks until a watch and a breach, and whose it is in the end."""
     first: dict[str, int] = {}
-    causes: dict[str, str] = {}
+    cause = ""
     for number, judged in enumerate(_looks(pair, parts, shift, LONGEST, seed, labelled=labelled, drift=True), 1):
-        if judged.outcome in (judging.WATCH, judging.BREACH) and judged.outcome not in first:
-            first[judged.outcome], causes[judged.outcome] = number, judged.cause
-        if judging.BREACH in first:
+        if judged.outcome in (judging.WATCH, judging.BREACH):
+            first.setdefault(judged.outcome, number)
+            cause = judged.cause
+        if judging.BREACH in first and number >= first[judging.BREACH] + AFTER:
             break
     truth, at = pair.labels[parts.traffic], parts.traffic
     right = {
@@ -83,7 +85,7 @@ def study(pair: Pair, parts: Halves, shift: str, seed: int, *, labelled: bool) -
         **right,
         "watch": first.get(judging.WATCH),
         "breach": first.get(judging.BREACH),
-        "cause": causes.get(judging.BREACH) or causes.get(judging.WATCH) or "",
+        "cause": cause,
     }
 
 
