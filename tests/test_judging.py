@@ -122,6 +122,17 @@ def test_the_gates_own_rules_are_asked_of_the_labels_that_came(levels: Levels) -
     assert looks(levels, 1, labelled=False)[0].rules == ()
 
 
+def test_what_is_over_is_soon_forgotten(levels: Levels) -> None:
+    rng, detectors, outcomes = np.random.default_rng(6), dict[str, Detector](), []
+    for wrong in [0.4] * 50 + [0.01] * 40:
+        judged, detectors = judging.judge(detectors, served(rng, EXAMPLES, wrong=wrong), levels)
+        outcomes.append(judged.outcome)
+        if judged.outcome != HEALTHY and len(outcomes) > 51:
+            assert "and the looks before weigh more" in judged.reason
+    assert outcomes[49] == BREACH
+    assert outcomes[-1] == HEALTHY
+
+
 def test_one_class_alone_is_seen(levels: Levels) -> None:
     rng, detectors = np.random.default_rng(3), dict[str, Detector]()
     for _ in range(20):

@@ -20,12 +20,14 @@ from scipy.special import logsumexp
 BETS = tuple(
     float(bet) for bet in np.geomspace(0.02, 50.0, 12)
 )  # stakes for each unit that a number lies above the level
+# what is carried to the next look at most: to carry less is as sound, and what is over is forgotten sooner
+MOST = math.log(1e8)
 AT_STAKE = 0.9  # the most of what a gambler owns that one number can cost
 
 
 @dataclass(frozen=True)
 class Detector:
-    """What was seen up to now: `owned` is log(1 + the sum) for each of `BETS`, which one carries from look to look."""
+    """What was seen up to now: `owned` is log(1 + the sum) for each of `BETS`, at most `MOST`, which one carries from look to look."""
 
     owned: tuple[float, ...] = (0.0,) * len(BETS)
 
@@ -52,5 +54,5 @@ def look(before: Detector, values: np.ndarray, levels: np.ndarray | float, lowes
     highest = levels if isinstance(levels, float) else 1.0
     stakes = np.minimum(BETS, AT_STAKE / (highest - lowest))
     gains = np.log1p(stakes[:, None] * above[None, :]).sum(1)
-    owned = np.logaddexp(0.0, np.array(before.owned) + gains)
+    owned = np.minimum(np.logaddexp(0.0, np.array(before.owned) + gains), MOST)
     return Detector(tuple(float(one) for one in owned))

@@ -228,18 +228,15 @@ def _found(question: _Question, detector: Detector, among: int) -> Finding:
     n = len(question.values)
     mean = float(question.values.mean()) if n else 0.0
     level = float(np.mean(question.levels)) if n else 0.0
-    looks = float(np.exp(min(detector.evidence, 700.0))) / among
+    looks = float(np.exp(detector.evidence)) / among
     outcome = HEALTHY
     if looks >= SUSPICIOUS:
         outcome = BREACH if question.cause and looks >= LOOKS else WATCH
     sentence = f"{question.words}: {mean:.2%} of {n} examples in this look, level {level:.2%}"
     if outcome != HEALTHY:
-        sentence += f"; by chance so much comes once in {_many(looks)} looks"
+        weighs = "" if mean > level else ", and the looks before weigh more"
+        sentence += f"{weighs}; by chance so much comes once in {looks:,.0f} looks"
     return Finding(question.name, outcome, question.cause, mean, level, n, looks, sentence)
-
-
-def _many(looks: float) -> str:
-    return f"{looks:,.0f}" if looks < 1e9 else "more than a billion"
 
 
 def _verdict(findings: tuple[Finding, ...], drift: tuple[Difference, ...], examples: int) -> Judged:

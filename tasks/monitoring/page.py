@@ -64,4 +64,4 @@ def _percent(value: float) -> str:
 
 
 def _looks(value: float) -> str:
-    return "–" if value < 1 else f"{value:,.0f}" if value < 1e9 else "> 10⁹"
+    return "–" if value < 1 else f"{value:,.0f}"
