@@ -40,7 +40,6 @@ def main() -> int:
     context = Context(asked.data, asked.cache)
     asked.cache.mkdir(exist_ok=True)
     path = asked.out / "monitor.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for part in asked.parts:
         say(part)
         try:
@@ -49,10 +48,11 @@ def main() -> int:
             say(f"{part}: {missing}")
             continue
         about = {"date": datetime.date.today().isoformat(), "code": machine.commit(), "machine": machine.in_words()}
+        results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}  # another part may run beside
         results[part] = {**about, "rows": found}
         path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
         (asked.out / "monitor.md").write_text(markdown(results))
-    print((asked.out / "monitor.md").read_text())
+    print((asked.out / "monitor.md").read_text() if path.exists() else "Nothing was measured.")
     return 0
 
 
