@@ -75,7 +75,7 @@ def main() -> None:
                 finished = concurrent.futures.as_completed(running)
                 for future in track(finished, name, total=len(missing), console=Console(stderr=True)):
                     done[running[future]] = future.result()
-                    results[name] = about(asked.jobs) | {"runs": done}
+                    results[name] = about(name, asked.jobs) | {"runs": done}
                     store(asked.out, results)
     print((asked.out / "ab.md").read_text(encoding="utf-8"))
 
@@ -143,10 +143,10 @@ def row(name: str, runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def about(jobs: int) -> dict[str, Any]:
+def about(name: str, jobs: int) -> dict[str, Any]:
     """When, of which code and where a row was measured."""
     today, place = datetime.date.today().isoformat(), machine.in_words()
-    return {"date": today, "code": machine.commit(), "machine": place, "jobs": jobs}
+    return {"date": today, "code": machine.commit(), "machine": place, "jobs": jobs, "at_most_s": SCENARIOS[name][-1]}
 
 
 def of_this_code(said: Mapping[str, Any] | None) -> dict[int, Run]:
@@ -180,7 +180,7 @@ def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     what = (
         f"Two files of {MATRICES} (and {MATRICES + SLOWER}) matrix products, compared by 95 % intervals until they are "
-        f"±{UNTIL:.0%} wide, {', '.join(f'{seconds:.0f}' for *_, seconds in SCENARIOS.values())} s at most. Medians over runs."
+        f"±{UNTIL:.0%} wide or the time is over. Medians over runs."
     )
     made = [f"- {name}: {_made(results[name])}" for name in measured]
     top = ["# Comparisons", "", "Written by `make bench-ab`; the numbers are in `ab.json`.", "", what, "", head]
@@ -189,7 +189,7 @@ def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _made(said: Mapping[str, Any]) -> str:
     at_a_time = f"; {said['jobs']} runs at a time, each on a core of its own" if said["jobs"] > 1 else ""
-    return f"{said['date']}, code {said['code']}. {said['machine']}{at_a_time}."
+    return f"{said['at_most_s']:.0f} s at most; {said['date']}, code {said['code']}. {said['machine']}{at_a_time}."
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def test_right_is_an_interval_that_holds_one_or_lies_below_it(name: str, share: 
 
 def test_the_page_has_a_line_for_every_scenario_and_what_was_run_is_not_run_again(tmp_path: Path) -> None:
     runs = {seed: as_run(seen(1 / 1.01, 1.01)) for seed in range(3)}
-    results = {name: about(jobs=1) | {"runs": runs} for name in list(SCENARIOS)[:2]}
+    results = {name: about(name, jobs=1) | {"runs": runs} for name in list(SCENARIOS)[:2]}
     store(tmp_path, results)
     text = (tmp_path / "ab.md").read_text()
     for name in results:
@@ -39,7 +39,7 @@ def test_the_page_has_a_line_for_every_scenario_and_what_was_run_is_not_run_agai
 
 
 def test_runs_of_other_code_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = about(jobs=1) | {"runs": {0: as_run(seen(0.99, 1.01))}}
+    said = about("A against A", jobs=1) | {"runs": {0: as_run(seen(0.99, 1.01))}}
     assert of_this_code(said) == said["runs"]
     monkeypatch.setattr(machine, "commit", lambda: "another")
     assert of_this_code(said) == {}
