@@ -18,7 +18,7 @@ from tasks.monitoring import act, notify
 from tasks.monitoring.look import Look
 from tasks.references import Answer, Person
 
-QUIET = Look("m", "3", 7, "healthy", "", "all is well", "http://page", "automatic", changed=False)
+QUIET = Look("m", "3", "0123456789abcdef", 7, "healthy", "", "all is well", "http://page", "automatic", changed=False)
 
 
 def breach(**changes: Any) -> Look:
@@ -46,10 +46,12 @@ def test_a_breach_of_ours_rolls_back_to_dense_once() -> None:
     again = act.run([QUIET, breach()], (), started)
     ((dag, run_id), conf) = next(iter(started.runs.items()))
     assert len(started.runs) == 1
-    assert (dag, run_id) == ("rollback_model", "monitor__m__v3__look7")
+    assert (dag, run_id) == ("rollback_model", "monitor__m__v3__0123456789ab__look7")
     assert conf == {"model": "m", "to": "dense", "reason": "it lost 3 points", "who": "monitor_model"}
     assert "was started" in first[0]
     assert "was started before" in again[0]
+    act.run([breach(run="fedcba9876543210")], (), started)
+    assert len(started.runs) == 2, "the version came to serve again, and its seventh look is another one"
 
 
 @pytest.mark.parametrize(

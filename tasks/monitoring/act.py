@@ -58,7 +58,7 @@ def _followed(look: Look, answers: Any, start: Start) -> list[str]:
             said = answer.sentence if answer else "Nobody was asked."
             return [f"{name}: it goes on serving. {said}"]
         word = f"{answer.sentence.rstrip('.')}. "
-    key = f"monitor__{look.model}__v{look.version}__look{look.number}"
+    key = f"monitor__{look.model}__v{look.version}__{look.run[:12]}__look{look.number}"
     reason = _one_line(f"{word}{look.reason}")
     conf = {"model": look.model, "to": "dense", "reason": reason, "who": WHO}
     begun = start(ROLLBACK, key, conf)

@@ -35,10 +35,14 @@ SLOWER = 2.0  # than the validated p99, since a server and a network stand befor
 
 @dataclass(frozen=True)
 class Look:
-    """What a look found; `page` is the address of its page, `policy` what is done about a breach that is ours."""
+    """What a look found; `page` is the address of its page, `policy` what is done about a breach that is ours.
+
+    `number` counts from when the version came to serve, as it may do more than once; `run` is the run in MLflow of that time.
+    """
 
     model: str
     version: str
+    run: str
     number: int
     outcome: str
     cause: str
@@ -105,6 +109,7 @@ def run(model: str, keep: bool = True) -> Look:
     look = Look(
         model,
         version,
+        run_id,
         now["number"],
         judged.outcome,
         judged.cause,
