@@ -78,8 +78,8 @@ def run(pair: Pair, shift: str, seed: int) -> Row:
     dense = registry.dense(DIGITS, version)
     # there and back: with the change of the journal the looks begin anew
     for to, action in ((dense, "rollback"), (version, "promote")):
-        words = {"reason": "bench-monitor begins", "who": "bench", "evidence": ""}
-        champion.move(DIGITS, to, action=action, request=uuid.uuid4().hex, **words)
+        request_id, reason = uuid.uuid4().hex, "bench-monitor begins"
+        champion.move(DIGITS, to, action=action, reason=reason, who="bench", evidence="", request=request_id)
     with server.running(DIGITS, observe.log_root(), threads=1) as (url, _), airflow_api.connect() as airflow:
         only = httpx.get(f"{url}/v2/models/{name}").json()["inputs"][0]["name"]
         traffic = Traffic(url, name, only, pair.inputs["clean"], pair.labels)
