@@ -67,14 +67,14 @@ def jpeg(context: Context, _: Sequence[str]) -> list[Row]:
 
 
 def _studied(pair: pairs.Pair, seed: int) -> list[Row]:
-    parts = shifts.halves(pair, seed)
+    before = shifts.past(pair, seed)
     rows = [
-        {"pair": pair.name, "kind": "clean", **shifts.clean(pair, parts, CLEAN_LOOKS, seed)},
+        {"pair": pair.name, "kind": "clean", **shifts.clean(pair, CLEAN_LOOKS, seed)},
         {"pair": pair.name, "kind": "drift", **shifts.drifts(pair, DRIFT_LOOKS, seed)},
     ]
     for shift in ("clean", *(name for name in pair.inputs if name != "clean")):
         for labelled in (True, False):
-            row = shifts.study(pair, parts, shift, seed, labelled=labelled)
+            row = shifts.study(pair, before, shift, seed, labelled=labelled)
             say(f"{shift}, labels {labelled}: {row['watch']}, {row['breach']} {row['cause']}")
             rows.append({"kind": "shift", **row})
     return rows

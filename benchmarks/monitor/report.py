@@ -25,7 +25,7 @@ def _shifts(rows: Sequence[Row]) -> list[str]:
     lines = [
         f"## {clean['pair']}: false alarms and time to detect",
         "",
-        "One half of the test set gives the levels, the other the traffic: 200 examples a look, drawn with replacement; a shift comes after 24 clean looks.",
+        "The test set is the world. A sample of it, half as large, gives the levels, anew every 1,000 looks at clean traffic; a look is 200 examples of it; a shift comes after 24 clean looks.",
         "",
         f"Clean traffic: {clean['watch']} watches and {clean['breach']} breaches in {clean['looks']:,} looks (asked: 1 in 1,000 at most); the data "
         f"were said to have drifted in {drift['drifted']} of {drift['looks']:,}.",
