@@ -116,9 +116,12 @@ def test_labels_of_the_same_requests_outrank_what_is_only_otherwise(levels: Leve
 
 def test_the_gates_own_rules_are_asked_of_the_labels_that_came(levels: Levels) -> None:
     rules = {rule.name: rule for rule in looks(levels, 1, lost=0.3)[0].rules}
-    assert {name: rule.outcome for name, rule in rules.items()} == {"accuracy": "fail", "slices": "fail"}
+    assert {name: rule.outcome for name, rule in rules.items()} == {"accuracy": "fail", "slices": "reported"}
     assert f"on {EXAMPLES} examples whose labels came" in rules["accuracy"].sentence
     assert len(rules["slices"].parts) == CLASSES
+    assert levels.labels
+    asked = dataclasses.replace(levels, labels=dataclasses.replace(levels.labels, slices_drop=0.05))
+    assert looks(asked, 1, lost=0.3)[0].rules[1].outcome == "fail"
     assert looks(levels, 1, labelled=False)[0].rules == ()
 
 

@@ -81,7 +81,7 @@ class Finding:
 class Judged:
     """A look's verdict: the outcome, whose fault it is, one sentence why, and all findings.
 
-    `rules` are the gate's own on the labels of this look alone. They are for people: asked again and again, 95 % are found wanting by chance.
+    `rules` are the gate's own on the labels of this look alone. They are for people: asked again and again, a rule of 95 % is missed by chance.
     """
 
     outcome: str
@@ -220,7 +220,7 @@ def _rules(seen: Labelled, levels: OfLabels) -> tuple[Rule, ...]:
     positions = {name: seen.slices[name] for name in levels.slices if len(seen.slices.get(name, ())) >= FEWEST}
     if positions:
         parts = {name: (len(at), partial(paired_difference, dense[at], pruned[at])) for name, at in positions.items()}
-        found.append(rules.worst_rule("slices", "accuracy", parts, levels.drop, CONFIDENCE, of=LABELLED))
+        found.append(rules.worst_rule("slices", "accuracy", parts, levels.slices_drop, CONFIDENCE, of=LABELLED))
     return tuple(found)
 
 

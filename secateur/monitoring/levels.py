@@ -34,12 +34,13 @@ class OfLabels:
     """Levels of what can be known once labels come: `wrong`, of the dense model's errors, and `drop`, of what accuracy may be lost.
 
     `slices`: what may be lost in each that is looked at by itself too. What the gate let through is no news: it is what was allowed there,
-    and where nothing was, what the test set leaves possible.
+    and where nothing was, what the test set leaves possible. `slices_drop` is what was allowed.
     """
 
     wrong: float
     drop: float
     slices: Mapping[str, float] = field(default_factory=dict)
+    slices_drop: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def levels_of(
             name: slices_drop if slices_drop is not None else max(drop, -_lost(*(side[at] for side in right)))
             for name, at in sorted((slices or {}).items())
         }
-        labels = OfLabels(_at_most(~right[0]), drop, allowed)
+        labels = OfLabels(_at_most(~right[0]), drop, allowed, slices_drop)
     return Levels(_at_most(seen.parted), classes, labels)
 
 
