@@ -245,8 +245,7 @@ def _verdict(findings: tuple[Finding, ...], drift: tuple[Difference, ...], examp
     for cause in (OURS, WORLD):
         against = [one for one in findings if one.outcome == BREACH and one.cause == cause]
         if against:
-            said = [one.sentence for one in against]
-            reason = "; ".join([*said, _whose(cause, against, findings), *_drift_said(drifted)])
+            reason = "; ".join([*_against(against), _whose(cause, against, findings), *_drift_said(drifted)])
             return Judged(BREACH, cause, reason, findings, drift)
     watched = [one for one in findings if one.outcome != HEALTHY]
     if watched or drifted:
@@ -259,6 +258,12 @@ def _verdict(findings: tuple[Finding, ...], drift: tuple[Difference, ...], examp
     parted = next(one for one in findings if one.name == DISAGREEMENT)
     reason = f"{examples} examples: both models answer alike to {1 - parted.mean:.2%}, no level has risen"
     return Judged(HEALTHY, NOBODY, reason, findings, drift)
+
+
+def _against(findings: list[Finding]) -> list[str]:
+    """The finding that says most, whole, and the names of the others."""
+    first, *others = sorted(findings, key=lambda one: one.name != ACCURACY)
+    return [first.sentence, *([f"likewise {', '.join(one.name for one in others)}"] if others else [])]
 
 
 def _whose(cause: str, against: list[Finding], findings: tuple[Finding, ...]) -> str:
