@@ -13,6 +13,7 @@ from secateur.inference_log.schema import Label, Record
 from secateur.inference_log.writer import keep
 from tasks import bucket, registry, tracking
 from tasks.monitoring import look, observe
+from tasks.sections.monitor import Monitor
 
 NAME = registry.onnx_name(MODEL)
 
@@ -202,6 +203,20 @@ def test_labels_that_come_later_find_their_requests(traffic: Traffic) -> None:
     assert state["looks"][-1]["labels"] == 100
     accuracy = next(one for one in state["looks"][-1]["findings"] if one["name"] == "accuracy lost")
     assert accuracy["examples"] == 100, found.reason
+
+
+def test_labels_of_this_looks_own_requests_are_told_from_those_of_earlier_ones(traffic: Traffic) -> None:
+    began = datetime.now(UTC)
+    traffic.serve(50)
+    later = datetime.now(UTC)
+    truth = [Label(datetime.now(UTC), f"1-{i}", NAME, np.array([0])) for i in range(50)]
+    keep_labels(traffic.root, truth, "truth")
+    dense, until = registry.dense(MODEL, traffic.version), datetime.now(UTC) + timedelta(seconds=1)
+    for since, own in ((began, True), (later, False)):
+        seen = observe.observe(MODEL, traffic.version, dense, since, until, None, Monitor(), 0).observed
+        assert seen
+        assert seen.labelled
+        assert seen.labelled.own.tolist() == [own] * 50
 
 
 def test_a_dense_version_that_is_gone_is_unknown_and_reads_the_same_hours_again(
