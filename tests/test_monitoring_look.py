@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -248,6 +249,23 @@ def test_a_missing_reference_is_said_and_the_rest_is_judged(traffic: Traffic, mo
     found = look.run(MODEL)
     assert found.outcome == "unknown"
     assert "what the gate saw of this version is missing" in found.reason
+
+
+def test_a_slice_may_lose_what_the_gate_allowed_it(traffic: Traffic, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = tracking.get_json
+
+    def with_slices(run: str, path: str) -> Any:
+        said = real(run, path)
+        return {**said, "gate": {"slices": {"drop": 0.07, "fewest": 2}}} if path == "recipe.json" and said else said
+
+    monkeypatch.setattr(tracking, "get_json", with_slices)
+    traffic.serve(100, labelled=True)
+    look.run(MODEL)
+    found = {
+        one["name"]: one for one in real(_run_of(Path(traffic.root).parent.name), look.STATE)["looks"][-1]["findings"]
+    }
+    levels = [one["level"] for name, one in found.items() if name.startswith("slice label ") and one["examples"]]
+    assert levels == pytest.approx([0.07] * len(np.unique(examples()[1])))
 
 
 def test_the_policy_is_the_recipes_of_now(traffic: Traffic, services: Servers) -> None:
