@@ -2,6 +2,7 @@
 
 import json
 import math
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,14 @@ from secateur import program as programs
 from secateur.axes.infer import AxisInfo, infer
 from secateur.compare import compare
 from secateur.errors import InputError
+from secateur.latency import clock, timing
 from secateur.latency import table as latency_table
-from secateur.latency import timing
-from secateur.latency.nodes import Sketch, Writer
+from secateur.latency.nodes import Node, Sketch, Value, Writer
 from secateur.latency.operations import operations
 from secateur.latency.table import LatencyTable, interpolated, measure
 from secateur.measure import latency
 from secateur.pruning import DEFAULT_KINDS
-from secateur.runtime import Target, run
+from secateur.runtime import Target, run, session_options
 
 KINDS = (*DEFAULT_KINDS, "embedding")
 DENSE = 0.5  # seconds of the whole program
@@ -247,7 +248,30 @@ def test_seconds_leave_out_the_change_of_layout_and_sum_the_least_of_each_kernel
         for i in range(3)
         for op, times in kernels
     ]
-    assert timing.kernel_seconds(events, 3) == pytest.approx((24e-6, 33e-6))  # the first run warms up
+    assert timing.kernel_seconds(events, 3, 0.0) == pytest.approx((24e-6, 33e-6))  # the first run warms up
+    assert timing.kernel_seconds(events, 3, 1e-6) == pytest.approx((22e-6, 30e-6))
+    assert timing.kernel_seconds(events, 3, 5e-6) == pytest.approx((15e-6, 19e-6))  # no kernel takes less than nothing
+
+
+def test_what_timing_adds_to_a_kernel_is_more_than_nothing_and_less_than_a_few_microseconds() -> None:
+    assert 0.1e-6 < clock.added_seconds(TARGET) < 10e-6
+    assert clock.added_seconds(TARGET) == clock.added_seconds(TARGET)  # one measurement for all operations
+
+
+@pytest.mark.alone
+def test_kernels_by_the_profile_take_together_what_they_take_without_it() -> None:
+    width, counts = 256, (10, 60)
+    by_profile, by_clock = [], []
+    for count in counts:
+        nodes = [Node("MatMul", (f"x{i}", "w"), (f"x{i + 1}",), ()) for i in range(count)]
+        value, weight = Value("x0", "float32", (1, width)), Value("w", "float32", (width, width))
+        sketch = Sketch(nodes, inputs=[value], weights=[weight], outputs=[f"x{count}"])
+        by_profile.append(timing.seconds(sketch, TARGET))
+        model = timing.to_model(sketch, np.random.default_rng(0)).SerializeToString()
+        session = ort.InferenceSession(model, session_options(TARGET))
+        feeds = {"x0": np.ones((1, width), dtype=np.float32)}
+        by_clock.append(min(timeit.repeat(lambda: session.run(None, feeds), number=1, repeat=500)))  # noqa: B023
+    assert np.diff(by_profile) == pytest.approx(np.diff(by_clock), rel=0.25)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import json
 import resource
 import tempfile
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +15,14 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from secateur.explain.profile import kernel_times
+from secateur.latency import clock
 from secateur.latency.nodes import Sketch, Value
 from secateur.machine import processor
 from secateur.onnx_export import OPSET
-from secateur.runtime import Target, session_options
+from secateur.runtime import Target
 
 BUDGET_S, PATIENCE_S = 0.1, 1.5  # for runs that nothing interrupted; for all runs, where other work keeps interrupting
+CLOCK = "without profiling"  # times kept from before it was subtracted do not compare
 FEWEST, MOST = 5, 100  # runs that nothing interrupted
 BORDERS = (
     "ReorderInput",
@@ -44,13 +45,14 @@ def description(target: Target) -> dict[str, str | int]:
         "optimisation": target.optimisation,
         "onnxruntime": ort.__version__,
         "opset": OPSET,
+        "clock": CLOCK,
     }
 
 
 def seconds(sketch: Sketch, target: Target) -> float:
     """Time of one run, without the change of memory layout at the borders.
 
-    Each kernel counts with the least of its times, since whatever else the machine does only adds. An operation so long that
+    Each kernel counts with the least of its times, since whatever else the machine does only adds, less what timing it adds. An operation so long that
     hardly a run of it is left alone counts with the processor time of its thread, where it has only one.
     """
     if not sketch.outputs or not sketch.nodes:
@@ -59,13 +61,10 @@ def seconds(sketch: Sketch, target: Target) -> float:
     model = to_model(sketch, rng).SerializeToString()
     feeds = {value.name: _random(value, rng) for value in sketch.inputs}
     with tempfile.TemporaryDirectory() as folder:
-        options = session_options(target)
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(model, options, providers=[target.provider])
+        session = clock.profiled(model, target, folder)
         runs = _run(session, feeds)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    inner, all_kernels = kernel_seconds(events, len(runs.processor))
+        events = clock.events_of(session)
+    inner, all_kernels = kernel_seconds(events, len(runs.processor), clock.added_seconds(target))
     if runs.undisturbed < FEWEST and target.threads == 1:
         return float(np.median(runs.processor[1:])) * inner / all_kernels
     return inner
@@ -94,9 +93,13 @@ def _run(session: ort.InferenceSession, feeds: dict[str, np.ndarray]) -> Runs:
             return Runs(np.array(processor), undisturbed)
 
 
-def kernel_seconds(events: list[dict[str, Any]], runs: int) -> tuple[float, float]:
-    """The sum over kernels without borders, and of all, of each the least of all runs but the first, which warms up."""
+def kernel_seconds(events: list[dict[str, Any]], runs: int, added: float) -> tuple[float, float]:
+    """The sum over kernels without borders, and of all, of each the least of all runs but the first, which warms up.
+
+    `added` are the seconds that timing adds to each.
+    """
     kernels, times = kernel_times(events, runs)
+    times = np.maximum(times - added, 0.0)
     inner = [kernel["args"]["op_name"] not in BORDERS for kernel in kernels]
     return float(times[inner].sum()), float(times.sum())
 
