@@ -4,11 +4,26 @@ from typing import Any
 
 from airflow.sdk import Param, chain, dag, task_group
 
-from tasks import ask, baseline, cut, evaluate, export, gate, plan, promote, recover, report, resolve, select, validate
-from tasks.airflow_glue import MODEL_PATTERN, approval, linked, step
+from tasks import (
+    ask,
+    baseline,
+    cut,
+    evaluate,
+    export,
+    gate,
+    plan,
+    promote,
+    recover,
+    report,
+    resolve,
+    select,
+    validate,
+    validate_on,
+)
+from tasks.airflow_glue import MODEL_PATTERN, approval, each, linked, step
+from tasks.placement import BENCH
 
 MAX_CYCLES = 5
-BENCH = "bench"  # a pool with one slot: two measurements at once would measure each other
 
 PARAMS = {
     "model": Param(
@@ -74,7 +89,10 @@ def prune_model() -> None:
     selected = step(select.run, trigger_rule="none_failed_min_one_success")(pinned, base, schedule, cycles)
     exported = step(export.run)(pinned, base, selected)
     validated = step(validate.run, pool=BENCH)(pinned, base, exported)
-    verdict = step(gate.run)(pinned, exported, validated)
+    others = step(validate_on.targets, task_id="other_targets")(pinned, validated)
+    given = {"pinned": pinned, "exported": exported, "validated": validated}
+    elsewhere = each(validate_on.run, given, pool=BENCH, target=others)
+    verdict = step(gate.run, trigger_rule="none_failed", pool=BENCH)(pinned, exported, validated, elsewhere)
     answers = approval(step(ask.run)(pinned, verdict))
     promoted = step(promote.run, trigger_rule="none_failed")(pinned, exported, verdict, answers)
     reported = linked(step(report.run, trigger_rule="none_failed")(pinned), "Report")  # also of what was not promoted

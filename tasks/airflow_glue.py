@@ -81,9 +81,15 @@ def step(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     return typing.cast(Callable[..., Any], task(**{**settings, **_retried(), **options})(run))
 
 
-def each(function: Callable[..., Any], **values: Any) -> Any:
-    """A task like `step`'s for every one of some values, each by itself: one that fails keeps no other from being done."""
-    return typing.cast(Any, step(function)).expand(**values)
+def each(
+    function: Callable[..., Any], given: Mapping[str, Any] | None = None, *, pool: str | None = None, **values: Any
+) -> Any:
+    """A task like `step`'s for every one of some values, each by itself: one that fails keeps no other from being done.
+
+    `given` are the arguments that all of them share.
+    """
+    options = {"pool": pool} if pool else {}
+    return typing.cast(Any, step(function, **options)).partial(**(given or {})).expand(**values)
 
 
 def _retried() -> dict[str, Any]:

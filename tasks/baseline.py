@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secateur.planner import Alone
-from tasks import figures, goals, precisions, tracking, workers
+from tasks import figures, goals, placement, precisions, tracking, workers
 from tasks.goals import TIMES
 from tasks.recipe import COUNTED, Recipe
 from tasks.references import Baseline, Converted, Figures, File, Pinned
@@ -27,6 +27,7 @@ def run(pinned: Pinned) -> Baseline:
     from tasks import datasets
 
     recipe = Recipe.model_validate(pinned.recipe)
+    placement.check_here(recipe.target.name)
     with tracking.fetched(pinned.program) as path, tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         program, lineage, onnx_path = programs.load(path), programs.lineage(path), Path(folder) / "dense.onnx"
         validation = datasets.load(recipe, pinned.inputs).validation

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secateur.errors import NothingRemovedError, NothingToDo
-from tasks import goals, methods, sparse_learning, tracking
+from tasks import goals, methods, placement, sparse_learning, tracking
 from tasks.methods import Made, Work
 from tasks.recipe import COUNTED, Recipe
 from tasks.references import Baseline, Cut, Cycle, Figures, Pinned, Plan
@@ -29,6 +29,7 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
         InputError: the goal cannot be reached with the allowed kinds.
     """
     recipe = Recipe.model_validate(pinned.recipe)
+    placement.check_here(recipe.target.name)
     _stop_early(recipe, baseline.figures, plan, cycle, previous, pinned.metric)
     from secateur import program as programs
     from secateur.pruning import Report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tasks import figures, tracking
+from tasks import figures, placement, tracking
 from tasks.recipe import Recipe
 from tasks.references import Baseline, Cycle, Pinned, Recovered
 
@@ -18,6 +18,7 @@ def run(pinned: Pinned, baseline: Baseline, recovered: Recovered) -> Cycle:
     from tasks import datasets
 
     recipe = Recipe.model_validate(pinned.recipe)
+    placement.check_here(recipe.target.name)
     validation = datasets.load(recipe, pinned.inputs).validation
     with (
         tracking.fetched(recovered.program) as program_path,

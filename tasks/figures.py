@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch.export import ExportedProgram
 
+    from secateur.compare import Comparison
     from secateur.data import Split
     from secateur.gate.evidence import Seen
     from secateur.objectives import Objective
@@ -44,6 +45,22 @@ def seen(path: Path, target: Target, split: Split, objective: Objective, change:
 
     outputs = runtime.predict(runtime.open_session(path, target), split.columns, change=change)
     return evidence.seen(objective, outputs, split.labels, split.ids, split.digest)
+
+
+def compared(recipe: Recipe, target: Target, dense: Path, path: Path, split: Split) -> Comparison:
+    """A file that could ship against the dense one, as the recipe asks it of a verdict's figures."""
+    from secateur import compare
+
+    return compare.compare(
+        dense,
+        path,
+        target,
+        split.columns,
+        confidence=recipe.gate.confidence,
+        until=0.01,
+        budget_s=recipe.budget.measuring_s,
+        seed=recipe.seed,
+    )
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.errors import InputError
-from tasks import figures, looks, precisions, tracking
+from secateur.errors import InputError, NothingToDo
+from tasks import figures, looks, placement, precisions, tracking
 from tasks.recipe import Recipe
-from tasks.references import Exported, GateResult, Pinned, RuleResult, Validated
+from tasks.references import Exported, GateResult, OnTarget, Pinned, RuleResult, Validated
 from tasks.sections.data import COMPUTED_SLICES
 from tasks.sections.gate import IMAGE_CORRUPTIONS, TEXT_CORRUPTIONS
 
@@ -36,14 +36,32 @@ class Incumbent:
     rule: Rule | None = None
 
 
+def run(
+    pinned: Pinned,
+    exported: Exported | None,
+    validated: Validated | None,
+    elsewhere: tuple[OnTarget, ...] | None = None,
+) -> GateResult:
+    """Judge on the files themselves; the verdict and its evidence become artifacts, the reason the run's description.
+
+    `elsewhere` is what other targets found of the file that ships, where the recipe names any.
+
+    Raises:
+        NothingToDo: there is no file, for the plan ended the run.
+    """
+    if exported is None or validated is None:
+        raise NothingToDo("nothing was validated: the plan was not to prune")
+    return _judged(pinned, exported, validated, elsewhere or ())
+
+
 @tracking.remembered
-def run(pinned: Pinned, exported: Exported, validated: Validated) -> GateResult:
-    """Judge on the files themselves; the verdict and its evidence become artifacts, the reason the run's description."""
+def _judged(pinned: Pinned, exported: Exported, validated: Validated, elsewhere: tuple[OnTarget, ...]) -> GateResult:
     from secateur.gate import judging
     from secateur.objectives import objective_of
     from tasks import datasets
 
     recipe, ships = Recipe.model_validate(pinned.recipe), validated.ships
+    placement.check_here(recipe.target.name)
     shipped = exported.candidates[ships]
     test, objective = datasets.load(recipe, pinned.inputs).test, objective_of(recipe.objective)
     look = looks.take(pinned.model, test.digest, shipped, by=f"{pinned.recipe_name} {pinned.dag_run_id}")
@@ -53,7 +71,7 @@ def run(pinned: Pinned, exported: Exported, validated: Validated) -> GateResult:
             pinned, recipe, test, objective, {"dense": dense_path, "pruned": path}, validated, incumbent
         )
         asked = _asked(recipe, look, precision=precisions.of(ships))
-        beside = [incumbent.rule] if incumbent.rule else []
+        beside = [*([incumbent.rule] if incumbent.rule else []), *(rule for one in elsewhere for rule in one.rules)]
         verdict = judging.verdict_on(evidence, asked, objective, test.digest, beside)
         _keep_evidence(pinned.run_id, evidence)
         if verdict.outcome != "fail":  # nothing that fails ever serves
@@ -72,6 +90,7 @@ def run(pinned: Pinned, exported: Exported, validated: Validated) -> GateResult:
         **(_lost_and_gained(evidence) | {"exemplars": found} if found else {}),
         "files": {"dense": exported.dense, ships: shipped},
         "validated": validated,
+        "elsewhere": elsewhere,
     }
     digest = tracking.put_json(pinned.run_id, "gate/verdict.json", said)
     if objective.right_or_wrong:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -308,6 +309,8 @@ class Recipe(Section):
     data: Data
     objective: str = "classification"  # or another of OBJECTIVES, or module:function, which the installation must allow
     target: TargetSection = TargetSection()
+    # other targets that will serve it: each of them measures what ships, and the gate asks the same speedup there
+    also_on: tuple[TargetSection, ...] = ()
     goal: Goal
     budget: Budget = Budget()
     prune: Prune = Prune()
@@ -345,6 +348,18 @@ class Recipe(Section):
             )
         if method == "quantize" and not self.quantize.int8:
             raise ValueError("prune.method quantize needs quantize.int8 true or auto; it is false")
+        return self
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Recipe:
+        names = [target.name for target in self.also_on]
+        if None in names or len({self.target.name, *names}) <= len(names):
+            said = ", ".join(str(name) for name in (self.target.name, *names))
+            raise ValueError(
+                f"also_on needs a name for each target, no two alike nor like target.name; they are {said}"
+            )
+        if unused := [target for target in self.also_on if target.batches]:
+            raise ValueError(f"also_on measures the one batch that is judged: leave batches of {unused[0].name} out")
         return self
 
     @model_validator(mode="after")
@@ -463,6 +478,14 @@ def _sentence(kind: type[BaseModel], problem: object) -> str:
 def _known(kind: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
     section: Any = kind
     for key in location:
-        annotation = section.model_fields[str(key)].annotation
-        section = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))
+        if key in section.model_fields:  # else it is a place in a list or mapping of the same sections
+            section = next(_sections(section.model_fields[str(key)].annotation))
     return list(section.model_fields)
+
+
+def _sections(annotation: Any) -> Iterator[Any]:
+    """The sections that an annotation names: itself, one of a union, or what a list or a mapping holds."""
+    if hasattr(annotation, "model_fields"):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections(inner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from secateur.gate.verdict import Rule
 from secateur.planner import Alone, Row
 
 
@@ -190,6 +191,19 @@ class RuleResult:
     name: str
     outcome: str
     sentence: str
+
+
+@dataclass(frozen=True)
+class OnTarget:
+    """What another target that will serve says of the file that ships, against the dense one, and how its rules came out."""
+
+    target: str  # its name
+    ships: str
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    rules: tuple[Rule, ...]
+    noise: str
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from tasks import placement, tracking
 from tasks import recipe as recipes
-from tasks import tracking
 from tasks.recipe import Recipe
 from tasks.references import Pinned
 
@@ -26,6 +26,9 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
         RegistryDownError: MLflow does not answer.
     """
     wanted = recipes.load(recipe)
+    elsewhere = placement.check_target(wanted.target.name)
+    for number, other in enumerate(wanted.also_on):
+        placement.check_target(other.name, f"also_on.{number}.name")
     tracking.client()
     from secateur import objectives, penalties, pruning, sparse_learning
     from secateur import program as programs
@@ -44,7 +47,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     dataset = datasets.load(wanted, names)
     datasets.check(wanted, dataset, program)
     gate.check(wanted, objective, dataset.test, names)
-    _check_target(wanted, program, dataset.validation)
+    _check_target(wanted, program, dataset.validation, elsewhere=elsewhere)
     methods.check(wanted, program, lineage, names)
     if learning := wanted.prune.sparse_learning:
         choice = pruning.Choice(**wanted.prune.choice)
@@ -70,22 +73,26 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     return _with_parent_run(pinned, salt=dag_run_id if fresh else "")
 
 
-def _check_target(recipe: Recipe, program: ExportedProgram, validation: Split) -> None:
-    """Raise InputError unless the target works on this machine, and its requests can be made of the examples."""
+def _check_target(recipe: Recipe, program: ExportedProgram, validation: Split, *, elsewhere: bool) -> None:
+    """Raise InputError unless the target works, where it is this machine, and its requests can be made of the examples."""
     from secateur import data_checks, probe
     from secateur.errors import InputError
     from tasks import figures
 
     target = figures.target_of(recipe)
-    probe.try_provider(target.provider)
-    for name, batch in {"batch": target.batch, "batches": max(recipe.target.batches, default=1)}.items():
+    if not elsewhere:
+        probe.try_provider(target.provider)
+    sizes = {"target.batch": target.batch, "target.batches": max(recipe.target.batches, default=1)}
+    sizes |= {f"also_on.{number}.batch": other.batch for number, other in enumerate(recipe.also_on)}
+    for name, batch in sizes.items():
         if batch > len(validation):
             raise InputError(
-                f"target.{name}: expected at most the {len(validation)} examples of the validation split, got {batch}; "
+                f"{name}: expected at most the {len(validation)} examples of the validation split, got {batch}; "
                 "latency is measured on real examples"
             )
-    if target.length is not None:
-        data_checks.check_length(program, validation.columns, target.length)
+    for length in (target.length, *(other.length for other in recipe.also_on)):
+        if length is not None:
+            data_checks.check_length(program, validation.columns, length)
 
 
 def _with_parent_run(pinned: Pinned, salt: str) -> Pinned:

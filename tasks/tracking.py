@@ -364,7 +364,7 @@ def remembered(step: Step) -> Step:
         bound = signature.bind(*args, **kwargs).arguments
         pinned = typing.cast(Pinned, bound["pinned"])
         inputs = {name: value for name, value in bound.items() if name != "pinned"}
-        name = step.__module__.rpartition(".")[2] + _cycle_suffix(inputs)
+        name = step.__module__.rpartition(".")[2] + _suffix(inputs)
         key = digest([pinned.key, inputs])
         found = get_json(pinned.run_id, f"steps/{name}.json")
         result_type = TypeAdapter(typing.get_type_hints(step)["return"])
@@ -379,8 +379,13 @@ def remembered(step: Step) -> Step:
     return typing.cast(Step, once)
 
 
-def _cycle_suffix(inputs: Mapping[str, Any]) -> str:
-    """`_2` for the steps inside cycle 2: those that are given a cycle's number or the previous step's result of it."""
+def _suffix(inputs: Mapping[str, Any]) -> str:
+    """`_2` for the steps inside cycle 2: those that are given a cycle's number or the previous step's result of it.
+
+    A step that runs once for each of several targets ends in the target's name.
+    """
+    if "target" in inputs:
+        return f"_{inputs['target']}"
     if "cycle" in inputs:
         return f"_{inputs['cycle']}"
     inside = [value.cycle for name, value in inputs.items() if name in ("cut", "recovered")]

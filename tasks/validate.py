@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secateur.errors import InputError
-from tasks import figures, goals, tracking
+from tasks import figures, goals, placement, tracking
 from tasks.figures import Counts
 from tasks.recipe import COUNTED, Recipe
 from tasks.references import Baseline, Exported, Figures, File, Pinned, Validated
@@ -44,6 +44,7 @@ def run(pinned: Pinned, baseline: Baseline, exported: Exported) -> Validated:
     from tasks import datasets
 
     recipe = Recipe.model_validate(pinned.recipe)
+    placement.check_here(recipe.target.name)
     validation = datasets.load(recipe, pinned.inputs).validation
     counts = _counts(baseline.figures, exported)
     found: dict[str, Candidate] = {}
@@ -120,20 +121,10 @@ def choose(found: dict[str, Candidate], dense_accuracy: float, drop: float, metr
 def _measured(
     recipe: Recipe, baseline: Figures, dense: Path, path: Path, validation: Split, counted: Counts
 ) -> Candidate:
-    from secateur import compare
     from secateur.objectives import objective_of
 
     target, objective = figures.target_of(recipe), objective_of(recipe.objective)
-    compared = compare.compare(
-        dense,
-        path,
-        target,
-        validation.columns,
-        confidence=recipe.gate.confidence,
-        until=0.01,
-        budget_s=recipe.budget.measuring_s,
-        seed=recipe.seed,
-    )
+    compared = figures.compared(recipe, target, dense, path, validation)
     accuracy = objective.score(*figures.answers(path, target, validation, objective))
     name, _ = recipe.goal.given
     if name in COUNTED:

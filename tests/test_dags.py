@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tasks import placement
 from tasks.cli import webhook
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -145,7 +146,10 @@ def test_steps_that_measure_take_the_bench(loaded: dict[str, Any]) -> None:
     tasks = loaded["dags"]["prune_model"]["tasks"]
     on_bench = {name for name, task in tasks.items() if task["pool"] == "bench"}
     cycles = {f"cycle_{cycle}.{step}" for cycle in range(1, CYCLES + 1) for step in ("cut", "evaluate")}
-    assert on_bench == {"baseline", "validate", *cycles}
+    assert on_bench == {"baseline", "validate", "validate_on", "gate", *cycles}
+    measure = {name for name in tasks if placement.NEEDS.get(name.rpartition(".")[2]) == "bench"}
+    assert measure == on_bench
+    assert {name.rpartition(".")[2] for name in tasks} >= set(placement.NEEDS)  # none of them is a step that was
 
 
 def test_dag_files_load_nothing_heavy_and_load_in_under_a_second(tmp_path: Path) -> None:

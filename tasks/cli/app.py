@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from secateur.errors import InputError
+from tasks import placement
 from tasks.cli import (
     airflow_api,
     bar,
@@ -418,6 +419,16 @@ def halve(
     """Write the FP16 form of an ONNX file, its inputs and outputs as they are. What it buys, `compare` measures."""
     made = files.halve(model, output, inputs, target)
     typer.echo(json.dumps(asdict(made), indent=2, default=str) if as_json else f"{made}\nWritten: {output}")
+
+
+@app.command()
+def pools() -> None:
+    """Print the pools of the devices that are measured on, as `airflow pools import` reads them."""
+    found = {
+        name: {"slots": 1, "description": description, "include_deferred": False}
+        for name, description in placement.load().pools.items()
+    }
+    print(json.dumps(found, indent=2))
 
 
 @app.command()

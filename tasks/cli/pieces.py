@@ -23,7 +23,6 @@ LOOPBACK = "127.0.0.1"
 DEFAULT_PORTS = {"airflow": 8080, "mlflow": 5000, "s3": 9000, "serve": 8500}
 BUCKET = "secateur"
 USER = "admin"
-BENCH_POOL = "bench"
 
 NAMES = (
     "mlflow",

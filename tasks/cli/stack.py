@@ -22,6 +22,7 @@ from tasks.cli import airflow_api, pieces, processes
 from tasks.cli.pieces import Piece, Stack
 from tasks.cli.processes import Started
 from tasks.cli.settings import REPOSITORY, state_folder
+from tasks.placement import Placement
 
 Say = Callable[[str], None]
 
@@ -227,7 +228,8 @@ def _prepare_airflow(stack: Stack, say: Say) -> None:
     credentials = {"username": pieces.USER, "password": stack.credentials.airflow_password}
     with airflow_api.open_client(stack.url("airflow"), credentials) as client:
         # One slot for measurements: two at once would measure each other.
-        airflow_api.ensure_pool(client, pieces.BENCH_POOL, slots=1, description="One latency measurement at a time")
+        for name, description in Placement().pools.items():
+            airflow_api.ensure_pool(client, name, slots=1, description=description)
         _await_dags(client, say)
 
 

@@ -1,0 +1,85 @@
+"""Puts task instances where `tasks.placement` says, when Airflow's scheduler makes them.
+
+Beside `tasks.airflow_glue` the one module outside `dags/` that knows Airflow: its settings load it (entry point
+`airflow.policy`), in every one of its processes, so it imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from airflow import settings
+from airflow.policies import hookimpl
+
+if TYPE_CHECKING:
+    from tasks.placement import Place
+
+DAG = "prune_model"
+CONTAINER = "base"  # Airflow's name of the one that runs the task
+
+log = logging.getLogger("secateur.placement")
+
+# Airflow 3.3 asks a plugin's policy of every new task instance only where there is a local settings file as well.
+settings.task_instance_mutation_hook.is_noop = False  # type: ignore[attr-defined]
+
+
+@hookimpl
+def task_instance_mutation_hook(task_instance: Any, dag_run: Any) -> None:
+    """The queue, the pod and the pool of a step of ours, by what it needs and by its recipe's target.
+
+    An error would stop the scheduler. What is wrong with placement or recipe the run's first step says in a sentence.
+    """
+    if task_instance.dag_id != DAG or dag_run is None:
+        return
+    from secateur.errors import InputError
+
+    try:
+        _place(task_instance, (dag_run.conf or {}).get("recipe"))
+    except InputError as error:
+        log.error("%s stays where its executor puts it: %s", task_instance.task_id, error)
+
+
+def _place(task_instance: Any, recipe: str | None) -> None:
+    from tasks import placement
+
+    step = task_instance.task_id.rpartition(".")[2]
+    places = placement.load()
+    index = task_instance.map_index if step == placement.MAPPED else -1
+    target = placement.target_of(recipe, index) if recipe and places.targets else None
+    place = places.of(step, target)
+    if place.queue:
+        task_instance.queue = place.queue
+    task_instance.pool = places.pool_of(step, target) or task_instance.pool
+    if _in_pods():
+        task_instance.executor_config = {"pod_override": pod(place, places.device_of(step, target))}
+
+
+def _in_pods() -> bool:
+    from airflow.configuration import conf
+
+    return "KubernetesExecutor" in str(conf.get("core", "executor"))
+
+
+def pod(place: Place, device: str | None) -> Any:
+    """What a place changes of the pod that runs a step; a device is told its name."""
+    from kubernetes.client import models as k8s
+
+    from tasks.placement import HERE
+
+    least = {"cpu": place.cpus and f"{place.cpus:g}", "memory": place.memory_gb and f"{place.memory_gb:g}Gi"}
+    asked = {name: value for name, value in least.items() if value}
+    gpus = {"nvidia.com/gpu": str(place.gpus)} if place.gpus else {}
+    # processor time is a share, not a limit: a step that is throttled would measure its throttling
+    limits = {name: value for name, value in asked.items() if name != "cpu"} | gpus
+    container = k8s.V1Container(
+        name=CONTAINER,
+        resources=k8s.V1ResourceRequirements(requests=asked | gpus or None, limits=limits or None),
+        env=[k8s.V1EnvVar(name=HERE, value=device)] if device else None,
+    )
+    spec = k8s.V1PodSpec(
+        containers=[container],
+        node_selector=place.node_selector or None,
+        tolerations=[toleration.model_dump(exclude_none=True) for toleration in place.tolerations] or None,
+    )
+    return k8s.V1Pod(spec=spec)
