@@ -27,8 +27,8 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     """
     wanted = recipes.load(recipe)
     elsewhere = placement.check_target(wanted.target.name)
-    for number, other in enumerate(wanted.also_on):
-        placement.check_target(other.name, f"also_on.{number}.name")
+    for index, other in enumerate(wanted.also_on):
+        placement.check_target(other.name, f"also_on.{index}.name")
     tracking.client()
     from secateur import objectives, penalties, pruning, sparse_learning
     from secateur import program as programs

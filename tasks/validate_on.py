@@ -39,9 +39,9 @@ def run(pinned: Pinned, exported: Exported, validated: Validated, target: str) -
     with tracking.fetched(exported.dense) as dense, tracking.fetched(exported.candidates[validated.ships]) as path:
         compared = figures.compared(recipe, there, dense, path, validation)
         print(f"{target}: {compared.inconclusive or compared}", flush=True)
-        sides = [figures.seen(file, there, validation, objective) for file in (dense, path)]
+        before, after = (figures.seen(file, there, validation, objective) for file in (dense, path))
     speedup = (compared.speedup, compared.low, compared.high)
-    evidence = Evidence(objective.metric, *sides, measured={"speedup": speedup})
+    evidence = Evidence(objective.metric, before, after, measured={"speedup": speedup})
     asked = judging.Asked(
         confidence=recipe.gate.confidence,
         drop=recipe.budget.accuracy_drop,
@@ -51,7 +51,7 @@ def run(pinned: Pinned, exported: Exported, validated: Validated, target: str) -
     rules = judging.verdict_on(evidence, asked, objective).rules
     named = tuple(dataclasses.replace(rule, name=f"{rule.name} on {target}") for rule in rules)
     found = OnTarget(target, validated.ships, *speedup, named, compared.inconclusive or str(compared.noise))
-    scores = {name: objective.score(*side.pair) for name, side in zip(("dense", "pruned"), sides, strict=True)}
+    scores = {name: objective.score(*side.pair) for name, side in {"dense": before, "pruned": after}.items()}
     logged = {f"speedup{end}": value for end, value in zip(("", "_low", "_high"), speedup, strict=True)}
     logged |= {f"{name}_validation_{pinned.metric}": score for name, score in scores.items()}
     tracking.log(pinned.run_id, {f"{target}.{name}": value for name, value in logged.items()}, step=exported.cycle)
