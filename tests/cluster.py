@@ -31,7 +31,16 @@ STARTS_WITHIN_S = 120.0
 USER = "operator"
 
 
-@dataclass
+@dataclass(frozen=True)
+class Part:
+    """A process, and how it was started."""
+
+    process: subprocess.Popen[bytes]
+    argv: tuple[str, ...]
+    variables: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Cluster:
     """The parts that run, by name, and how to reach Airflow."""
 
@@ -41,7 +50,7 @@ class Cluster:
     airflow: Mapping[str, str]  # the environment of every part of Airflow
     url: str
     password: str
-    parts: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
 
     def client(self) -> httpx.Client:
         """Airflow's REST API, signed in."""
@@ -53,7 +62,7 @@ class Cluster:
         home.mkdir(exist_ok=True)
         own = {"AIRFLOW_HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "TMPDIR": str(home), **variables}
         with (home / "log").open("ab") as sink:
-            self.parts[name] = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "airflow", *argv],
                 env={**self.airflow, **own},
                 cwd=home,
@@ -61,28 +70,35 @@ class Cluster:
                 stderr=sink,
                 start_new_session=True,
             )
+        self.parts[name] = Part(process, argv, variables)
 
-    def worker(self, name: str, queues: str, slots: int = 1) -> None:
+    def worker(self, name: str, queues: str, slots: int = 1, **variables: str) -> None:
         """A machine that takes steps from these queues."""
         options = ("--queues", queues, "--concurrency", str(slots), "--celery-hostname", f"{name}@%h")
-        self.start(name, "celery", "worker", *options, "--skip-serve-logs", "--without-gossip")
+        self.start(name, "celery", "worker", *options, "--skip-serve-logs", "--without-gossip", **variables)
+
+    def revive(self) -> None:
+        """Start again what ended by itself, as an init system or Kubernetes would."""
+        for name, part in list(self.parts.items()):
+            if part.process.poll() is not None:
+                self.start(name, *part.argv, **part.variables)
 
     def kill(self, name: str) -> None:
         """As if the machine lost its power: nothing of the part lives on."""
-        part = self.parts.pop(name)
-        os.killpg(part.pid, signal.SIGKILL)
-        part.wait()
+        process = self.parts.pop(name).process
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
     def stop(self, name: str) -> None:
         """Ask a part to end, and see that it does."""
-        part = self.parts.pop(name)
+        process = self.parts.pop(name).process
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(part.pid, signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGTERM)
         try:
-            part.wait(20)
+            process.wait(20)
         except subprocess.TimeoutExpired:
-            os.killpg(part.pid, signal.SIGKILL)
-            part.wait()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def log(self, name: str) -> str:
         """The end of what a part said."""
@@ -108,7 +124,11 @@ def cluster(folder: Path, placement: Mapping[str, Any]) -> Iterator[Cluster]:
         _start_redis(stack, folder, redis_password, redis_port)
         _run(made, "db", "migrate")
         pools = subprocess.run(
-            [sys.executable, "-m", "tasks.cli.app", "pools"], env=made.airflow, check=True, capture_output=True, text=True
+            [sys.executable, "-m", "tasks.cli.app", "pools"],
+            env=made.airflow,
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout
         (folder / "pools.json").write_text(pools)
         _run(made, "pools", "import", str(folder / "pools.json"))
@@ -119,9 +139,7 @@ def cluster(folder: Path, placement: Mapping[str, Any]) -> Iterator[Cluster]:
         yield made
 
 
-def _airflow(
-    folder: Path, servers: Servers, postgres: Any, redis_password: str, redis_port: int, port: int
-) -> Cluster:
+def _airflow(folder: Path, servers: Servers, postgres: Any, redis_password: str, redis_port: int, port: int) -> Cluster:
     url, password = f"http://{LOOPBACK}:{port}", secrets.token_urlsafe(12)
     passwords = folder / "passwords.json"
     passwords.write_text(json.dumps({USER: password}))
@@ -189,7 +207,7 @@ def _await(made: Cluster) -> None:
     expected = {path.stem for path in (REPOSITORY / "dags").glob("*.py")}
     while True:
         for name, part in made.parts.items():
-            assert part.poll() is None, made.log(name)
+            assert part.process.poll() is None, made.log(name)
         with contextlib.suppress(httpx.HTTPError, airflow_api.AirflowError), made.client() as client:
             health = client.get("/api/v2/monitor/health").json()
             healthy = all((health.get(part) or {}).get("status") == "healthy" for part in ("scheduler", "triggerer"))
@@ -199,12 +217,13 @@ def _await(made: Cluster) -> None:
         time.sleep(0.5)
 
 
-def finished(client: httpx.Client, runs: Sequence[str], within_s: float, dag: str = "prune_model") -> dict[str, str]:
-    """The end state of each run, waited for."""
-    end = time.monotonic() + within_s
-    while True:
-        states = {run: airflow_api.run_state(client, dag, run) for run in runs}
-        if all(state in airflow_api.FINISHED for state in states.values()):
-            return states
+def finished(made: Cluster, runs: Sequence[str], within_s: float, dag: str = "prune_model") -> dict[str, str]:
+    """The end state of each run, waited for while Airflow may be away."""
+    end, states = time.monotonic() + within_s, dict.fromkeys(runs, "")
+    while not set(states.values()) <= airflow_api.FINISHED:
         assert time.monotonic() < end, states
         time.sleep(0.5)
+        made.revive()
+        with contextlib.suppress(httpx.HTTPError, airflow_api.AirflowError), made.client() as client:
+            states = {run: airflow_api.run_state(client, dag, run) for run in runs}
+    return states
