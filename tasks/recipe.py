@@ -275,6 +275,13 @@ class Recovery(Section):
         return self.model_dump(exclude={"processes"})
 
 
+class Resources(Section):
+    """The machines that train one model together, beside what `recovery` says of each."""
+
+    gpus: int = Field(0, ge=0)  # of each machine, a process each; 0: recovery.processes on its CPU
+    nodes: int = Field(1, ge=1)  # machines; more than one on Kubernetes alone
+
+
 class Quantize(Section):
     """Lower precisions beside float32; of the files within the accuracy budget on validation the fastest that reaches the goal ships."""
 
@@ -315,6 +322,7 @@ class Recipe(Section):
     budget: Budget = Budget()
     prune: Prune = Prune()
     recovery: Recovery = Recovery()
+    resources: Resources = Resources()
     quantize: Quantize = Quantize()
     gate: GateSection = GateSection()
     approval: Approval | None = None  # nobody is asked unless it is there
@@ -349,6 +357,30 @@ class Recipe(Section):
         if method == "quantize" and not self.quantize.int8:
             raise ValueError("prune.method quantize needs quantize.int8 true or auto; it is false")
         return self
+
+    @model_validator(mode="after")
+    def _together(self) -> Recipe:
+        gpus, nodes, processes = self.resources.gpus, self.resources.nodes, self.recovery.processes
+        if gpus and processes not in (1, gpus):
+            raise ValueError(
+                f"resources.gpus {gpus} is a process each, and recovery.processes is {processes}: leave one of them out"
+            )
+        least = 2 * self.processes * nodes * self.recovery.accumulate
+        if self.recovery.batch < least:
+            raise ValueError(
+                f"recovery.batch must be at least {least}, 2 examples for each part in each of {self.processes} processes on "
+                f"each of {nodes} nodes; it is {self.recovery.batch}"
+            )
+        if self.recovery.compile and self.processes * nodes > 1:
+            raise ValueError(
+                f"recovery.compile needs one process; resources asks for {self.processes} on each of {nodes} nodes"
+            )
+        return self
+
+    @property
+    def processes(self) -> int:
+        """That train as one on each node."""
+        return self.resources.gpus or self.recovery.processes
 
     @model_validator(mode="after")
     def _told_apart(self) -> Recipe:

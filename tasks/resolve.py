@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from tasks import placement, tracking
+from tasks import nodes, placement, tracking
 from tasks import recipe as recipes
 from tasks.recipe import Recipe
 from tasks.references import Pinned
@@ -29,6 +29,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     elsewhere = placement.check_target(wanted.target.name)
     for index, other in enumerate(wanted.also_on):
         placement.check_target(other.name, f"also_on.{index}.name")
+    nodes.check(wanted.resources.nodes)
     tracking.client()
     from secateur import objectives, penalties, pruning, sparse_learning
     from secateur import program as programs
