@@ -249,8 +249,7 @@ def main(run_id: str, name: str) -> int:
         try:
             answer = workers.carry_out(order)
         except Exception as error:
-            # the first is kept: what the others say is that their partner is gone
-            if tracking.get_json(run_id, _place(name, "error")) is None:
+            if not distributed.partner_gone(error) and tracking.get_json(run_id, _place(name, "error")) is None:
                 tracking.put_json(run_id, _place(name, "error"), workers.told(error))
             traceback.print_exc()
             return 1

@@ -158,6 +158,7 @@ def asked(places: Placement, step: str, recipe: Recipe | None, index: int = -1) 
     targets = recipe.also_on[index:] if step == MAPPED and index >= 0 else (recipe.target,)
     target = next((one.name for one in targets), None)
     place = places.of(step, target)
-    if step == TRAINED and recipe.resources.nodes == 1 and recipe.resources.gpus:  # of several, each has its own
-        place = place.model_copy(update={"gpus": recipe.resources.gpus})
+    gpus, several = recipe.resources.gpus, recipe.resources.nodes > 1
+    if step == TRAINED and (gpus or several):  # of several machines each has its own, the step itself none
+        place = place.model_copy(update={"gpus": 0 if several else gpus})
     return place, places.pool_of(step, target)
