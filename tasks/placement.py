@@ -155,7 +155,8 @@ def asked(places: Placement, step: str, recipe: Recipe | None, index: int = -1) 
     """
     if recipe is None:
         return places.of(step, None), places.pool_of(step, None)
-    targets = recipe.also_on[index:] if step == MAPPED and index >= 0 else (recipe.target,)
+    # Airflow's task instance that waits to be mapped has index -1, and becomes that of index 0
+    targets = recipe.also_on[max(index, 0) :] if step == MAPPED else (recipe.target,)
     target = next((one.name for one in targets), None)
     place = places.of(step, target)
     gpus, several = recipe.resources.gpus, recipe.resources.nodes > 1
