@@ -70,7 +70,10 @@ def at_rung(candidate: Recipe, sweep: Sweep, rung: int) -> Recipe:
 
 def _read(name: str) -> tuple[Sweep, dict[str, dict[str, Any]]]:
     """A sweep, and what each of its candidates would be as a file."""
-    sweep = recipes.checked(Sweep, recipes.read(name), f"sweep {name}")
+    said = recipes.read(name)
+    if "model" in said:
+        raise InputError(f"sweep {name}: expected base with matrix, or recipes; this is one recipe")
+    sweep = recipes.checked(Sweep, said, f"sweep {name}")
     if sweep.recipes:
         contents = {one: recipes.read(one) for one in sweep.recipes}
         if len(contents) < len(sweep.recipes):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from secateur.gate.verdict import Verdict
 from tasks import gate, looks, placement, precisions, tracking
 from tasks.recipe import Recipe
 from tasks.references import Exported, GateResult, Pinned, RuleResult, Validated
@@ -33,7 +35,7 @@ def run(pinned: Pinned, exported: Exported, validated: Validated) -> GateResult:
             pinned, recipe, validation, objective, paths, validated, gate.Incumbent("not asked")
         )
     limits = _limits(recipe, precisions.of(ships))
-    verdict = judging.verdict_on(evidence, limits, objective, validation.digest)
+    verdict = _of_validation(judging.verdict_on(evidence, limits, objective, validation.digest))
     gate.keep_evidence(pinned.run_id, evidence, FOLDER)
     said = {
         "verdict": verdict,
@@ -51,8 +53,16 @@ def run(pinned: Pinned, exported: Exported, validated: Validated) -> GateResult:
     return GateResult(ships, verdict.outcome, verdict.reason, rules, digest, looks.NONE)
 
 
-def _limits(recipe: Recipe, precision: str) -> Asked:
-    from dataclasses import replace
+def _of_validation(verdict: Verdict) -> Verdict:
+    """Its sentences, which the gate words for the test split."""
 
+    def said(sentence: str) -> str:
+        return sentence.replace("test examples", "validation examples")
+
+    rules = tuple(replace(rule, sentence=said(rule.sentence)) for rule in verdict.rules)
+    return replace(verdict, reason=said(verdict.reason), rules=rules)
+
+
+def _limits(recipe: Recipe, precision: str) -> Asked:
     limits = gate.limits(recipe, looks.NONE, precision=precision)
     return replace(limits, judged=limits.candidates)

@@ -126,7 +126,8 @@ def _tiles(
         write = _change_writer(sweeping.metric)
         tiles.append(("speedup", f"{best.speedup[0]:.2f}x", f"{best.speedup[1]:.2f} to {best.speedup[2]:.2f}"))
         ends = f"{write(best.change[1])} to {write(best.change[2])}"
-        tiles.append((f"{sweeping.metric}, validation", write(best.change[0]), ends))
+        unit = " points" if sweeping.metric == "accuracy" else ""
+        tiles.append((f"{sweeping.metric}, validation", write(best.change[0]) + unit, ends))
         tiles.append(("parameters removed", f"{best.sparsity:.0%}", precisions.spoken(best.ships, ", ")))
     tiles.append(("looks at the test split", str(len(verdicts)), f"at most {sweeping.finalists}"))
     return tiles
