@@ -1,5 +1,7 @@
 """The DAG `sweep_model`: many recipes for one model version, compared; the best one is promoted. Wiring only; see `tasks/sweep.py`."""
 
+from typing import Any
+
 from airflow.sdk import Param, chain, dag
 
 from tasks import sweep
@@ -50,7 +52,7 @@ def sweep_model() -> None:
     begun = step(sweep.begin, task_id="begin")(
         "{{ params.model }}", "{{ params.version }}", "{{ params.sweep }}", "{{ params.fresh }}", "{{ run_id }}"
     )
-    standings = None
+    standings: Any = None
     for rung in range(1, MOST_RUNGS + 1):
         ended = runs(
             f"rung_{rung}", "prune_model", step(sweep.starts, task_id=f"start_{rung}")(begun, rung, standings), AT_ONCE

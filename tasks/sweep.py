@@ -5,6 +5,7 @@ What its runs leave for it is in its run in MLflow: `jobs/`, which job each made
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -110,7 +111,7 @@ def finalists(sweeping: Sweeping, standings: Standings) -> list[str]:
 def final(sweeping: Sweeping, standings: Standings, place: int) -> list[Start]:
     """The run that has a finalist judged by the test split, and promoted on a pass; none once one has been promoted."""
     names = finalists(sweeping, standings)
-    if place > len(names) or any(_promoted(sweeping, standings, name) for name in names[: place - 1]):
+    if place > len(names) or any(_promoted(standings, name) for name in names[: place - 1]):
         return []
     return [_start(sweeping, names[place - 1], sweeping.rungs, trial_run=False)]
 
@@ -124,33 +125,28 @@ def judged(sweeping: Sweeping, standings: Standings) -> dict[str, GateResult]:
         if verdict is None:
             break
         found[name] = verdict
-        if _promoted(sweeping, standings, name):
+        if _promoted(standings, name):
             break
     return found
 
 
-def winner(sweeping: Sweeping, standings: Standings) -> tuple[str | None, str]:
+def winner(sweeping: Sweeping, standings: Standings, verdicts: Mapping[str, GateResult]) -> tuple[str | None, str]:
     """Who was promoted and why, or why nobody was."""
+    won = next((name for name in verdicts if _promoted(standings, name)), None)
     measured = sum(one.state == "measured" for one in standings.candidates)
-    of = f"of {len(sweeping.candidates)} candidates, {measured} measured"
-    if not measured:
-        return None, f"{of}: nothing could be compared; {_first_reason(standings)}"
-    verdicts = judged(sweeping, standings)
-    for name, verdict in verdicts.items():
-        if _promoted(sweeping, standings, name):
-            return (
-                name,
-                f"{of}: the fastest by the bad end of its interval that keeps every bound; test split: {verdict.reason}",
-            )
-    if not finalists(sweeping, standings):
-        return (
-            None,
-            f"{of}: each that came to the last rung breaks a bound on validation already; the test split was not looked at",
-        )
-    if not verdicts:
-        return None, f"{of}: the finalist was not judged; {_failure(sweeping, finalists(sweeping, standings)[0])}"
-    told = "; ".join(f"{name}: {verdict.outcome}: {verdict.reason}" for name, verdict in verdicts.items())
-    return None, f"{of}: no finalist was promoted; {told}"
+    if won:
+        why = f"the first by validation that the gate let through; test split: {verdicts[won].reason}"
+    elif verdicts:
+        told = "; ".join(f"{name}: {verdict.outcome}: {verdict.reason}" for name, verdict in verdicts.items())
+        why = f"no finalist was promoted; {told}"
+    elif not measured:
+        first = standings.candidates[0]
+        why = f"nothing could be compared; {first.name}: {first.reason}"
+    elif left := finalists(sweeping, standings):
+        why = f"the finalist {left[0]} was not judged; {_failure(sweeping, left[0], sweeping.rungs)}"
+    else:
+        why = "each that came to the last rung breaks a bound on validation already; the test split was not looked at"
+    return won, f"of {len(sweeping.candidates)} candidates, {measured} measured: {why}"
 
 
 def note_job(pinned: Pinned) -> None:
@@ -207,7 +203,7 @@ def _standing(sweeping: Sweeping, name: str, rung: int, states: dict[str, str]) 
 
     if states.get(dag_run) != "success":
         return without("failed", _failure(sweeping, name, rung))
-    if _digest(tracking.get_json(run_id, "recipe.json")) != sweeping.candidates[name]:
+    if _digest(tracking.get_json(run_id, "recipe.json") or {}) != sweeping.candidates[name]:
         return without("failed", "its recipe was changed while the sweep went on; start the sweep again")
     plan = tracking.recalled(run_id, "plan", Plan)
     said = tracking.get_json(run_id, trial.VERDICT)
@@ -235,17 +231,12 @@ def _measured(sweeping: Sweeping, standing: Standing, said: dict[str, Any]) -> S
     )
 
 
-def _failure(sweeping: Sweeping, name: str, rung: int | None = None) -> str:
-    noted = tracking.get_json(sweeping.run_id, _place("failures", _recipe_name(sweeping, name, rung or sweeping.rungs)))
+def _failure(sweeping: Sweeping, name: str, rung: int) -> str:
+    noted = tracking.get_json(sweeping.run_id, _place("failures", _recipe_name(sweeping, name, rung)))
     return noted["reason"] if noted else UNKNOWN
 
 
-def _first_reason(standings: Standings) -> str:
-    first = standings.candidates[0]
-    return f"{first.name}: {first.reason}"
-
-
-def _promoted(sweeping: Sweeping, standings: Standings, name: str) -> bool:
+def _promoted(standings: Standings, name: str) -> bool:
     """Whether the run that had a finalist judged has promoted it."""
     run_id = next(one.run_id for one in standings.candidates if one.name == name)
     return bool(tracking.client().get_run(run_id).data.tags.get("secateur.promoted"))

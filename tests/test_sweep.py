@@ -112,6 +112,11 @@ def judged(standings: Standings, name: str, outcome: str) -> None:
         tracking.log(run_id, {}, promoted="models:/tiny-onnx/2")
 
 
+def ended(begun: Sweeping, standings: Standings) -> tuple[str | None, str]:
+    """Who won, and why."""
+    return sweep.winner(begun, standings, sweep.judged(begun, standings))
+
+
 def trial_of(job: Job, name: str, place: dict[str, int]) -> Pinned:
     """The shared job as a candidate of a sweep."""
     pinned = another_job(job.pinned, name)
@@ -297,7 +302,7 @@ def test_finalists_are_judged_one_after_the_other_until_one_is_promoted(small: S
     assert second.conf["recipe"] == "small:0.4:2"
     assert sweep.final(small, standings, 3) == []
     judged(standings, "0.4", "pass")
-    won, reason = sweep.winner(small, standings)
+    won, reason = ended(small, standings)
     assert won == "0.4"
     assert reason.endswith("test split: it is pass")
     assert list(sweep.judged(small, standings)) == ["0.6", "0.4"]
@@ -307,14 +312,14 @@ def test_nobody_is_judged_after_one_was_promoted(small: Sweeping) -> None:
     standings = at_the_end(small)
     judged(standings, "0.6", "pass")
     assert sweep.final(small, standings, 2) == []
-    assert sweep.winner(small, standings)[0] == "0.6"
+    assert ended(small, standings)[0] == "0.6"
 
 
 def test_without_a_pass_nobody_wins_and_every_verdict_is_told(small: Sweeping) -> None:
     standings = at_the_end(small)
     for name in ("0.6", "0.4"):
         judged(standings, name, "fail")
-    won, reason = sweep.winner(small, standings)
+    won, reason = ended(small, standings)
     assert won is None
     assert reason.endswith("no finalist was promoted; 0.6: fail: it is fail; 0.4: fail: it is fail")
 
@@ -322,13 +327,13 @@ def test_without_a_pass_nobody_wins_and_every_verdict_is_told(small: Sweeping) -
 def test_who_fails_on_validation_never_sees_the_test_split(small: Sweeping) -> None:
     standings = at_the_end(small, outcome="fail")
     assert sweep.final(small, standings, 1) == []
-    assert "the test split was not looked at" in sweep.winner(small, standings)[1]
+    assert "the test split was not looked at" in ended(small, standings)[1]
 
 
 def test_a_finalist_whose_run_failed_is_told_with_its_reason(small: Sweeping) -> None:
     standings = at_the_end(small)
     sweep.note_failure(small.run_id, "small:0.6:2", "promote: ChangeError: S3 is down")
-    assert sweep.winner(small, standings)[1].endswith("the finalist was not judged; promote: ChangeError: S3 is down")
+    assert ended(small, standings)[1].endswith("the finalist 0.6 was not judged; promote: ChangeError: S3 is down")
 
 
 def test_the_page_shows_every_candidate_and_escapes_what_was_said(small: Sweeping) -> None:

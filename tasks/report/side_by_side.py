@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ SIZE = "bytes of the file removed"
 
 def run(sweeping: Sweeping, standings: Standings) -> Swept:
     """Say in the sweep's run what came of it, and write the page there; a page that cannot be written changes no result."""
-    won, reason = sweep.winner(sweeping, standings)
     verdicts = sweep.judged(sweeping, standings)
+    won, reason = sweep.winner(sweeping, standings, verdicts)
     print(f"{won or 'no winner'}: {reason}", flush=True)
     place = tracking.page_of(sweeping.run_id)
     address = f"{tracking.address()}{place}/artifacts/{FOLDER}/{PAGE}"
@@ -137,7 +138,8 @@ def _pictures(sweeping: Sweeping, shown: Sequence[tuple[int, Standing]], dense: 
     """The metric against latency, and against the size of the file; a line joins what nothing else beats in both."""
     write = pictures.percent if sweeping.metric == "accuracy" else pictures.plain
     found = [(number, one) for number, one in shown if one.state == "measured"]
-    common = {"metric": sweeping.metric, "least": dense.metric - sweeping.drop, "write": write}
+    least = dense.metric - sweeping.drop
+    draw = partial(pictures.tradeoff, metric=sweeping.metric, least=least, write=write)
     by_time = [Point("dense", "dense", dense.metric, None, 0.0, dense.p50_ms, None, False)]
     by_size = list(by_time)
     for number, one in found:
@@ -148,6 +150,6 @@ def _pictures(sweeping: Sweeping, shown: Sequence[tuple[int, Standing]], dense: 
         by_time.append(Point(*of, one.sparsity, estimate, (low, high), one.name == won))
         by_size.append(Point(*of, gone, estimate, None, one.name == won))
     return [
-        pictures.tradeoff(by_time, saving=False, **common),
-        pictures.tradeoff(by_size, saving=True, saved=SIZE, **common),
+        draw(by_time, saving=False),
+        draw(by_size, saving=True, saved=SIZE),
     ]
