@@ -20,7 +20,7 @@ from tasks import (
     validate,
     validate_on,
 )
-from tasks.airflow_glue import MODEL_PATTERN, approval, each, linked, step
+from tasks.airflow_glue import MODEL_PATTERN, RECIPE_PATTERN, VERSION_PATTERN, approval, each, linked, step
 from tasks.placement import BENCH
 
 MAX_CYCLES = 5
@@ -37,19 +37,33 @@ PARAMS = {
         type="string",
         title="Version",
         description="Version of the registered model: a number, or `latest`.",
-        pattern=r"^([1-9][0-9]{0,8}|latest)$(?!\n)",
+        pattern=VERSION_PATTERN,
     ),
     "recipe": Param(
         type="string",
         title="Recipe",
-        description="Name of the recipe, a file `<name>.yaml` in the recipes folder: the goal, the budget and the gate.",
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$(?!\n)",
+        description="Name of the recipe, a file `<name>.yaml` in the recipes folder: the goal, the budget and the gate. Or a "
+        "sweep's candidate, `<sweep>:<candidate>`.",
+        pattern=RECIPE_PATTERN,
     ),
     "fresh": Param(
         False,
         type="boolean",
         title="Fresh",
         description="Do every step again, also those whose result an earlier run with the same inputs left in MLflow.",
+    ),
+    "trial": Param(
+        False,
+        type="boolean",
+        title="Trial",
+        description="Judge on validation alone: the test split is not looked at, nothing is promoted. For a sweep's candidates.",
+    ),
+    "sweep_run": Param(
+        None,
+        type=["null", "string"],
+        title="Sweep",
+        description="The MLflow run of the sweep that this run is a part of; its DAG fills it in.",
+        pattern=r"^[0-9a-f]{32}$(?!\n)",
     ),
 }
 
@@ -79,7 +93,13 @@ def prune_model() -> None:
     run with a page of it, linked from its task. Everything is in MLflow, under the experiment of the source model.
     """
     pinned = step(resolve.run)(
-        "{{ params.model }}", "{{ params.version }}", "{{ params.recipe }}", "{{ params.fresh }}", "{{ run_id }}"
+        "{{ params.model }}",
+        "{{ params.version }}",
+        "{{ params.recipe }}",
+        "{{ params.fresh }}",
+        "{{ run_id }}",
+        "{{ params.trial }}",
+        "{{ params.sweep_run or '' }}",
     )
     base = step(baseline.run, pool=BENCH)(pinned)
     schedule = step(plan.run)(pinned, base)

@@ -20,10 +20,12 @@ from pydantic import (
 )
 
 from secateur.errors import InputError
+from secateur.gate.verdict import shared_out
 from tasks.sections.data import COMPUTED_SLICES, TABLES, Data
 from tasks.sections.gate import IMAGE_CORRUPTIONS, TEXT_CORRUPTIONS, GateSection
 from tasks.sections.monitor import Monitor
 from tasks.sections.section import Drop, Qps, Section, Share
+from tasks.sections.sweep import Trial
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 S = TypeVar("S", bound=BaseModel)
@@ -328,6 +330,12 @@ class Recipe(Section):
     approval: Approval | None = None  # nobody is asked unless it is there
     monitor: Monitor = Monitor()
     seed: int = Field(0, ge=0)
+    trial: Trial | None = None  # of a sweep's candidate
+
+    @property
+    def measured_with(self) -> float:
+        """The confidence of the measured figures that the gate judges: of several candidates the best is chosen by them."""
+        return shared_out(self.gate.confidence, self.trial.candidates if self.trial else 1)
 
     @field_validator("objective")
     @classmethod
@@ -455,8 +463,23 @@ class Recipe(Section):
 def load(name: str) -> Recipe:
     """Read a recipe by name from the folder SECATEUR_RECIPES (default: `recipes` in the working directory).
 
+    `SWEEP:CANDIDATE` names a candidate of a sweep in that folder.
+
     Raises:
         InputError: no such recipe, not YAML, an unknown key or an impossible value; the message names the setting.
+    """
+    if ":" in name:
+        from tasks import candidates  # which reads recipes too
+
+        return candidates.load(name)
+    return plain(read(name), f"recipe {name}")
+
+
+def read(name: str) -> dict[str, Any]:
+    """What a file of the folder says, not checked yet.
+
+    Raises:
+        InputError: no such file, or not a mapping in YAML.
     """
     folder = Path(os.environ.get("SECATEUR_RECIPES", "recipes"))
     if not NAME.fullmatch(name):
@@ -471,12 +494,28 @@ def load(name: str) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"recipe {name}: expected YAML text in UTF-8, got other bytes: {error}") from error
-    return parse(text, name)
+    return _mapping(text, f"recipe {name}")
 
 
 def parse(text: str, name: str) -> Recipe:
     """Read a recipe from YAML text; `name` is for messages."""
-    return section(Recipe, text, f"recipe {name}")
+    return plain(_mapping(text, f"recipe {name}"), f"recipe {name}")
+
+
+def plain(content: dict[str, Any], name: str) -> Recipe:
+    """A recipe as a person wrote it; `name` is for messages.
+
+    Raises:
+        InputError: an unknown key, an impossible value, or a sweep of recipes.
+    """
+    if {"base", "matrix", "recipes"} & content.keys():
+        raise InputError(
+            f"{name}: expected one recipe, this is a sweep of several; start it by `secateur sweep`, or name one of its candidates: "
+            "SWEEP:CANDIDATE"
+        )
+    if "trial" in content:
+        raise InputError(f"{name}: trial: expected to be left out, it is for a sweep to fill in")
+    return checked(Recipe, content, name)
 
 
 def section(kind: type[S], text: str, name: str) -> S:
@@ -485,12 +524,25 @@ def section(kind: type[S], text: str, name: str) -> S:
     Raises:
         InputError: not YAML, an unknown key or an impossible value; the message names the setting.
     """
+    return checked(kind, _mapping(text, name), name)
+
+
+def _mapping(text: str, name: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
         raise InputError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"{name}: expected a mapping of settings, got {type(content).__name__}")
+    return content
+
+
+def checked(kind: type[S], content: dict[str, Any], name: str) -> S:
+    """A section from what its file says; `name` is for messages.
+
+    Raises:
+        InputError: an unknown key or an impossible value; the message names the setting.
+    """
     try:
         return kind.model_validate(content)
     except ValidationError as error:
