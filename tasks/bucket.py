@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.errors import InputError
 from tasks import tracking
+from tasks.faults import is_io_fault
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -34,6 +35,17 @@ class IncompleteError(OSError):
 
 
 _ABSENT = ("NoSuchKey", "404")
+_PROBE = ".secateur-probe"  # an object that says nothing; it stays, where all of them write the same
+_REFUSALS = {  # S3's own codes, as what was expected and what to do next
+    "NoSuchBucket": ("a bucket that exists", "create it, or correct the variable"),
+    "InvalidBucketName": ("a bucket's name", "correct it"),
+    "AccessDenied": ("to read and write there", "give our key s3:GetObject, s3:PutObject and s3:ListBucket"),
+    "InvalidAccessKeyId": ("a key that S3 knows", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    "SignatureDoesNotMatch": ("the secret of our key", "set AWS_SECRET_ACCESS_KEY to that of AWS_ACCESS_KEY_ID"),
+    "RequestTimeTooSkewed": ("a clock that goes with S3's", "let NTP set this machine's"),
+    "AuthorizationHeaderMalformed": ("the bucket's region", "set AWS_DEFAULT_REGION to it"),
+    "PermanentRedirect": ("the bucket's region", "set AWS_DEFAULT_REGION to it"),
+}
 _OPTIONS = ("ACL", "BucketKeyEnabled", "SSEKMSEncryptionContext", "SSEKMSKeyId", "ServerSideEncryption", "StorageClass")
 _TRITON_TYPES = {
     **{"float16": "FP16", "float": "FP32", "double": "FP64", "bfloat16": "BF16", "bool": "BOOL", "string": "STRING"},
@@ -100,6 +112,58 @@ def _stored_with() -> dict[str, Any]:
             'write for example {"ServerSideEncryption": "AES256"}'
         )
     return options
+
+
+def check() -> None:
+    """Write a small object as versions are written, and read it back.
+
+    Raises:
+        InputError: there is no such bucket, it refuses us, or gives back other bytes than were written.
+        OSError: S3 does not answer; worth a retry.
+    """
+    from botocore.exceptions import ClientError, NoCredentialsError, ParamValidationError, PartialCredentialsError
+
+    bucket, key = _key(_PROBE)
+    place = f"SECATEUR_BUCKET: s3://{bucket}/{key.removesuffix(_PROBE)}".rstrip("/")
+    try:
+        options = {**_stored_with(), "ChecksumAlgorithm": "SHA256"}
+        _s3_small().put_object(Bucket=bucket, Key=key, Body=_PROBE.encode(), **options)
+        found = _read(_PROBE)
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise InputError(
+            "AWS_ACCESS_KEY_ID: expected credentials for the bucket, found none; set it and AWS_SECRET_ACCESS_KEY"
+        ) from error
+    except ParamValidationError as error:
+        raise InputError(f"{place}: expected a bucket's name; correct it") from error
+    except ClientError as error:
+        if is_io_fault(error):
+            raise
+        code = error.response["Error"]["Code"]
+        said = error.response["Error"].get("Message", "")
+        expected, next_ = _REFUSALS.get(code, ("to read and write there", "S3's documentation explains the code"))
+        raise InputError(f"{place}: expected {expected}, S3 answered {code} ({said[:200]}); {next_}") from error
+    if found != _PROBE.encode():
+        raise InputError(f"{place}: expected to read what was written, got something else; see what rewrites it there")
+
+
+def deletes() -> bool:
+    """Whether we may delete in the bucket, tried on an object of no use."""
+    from botocore.exceptions import ClientError
+
+    bucket, key = _key(f"{_PROBE}-deleted")
+    try:
+        _s3_small().put_object(Bucket=bucket, Key=key, Body=b"", **_stored_with())
+        _s3_small().delete_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if is_io_fault(error):
+            raise
+        return False
+    return True
+
+
+def endpoint() -> str:
+    """The address that S3 is asked at."""
+    return str(_s3_small().meta.endpoint_url)
 
 
 def uri_of(model: str, version: str) -> str:

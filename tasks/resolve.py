@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from tasks import placement, tracking
+from tasks import bucket, placement, tracking
 from tasks import recipe as recipes
 from tasks.recipe import Recipe
 from tasks.references import Pinned
@@ -24,12 +24,14 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
     Raises:
         InputError: any of them is unknown, unusable, or does not fit the others.
         RegistryDownError: MLflow does not answer.
+        OSError: S3 does not answer.
     """
     wanted = recipes.load(recipe)
     elsewhere = placement.check_target(wanted.target.name)
     for index, other in enumerate(wanted.also_on):
         placement.check_target(other.name, f"also_on.{index}.name")
     tracking.client()
+    bucket.check()
     from secateur import objectives, penalties, pruning, sparse_learning
     from secateur import program as programs
     from secateur.errors import InputError

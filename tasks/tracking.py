@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from secateur.errors import InputError
+from tasks import certificates
 from tasks.references import File, Pinned
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def _http() -> httpx.Client:
     import httpx
 
     # The server closes what was idle for five seconds, and a question sent at that moment is lost: ask on a new connection.
-    return httpx.Client(timeout=5, limits=httpx.Limits(keepalive_expiry=1))
+    verify = certificates.trusted(certificates.MLFLOW)
+    return httpx.Client(timeout=5, limits=httpx.Limits(keepalive_expiry=1), verify=verify)
 
 
 def digest(value: Any) -> str:

@@ -422,6 +422,22 @@ def halve(
 
 
 @app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check the deployment that the environment leads to, end to end, with a remedy for each finding. Exit status: 1 when something cannot work."""
+    from tasks.cli import doctor
+
+    export_settings()
+    seen = []
+    for finding in doctor.examine():
+        seen.append(finding)
+        if not as_json:
+            typer.echo(str(finding))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in seen], indent=2))
+    raise typer.Exit(1 if any(finding.level == "fail" for finding in seen) else 0)
+
+
+@app.command()
 def pools() -> None:
     """Print the pools of the devices that are measured on, as `airflow pools import` reads them."""
     found = {
