@@ -22,6 +22,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from secateur.errors import NothingToDo
+from tasks import references
 from tasks.faults import is_io_fault
 
 if TYPE_CHECKING:
@@ -248,14 +249,18 @@ class _Link(BaseOperatorLink):
 
 
 def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a step with values from XCom; return what goes into XCom."""
+    """Call a step with values from XCom; return what goes into XCom.
+
+    Raises:
+        InputError: a value is of another release, and this one cannot read it.
+    """
     import inspect
 
     from pydantic import TypeAdapter
 
     hints = typing.get_type_hints(function)
     bound = inspect.signature(function).bind(*args, **kwargs)
-    given = {name: TypeAdapter(hints[name]).validate_python(_listed(value)) for name, value in bound.arguments.items()}
+    given = {name: references.read(hints[name], _listed(value), name) for name, value in bound.arguments.items()}
     try:
         result = function(**given)
     except NothingToDo as reason:

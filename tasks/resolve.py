@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from tasks import bucket, placement, tracking
+from tasks import bucket, placement, references, tracking
 from tasks import recipe as recipes
 from tasks.recipe import Recipe
 from tasks.references import Pinned
@@ -71,6 +71,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
         objective=objectives.identity_of(wanted.objective),
         metric=objective.metric,
         examples=len(dataset.train),
+        schema=references.SCHEMA,
     )
     return _with_parent_run(pinned, salt=dag_run_id if fresh else "")
 
@@ -112,6 +113,7 @@ def _with_parent_run(pinned: Pinned, salt: str) -> Pinned:
         "secateur.code": pinned.code_digest,
         "secateur.objective": pinned.objective,
         "secateur.metric": pinned.metric,
+        "secateur.schema": str(pinned.schema),
     }
     run_id = tracking.find_or_create_run(experiment, key, name, tags)
     complete = dataclasses.replace(pinned, key=key, experiment_id=experiment, run_id=run_id)

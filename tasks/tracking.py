@@ -17,10 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-
 from secateur.errors import InputError
-from tasks import certificates
+from tasks import certificates, references
 from tasks.references import File, Pinned
 
 if TYPE_CHECKING:
@@ -369,9 +367,8 @@ def remembered(step: Step) -> Step:
         name = step.__module__.rpartition(".")[2] + _suffix(inputs)
         key = digest([pinned.key, inputs])
         found = get_json(pinned.run_id, f"steps/{name}.json")
-        result_type = TypeAdapter(typing.get_type_hints(step)["return"])
         if found and found["key"] == key:
-            return result_type.validate_python(found["result"])
+            return references.read(typing.get_type_hints(step)["return"], found["result"], f"steps/{name}.json")
         started = time.monotonic()
         result = step(**bound)
         memo = {"key": key, "seconds": time.monotonic() - started, "result": dataclasses.asdict(result)}

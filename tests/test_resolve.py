@@ -18,6 +18,7 @@ from wire import wire
 from secateur.errors import InputError
 from tasks import recipe as recipes
 from tasks import resolve, tracking
+from tasks.references import SCHEMA
 
 pytestmark = pytest.mark.usefixtures("services", "tiny")
 
@@ -105,7 +106,9 @@ def test_the_parent_run_holds_the_whole_recipe_and_where_everything_came_from() 
     run = tracking.client().get_run(pinned.run_id)
     assert run.data.tags["secateur.source"] == f"models:/{MODEL}/1"
     assert run.data.tags["secateur.program"] == pinned.program_digest
+    assert run.data.tags["secateur.schema"] == str(pinned.schema) == str(SCHEMA)
     assert run.data.params["model_version"] == "1"
+    assert run.data.params["schema"] == str(recipes.SCHEMA)
     assert run.data.params["goal.sparsity"] == "0.5"
     assert run.data.params["gate.confidence"] == "0.95"  # a default
     stored = json.loads(Path(tracking.client().download_artifacts(pinned.run_id, "recipe.json")).read_text())
