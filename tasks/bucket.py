@@ -5,7 +5,8 @@
 
 Credentials and endpoint come from the environment, as boto3 reads them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3, ...);
 SECATEUR_BUCKET is the place, SECATEUR_BUCKET_OPTIONS what every object is stored with, such as
-`{"ServerSideEncryption": "aws:kms", "ACL": "bucket-owner-full-control"}`.
+`{"ServerSideEncryption": "aws:kms", "ACL": "bucket-owner-full-control"}`. A server that knows no checksums of S3's takes
+AWS_REQUEST_CHECKSUM_CALCULATION=when_required; what is published is read back and compared all the same.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ _REFUSALS = {  # S3's own codes, as what was expected and what to do next
     "RequestTimeTooSkewed": ("a clock that goes with S3's", "let NTP set this machine's"),
     "AuthorizationHeaderMalformed": ("the bucket's region", "set AWS_DEFAULT_REGION to it"),
     "PermanentRedirect": ("the bucket's region", "set AWS_DEFAULT_REGION to it"),
+    "MissingContentLength": (
+        "a server that takes checksums after the content",
+        "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required for one that does not",
+    ),
 }
 _OPTIONS = ("ACL", "BucketKeyEnabled", "SSEKMSEncryptionContext", "SSEKMSKeyId", "ServerSideEncryption", "StorageClass")
 _TRITON_TYPES = {
@@ -126,8 +131,7 @@ def check() -> None:
     bucket, key = _key(_PROBE)
     place = f"SECATEUR_BUCKET: s3://{bucket}/{key.removesuffix(_PROBE)}".rstrip("/")
     try:
-        options = {**_stored_with(), "ChecksumAlgorithm": "SHA256"}
-        _s3_small().put_object(Bucket=bucket, Key=key, Body=_PROBE.encode(), **options)
+        _s3_small().put_object(Bucket=bucket, Key=key, Body=_PROBE.encode(), **_stored_with(), **_checked())
         found = _read(_PROBE)
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise InputError(
@@ -222,7 +226,13 @@ def upload(local: Path, *parts: str) -> str:
 
 def _upload(local: Path, uri: str) -> None:
     bucket, key = _place(uri)
-    _s3().upload_file(str(local), bucket, key, ExtraArgs={**_stored_with(), "ChecksumAlgorithm": "SHA256"})
+    _s3().upload_file(str(local), bucket, key, ExtraArgs={**_stored_with(), **_checked()})
+
+
+def _checked() -> dict[str, Any]:
+    """By what S3 checks that it got a file right; nothing where the environment says that this server cannot."""
+    plain = os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "").lower() == "when_required"
+    return {} if plain else {"ChecksumAlgorithm": "SHA256"}
 
 
 def published(model: str, version: str) -> str | None:

@@ -23,14 +23,14 @@ def check() -> Iterator[Finding]:
         yield Finding("fail", f"{URI} is no address of a server, it is {uri or 'not set'}", f"set {URI}=https://...")
         return
     try:
-        answer = asking.get(f"{uri}/version")
+        told = _ask("/version").text.strip()[:20]
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         yield _silent(uri, error)
         return
     refusal = _refusal(uri, ask("experiments/search", {"max_results": "1"}))
-    yield refusal or Finding("ok", f"MLflow {answer.response.text[:20]} at {uri} answers")
+    yield refusal or Finding("ok", f"MLflow {told} at {uri} answers")
     if not refusal:
-        yield from _release(answer.response.text.strip())
+        yield from _release(told)
     if os.environ.get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false").lower() not in ("false", "0"):
         yield Finding(
             "fail",
@@ -41,9 +41,13 @@ def check() -> Iterator[Finding]:
 
 def ask(what: str, params: dict[str, str]) -> httpx.Response:
     """One question to MLflow's REST API, as the user of the environment."""
+    return _ask(f"/api/2.0/mlflow/{what}", params)
+
+
+def _ask(page: str, params: dict[str, str] | None = None) -> httpx.Response:
     name, password = (os.environ.get(f"MLFLOW_TRACKING_{end}") for end in ("USERNAME", "PASSWORD"))
     auth = (name, password) if name and password else None
-    return asking.get(f"{asking.named(URI)}/api/2.0/mlflow/{what}", params=params, auth=auth).response
+    return asking.get(asking.named(URI) + page, params=params, auth=auth).response
 
 
 def database() -> Iterator[Finding]:
@@ -126,6 +130,6 @@ def _release(theirs: str) -> Iterator[Finding]:
     if theirs.split(".")[:2] != ours.split(".")[:2]:
         yield Finding(
             "warn",
-            f"MLflow's server is {theirs[:20]}, the client here {ours}",
+            f"MLflow's server is {theirs}, the client here {ours}",
             "let both be of one release: the server first (docs/upgrading.md)",
         )
