@@ -229,6 +229,10 @@ def test_steps_and_commands_work_over_tls_and_trust_nobody_else(
     assert bucket.publish("private-onnx", "1", write_onnx(tmp_path / "1.onnx", 1.0)).startswith(f"s3://{BUCKET}/")
     assert [one.level for check in (registry.check, storage.check, exposure.check) for one in check()] == ["ok", "ok"]
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", "not it")
+        assert "does not know us (as administrator)" in next(registry.check()).what
+
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     monkeypatch.delenv("AWS_CA_BUNDLE")
     tracking._http.cache_clear()

