@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from airflow.sdk import Param, chain, dag, task_group
+from airflow.sdk import chain, dag, task_group
 
 from tasks import (
+    airflow_params,
     ask,
     baseline,
     cut,
@@ -20,52 +21,10 @@ from tasks import (
     validate,
     validate_on,
 )
-from tasks.airflow_glue import MODEL_PATTERN, RECIPE_PATTERN, VERSION_PATTERN, approval, each, linked, step
+from tasks.airflow_glue import approval, each, linked, step
 from tasks.placement import BENCH
 
 MAX_CYCLES = 5
-
-PARAMS = {
-    "model": Param(
-        type="string",
-        title="Model",
-        description="Name of the registered model in MLflow, such as `digits-cnn`.",
-        pattern=MODEL_PATTERN,
-    ),
-    "version": Param(
-        "latest",
-        type="string",
-        title="Version",
-        description="Version of the registered model: a number, or `latest`.",
-        pattern=VERSION_PATTERN,
-    ),
-    "recipe": Param(
-        type="string",
-        title="Recipe",
-        description="Name of the recipe, a file `<name>.yaml` in the recipes folder: the goal, the budget and the gate. Or a "
-        "sweep's candidate, `<sweep>:<candidate>`.",
-        pattern=RECIPE_PATTERN,
-    ),
-    "fresh": Param(
-        False,
-        type="boolean",
-        title="Fresh",
-        description="Do every step again, also those whose result an earlier run with the same inputs left in MLflow.",
-    ),
-    "trial": Param(
-        False,
-        type="boolean",
-        title="Trial",
-        description="Judge on validation alone: the test split is not looked at, nothing is promoted. For a sweep's candidates.",
-    ),
-    "sweep_run": Param(
-        None,
-        type=["null", "string"],
-        title="Sweep",
-        description="The MLflow run of the sweep that this run is a part of; its DAG fills it in.",
-        pattern=r"^[0-9a-f]{32}$(?!\n)",
-    ),
-}
 
 
 def one_cycle(number: int, pinned: Any, base: Any, schedule: Any, previous: Any) -> Any:
@@ -80,7 +39,7 @@ def one_cycle(number: int, pinned: Any, base: Any, schedule: Any, previous: Any)
     return cycle()
 
 
-@dag(schedule=None, catchup=False, params=PARAMS, tags=["secateur"], dag_display_name="Prune a model")
+@dag(schedule=None, catchup=False, params=airflow_params.PRUNE, tags=["secateur"], dag_display_name="Prune a model")
 def prune_model() -> None:
     """
     ### Prune a registered model, prove that it is still good, promote it

@@ -22,18 +22,13 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from secateur.errors import InputError, NothingToDo
+from tasks import references
 from tasks.faults import is_io_fault
 
 if TYPE_CHECKING:
     from tasks.watch import Arrival
 
 log = logging.getLogger("secateur.step")
-
-# What a registered model may be called, as a param's pattern: Python's $ alone would let a line break follow.
-MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,194}$(?!\n)"
-VERSION_PATTERN = r"^([1-9][0-9]{0,8}|latest)$(?!\n)"
-SWEEP_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,99}$(?!\n)"
-RECIPE_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,99}(:[a-z0-9][a-z0-9._-]{0,99}(:[1-9])?)?$(?!\n)"  # also SWEEP:CANDIDATE:RUNG
 
 RETRIES = 3
 FIRST_DELAY = timedelta(seconds=5)
@@ -315,14 +310,18 @@ class _Link(BaseOperatorLink):
 
 
 def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a step with values from XCom; return what goes into XCom."""
+    """Call a step with values from XCom; return what goes into XCom.
+
+    Raises:
+        InputError: a value is of another release, and this one cannot read it.
+    """
     import inspect
 
     from pydantic import TypeAdapter
 
     hints = typing.get_type_hints(function)
     bound = inspect.signature(function).bind(*args, **kwargs)
-    given = {name: TypeAdapter(hints[name]).validate_python(_listed(value)) for name, value in bound.arguments.items()}
+    given = {name: references.read(hints[name], _listed(value), name) for name, value in bound.arguments.items()}
     try:
         result = function(**given)
     except NothingToDo as reason:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
     BaseModel,
+    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -29,6 +31,7 @@ from tasks.sections.sweep import Trial
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 S = TypeVar("S", bound=BaseModel)
+SCHEMA = 1  # of recipes; one more whenever an older release would read one wrongly
 COUNTED = ("sparsity", "macs", "kv_cache")  # goals that follow from the program alone: what is asked is what comes
 UNCHANGED_BY_ZEROS = ("macs", "kv_cache", "size_mb", "memory_mb")  # goals
 OBJECTIVES = ("classification", "multi_label", "regression", "token_classification", "masked_lm", "causal_lm")
@@ -314,6 +317,9 @@ class Approval(Section):
 class Recipe(Section):
     """A whole recipe."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    schema_: int = Field(SCHEMA, alias="schema", ge=1)
     model: str
     data: Data
     objective: str = "classification"  # or another of OBJECTIVES, or module:function, which the installation must allow
@@ -336,6 +342,18 @@ class Recipe(Section):
     def measured_with(self) -> float:
         """The confidence of the measured figures that the gate judges: of several candidates the best is chosen by them."""
         return shared_out(self.gate.confidence, self.trial.candidates if self.trial else 1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_this_release(cls, given: Any) -> Any:
+        """Before all else: of a later form nothing else can be told."""
+        asked = given.get("schema") if isinstance(given, dict) else None
+        if isinstance(asked, int) and asked > SCHEMA:
+            raise ValueError(
+                f"schema {asked} is read by a later release of Secateur than this one, {version('secateur')}, which reads "
+                f"{SCHEMA}: upgrade whatever reads the recipe, or write it in schema {SCHEMA}"
+            )
+        return given
 
     @field_validator("objective")
     @classmethod
@@ -564,7 +582,7 @@ def _known(kind: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
     for key in location:
         if key in section.model_fields:  # else it is a place in a list or mapping of the same sections
             section = next(_sections(section.model_fields[str(key)].annotation))
-    return list(section.model_fields)
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def _sections(annotation: Any) -> Iterator[Any]:
