@@ -22,10 +22,12 @@ from pydantic import (
 )
 
 from secateur.errors import InputError
+from secateur.gate.verdict import shared_out
 from tasks.sections.data import COMPUTED_SLICES, TABLES, Data
 from tasks.sections.gate import IMAGE_CORRUPTIONS, TEXT_CORRUPTIONS, GateSection
 from tasks.sections.monitor import Monitor
 from tasks.sections.section import Drop, Qps, Section, Share
+from tasks.sections.sweep import Trial
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 S = TypeVar("S", bound=BaseModel)
@@ -278,6 +280,13 @@ class Recovery(Section):
         return self.model_dump(exclude={"processes"})
 
 
+class Resources(Section):
+    """The machines that train one model together, beside what `recovery` says of each."""
+
+    gpus: int = Field(0, ge=0)  # of each machine, a process each; 0: recovery.processes on its CPU
+    nodes: int = Field(1, ge=1)  # machines; more than one on Kubernetes alone
+
+
 class Quantize(Section):
     """Lower precisions beside float32; of the files within the accuracy budget on validation the fastest that reaches the goal ships."""
 
@@ -321,11 +330,18 @@ class Recipe(Section):
     budget: Budget = Budget()
     prune: Prune = Prune()
     recovery: Recovery = Recovery()
+    resources: Resources = Resources()
     quantize: Quantize = Quantize()
     gate: GateSection = GateSection()
     approval: Approval | None = None  # nobody is asked unless it is there
     monitor: Monitor = Monitor()
     seed: int = Field(0, ge=0)
+    trial: Trial | None = None  # of a sweep's candidate
+
+    @property
+    def measured_with(self) -> float:
+        """The confidence of the measured figures that the gate judges: of several candidates the best is chosen by them."""
+        return shared_out(self.gate.confidence, self.trial.candidates if self.trial else 1)
 
     @model_validator(mode="before")
     @classmethod
@@ -367,6 +383,30 @@ class Recipe(Section):
         if method == "quantize" and not self.quantize.int8:
             raise ValueError("prune.method quantize needs quantize.int8 true or auto; it is false")
         return self
+
+    @model_validator(mode="after")
+    def _together(self) -> Recipe:
+        gpus, nodes, processes = self.resources.gpus, self.resources.nodes, self.recovery.processes
+        if gpus and processes not in (1, gpus):
+            raise ValueError(
+                f"resources.gpus {gpus} is a process each, and recovery.processes is {processes}: leave one of them out"
+            )
+        least = 2 * self.processes * nodes * self.recovery.accumulate
+        if self.recovery.batch < least:
+            raise ValueError(
+                f"recovery.batch must be at least {least}, 2 examples for each part in each of {self.processes} processes on "
+                f"each of {nodes} nodes; it is {self.recovery.batch}"
+            )
+        if self.recovery.compile and self.processes * nodes > 1:
+            raise ValueError(
+                f"recovery.compile needs one process; resources asks for {self.processes} on each of {nodes} nodes"
+            )
+        return self
+
+    @property
+    def processes(self) -> int:
+        """That train as one on each node."""
+        return self.resources.gpus or self.recovery.processes
 
     @model_validator(mode="after")
     def _told_apart(self) -> Recipe:
@@ -441,8 +481,23 @@ class Recipe(Section):
 def load(name: str) -> Recipe:
     """Read a recipe by name from the folder SECATEUR_RECIPES (default: `recipes` in the working directory).
 
+    `SWEEP:CANDIDATE` names a candidate of a sweep in that folder.
+
     Raises:
         InputError: no such recipe, not YAML, an unknown key or an impossible value; the message names the setting.
+    """
+    if ":" in name:
+        from tasks import candidates  # which reads recipes too
+
+        return candidates.load(name)
+    return plain(read(name), f"recipe {name}")
+
+
+def read(name: str) -> dict[str, Any]:
+    """What a file of the folder says, not checked yet.
+
+    Raises:
+        InputError: no such file, or not a mapping in YAML.
     """
     folder = Path(os.environ.get("SECATEUR_RECIPES", "recipes"))
     if not NAME.fullmatch(name):
@@ -457,12 +512,28 @@ def load(name: str) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"recipe {name}: expected YAML text in UTF-8, got other bytes: {error}") from error
-    return parse(text, name)
+    return _mapping(text, f"recipe {name}")
 
 
 def parse(text: str, name: str) -> Recipe:
     """Read a recipe from YAML text; `name` is for messages."""
-    return section(Recipe, text, f"recipe {name}")
+    return plain(_mapping(text, f"recipe {name}"), f"recipe {name}")
+
+
+def plain(content: dict[str, Any], name: str) -> Recipe:
+    """A recipe as a person wrote it; `name` is for messages.
+
+    Raises:
+        InputError: an unknown key, an impossible value, or a sweep of recipes.
+    """
+    if {"base", "matrix", "recipes"} & content.keys():
+        raise InputError(
+            f"{name}: expected one recipe, this is a sweep of several; start it by `secateur sweep`, or name one of its candidates: "
+            "SWEEP:CANDIDATE"
+        )
+    if "trial" in content:
+        raise InputError(f"{name}: trial: expected to be left out, it is for a sweep to fill in")
+    return checked(Recipe, content, name)
 
 
 def section(kind: type[S], text: str, name: str) -> S:
@@ -471,12 +542,25 @@ def section(kind: type[S], text: str, name: str) -> S:
     Raises:
         InputError: not YAML, an unknown key or an impossible value; the message names the setting.
     """
+    return checked(kind, _mapping(text, name), name)
+
+
+def _mapping(text: str, name: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
         raise InputError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"{name}: expected a mapping of settings, got {type(content).__name__}")
+    return content
+
+
+def checked(kind: type[S], content: dict[str, Any], name: str) -> S:
+    """A section from what its file says; `name` is for messages.
+
+    Raises:
+        InputError: an unknown key or an impossible value; the message names the setting.
+    """
     try:
         return kind.model_validate(content)
     except ValidationError as error:

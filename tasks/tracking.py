@@ -31,6 +31,7 @@ SETTLED_S = 1.0  # from a run's beginning until everybody sees it
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 Step = typing.TypeVar("Step", bound=Callable[..., Any])
+Result = typing.TypeVar("Result")
 
 
 class RegistryDownError(ConnectionError):
@@ -349,6 +350,12 @@ def get_json(run_id: str, path: str) -> Any | None:
     """A JSON artifact, or None when there is none yet."""
     content = get_bytes(run_id, path)
     return None if content is None else json.loads(content)
+
+
+def recalled(run_id: str, step: str, kind: type[Result]) -> Result | None:
+    """What a step of another job returned, whatever its inputs were; None where it has not ended."""
+    found = get_json(run_id, f"steps/{step}.json")
+    return typing.cast(Result, references.read(kind, found["result"], f"steps/{step}.json")) if found else None
 
 
 def remembered(step: Step) -> Step:

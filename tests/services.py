@@ -66,7 +66,7 @@ class Job:
     selected: Selected
     exported: Exported
     validated: Validated
-    verdict: GateResult
+    verdict: GateResult | None  # of a trial there is none
     promotion: Promotion | None
     reported: Reported
     not_promoted: str = ""
@@ -217,12 +217,14 @@ def lead_to(servers: Servers, patch: pytest.MonkeyPatch) -> None:
         patch.setenv(name, value)
 
 
-def walk(model: str, recipe: str, *, fresh: bool = False, dag_run_id: str = "test") -> Job:
+def walk(
+    model: str, recipe: str, *, fresh: bool = False, dag_run_id: str = "test", trial: bool = False, sweep: str = ""
+) -> Job:
     """The chain of steps as the DAG wires it, called as plain functions."""
     from secateur.errors import NothingToDo
     from tasks import baseline, cut, evaluate, export, gate, plan, promote, recover, report, resolve, select, validate
 
-    pinned = resolve.run(model, "latest", recipe, fresh, dag_run_id)
+    pinned = resolve.run(model, "latest", recipe, fresh, dag_run_id, trial, sweep)
     base = baseline.run(pinned)
     schedule = plan.run(pinned, base)
     cuts, recovered, cycles = [], [], []
@@ -234,7 +236,12 @@ def walk(model: str, recipe: str, *, fresh: bool = False, dag_run_id: str = "tes
     selected = select.run(pinned, base, schedule, [*cycles, *[None] * (5 - len(cycles))])
     exported = export.run(pinned, base, selected)
     validated = validate.run(pinned, base, exported)
-    verdict = gate.run(pinned, exported, validated)
+    verdict, promotion, not_promoted = None, None, ""
+    try:
+        verdict = gate.run(pinned, exported, validated)
+        promotion = promote.run(pinned, exported, verdict)
+    except NothingToDo as reason:
+        not_promoted = str(reason)
     done = (
         pinned,
         base,
@@ -247,11 +254,6 @@ def walk(model: str, recipe: str, *, fresh: bool = False, dag_run_id: str = "tes
         validated,
         verdict,
     )
-    promotion, not_promoted = None, ""
-    try:
-        promotion = promote.run(pinned, exported, verdict)
-    except NothingToDo as reason:
-        not_promoted = str(reason)
     return Job(*done, promotion, report.run(pinned), not_promoted)
 
 

@@ -81,6 +81,21 @@ def run(
 
 
 @app.command()
+def sweep(
+    model: Model,
+    sweep: Annotated[str, typer.Option(help="Name of the sweep, a file in the recipes folder.")],
+    version: Annotated[str, typer.Option(help="Version of the registered model: a number, or latest.")] = "latest",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do every step again, whatever earlier sweeps left.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Prune a model in many ways, compare them on validation, promote the best. Exit status: 0 promoted, 3 nobody won, 1 error."""
+    conf = {"model": model, "version": version, "sweep": sweep, "fresh": fresh}
+    outcome = _trigger_and_follow("sweep_model", conf, follow.sweep_outcome)
+    _print(outcome, as_json)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
 def rollback(
     model: Model,
     to: Annotated[str, typer.Option(help="Version of MODEL-onnx that shall serve: a number, previous, or dense.")],
