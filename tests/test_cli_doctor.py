@@ -249,6 +249,10 @@ def test_a_recipe_that_does_not_load_and_a_folder_without_any(monkeypatch: pytes
     assert problems(recipes.check) == []
     write_recipe("wrong", recipe_for("data.npz", gaol={"speedup": 2.0}))
     assert "recipe wrong: gaol: unknown setting" in only(recipes.check, "fail")
+    write_recipe("wrong", {"base": "one", "matrix": {"prune.criterion": ["l1", "l2"]}})
+    assert problems(recipes.check) == []
+    write_recipe("wrong", {"base": "one", "matrix": {"prune.criterion": ["l1"]}})
+    assert "sweep wrong: expected from 2" in only(recipes.check, "fail")
     monkeypatch.setenv("SECATEUR_RECIPES", str(tmp_path / "nowhere"))
     assert "there is no recipe" in only(recipes.check, "fail")
 

@@ -17,7 +17,7 @@ from tasks.cli.airflow_api import AirflowError
 from tasks.cli.doctor import asking
 from tasks.cli.doctor.finding import Finding
 
-DAGS = ("monitor_model", "prune_model", "rollback_model", "watch_registry")
+DAGS = ("monitor_model", "prune_model", "rollback_model", "sweep_model", "watch_registry")
 _PATIENCE_S = 11.0
 _PARTS = {
     "scheduler": "no step is started",

@@ -1,11 +1,11 @@
-"""Recipes and the placement: does each load, and is there one for every model that asks for it?"""
+"""Recipes, sweeps and the placement: does each load, and is there one for every model that asks for it?"""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from secateur.errors import InputError
-from tasks import placement, watch
+from tasks import candidates, placement, watch
 from tasks import recipe as recipes
 from tasks.cli.doctor import registry
 from tasks.cli.doctor.finding import Finding
@@ -14,7 +14,7 @@ _PAGE = 100
 
 
 def check() -> Iterator[Finding]:
-    """Every recipe of the folder."""
+    """Every recipe of the folder, and every sweep over some of them."""
     folder = Path(os.environ.get("SECATEUR_RECIPES", "recipes"))
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if not names:
@@ -27,13 +27,18 @@ def check() -> Iterator[Finding]:
     loaded = 0
     for name in names:
         try:
-            wanted = recipes.load(name)
-            for target in (wanted.target, *wanted.also_on):
-                placement.check_target(target.name)
+            for wanted in _of_file(name):
+                for target in (wanted.target, *wanted.also_on):
+                    placement.check_target(target.name)
             loaded += 1
         except InputError as error:
             yield Finding("fail", str(error), f"mend {folder / name}.yaml")
     yield Finding("ok", f"{loaded} of {len(names)} recipes in {folder} can be used")
+
+
+def _of_file(name: str) -> list[recipes.Recipe]:
+    """The recipe that a file holds, or a sweep's candidates."""
+    return [recipes.load(name)] if "model" in recipes.read(name) else list(candidates.of_sweep(name)[1].values())
 
 
 def asked_for() -> Iterator[Finding]:
