@@ -9,8 +9,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -320,9 +322,7 @@ def worker(broker: str, names: str) -> Iterator[None]:
         process.wait()
 
 
-def test_celery_without_a_broker_a_wrong_one_and_queues_that_nobody_listens_on(
-    broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_celery_without_a_broker_and_with_a_wrong_password(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(queues.check()) == []
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
     assert "AIRFLOW__CELERY__BROKER_URL is not set" in only(queues.check, "fail")
@@ -330,6 +330,11 @@ def test_celery_without_a_broker_a_wrong_one_and_queues_that_nobody_listens_on(
     found = only(queues.check, "fail")
     assert "does not let us in" in found
     assert broker.partition("@")[0].removeprefix("redis://:") not in found
+
+
+@pytest.mark.slow
+def test_a_queue_that_no_worker_listens_on(broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
     monkeypatch.setenv(queues.BROKER, broker)
     places(tmp_path, monkeypatch, {"train": {"queue": "train"}, "targets": {"edge-cpu": {"queue": "edge"}}})
     with worker(broker, "default,train"):
@@ -354,6 +359,29 @@ def test_a_server_that_others_reach_without_tls_or_sign_in(services: Servers, mo
     with wire(services["AWS_ENDPOINT_URL_S3"], OTHER) as s3:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.address)
         assert "AWS_ENDPOINT_URL_S3 goes to" in only(exposure.check, "warn")
+
+
+def test_servers_that_ask_nobody_who_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Open(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, template: str, *values: object) -> None: ...
+
+    with ThreadingHTTPServer((OTHER, 0), Open) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name in ("MLFLOW_TRACKING_URI", "SECATEUR_AIRFLOW_URL", "AWS_ENDPOINT_URL_S3"):
+            monkeypatch.setenv(name, f"http://{OTHER}:{server.server_port}")
+        found = [str(finding) for finding in problems(exposure.check)]
+        server.shutdown()
+    for said in (
+        "experiments to whoever",
+        "an administrator's token to whoever",
+        "the bucket models shows its objects",
+    ):
+        assert [one for one in found if said in one], said
+    assert len(found) == 6
 
 
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:

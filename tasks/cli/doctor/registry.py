@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import httpx
 
+from tasks import certificates
 from tasks.cli.doctor import asking
 from tasks.cli.doctor.finding import Finding
 
@@ -47,7 +48,7 @@ def ask(what: str, params: dict[str, str]) -> httpx.Response:
 def _ask(page: str, params: dict[str, str] | None = None) -> httpx.Response:
     name, password = (os.environ.get(f"MLFLOW_TRACKING_{end}") for end in ("USERNAME", "PASSWORD"))
     auth = (name, password) if name and password else None
-    return asking.get(asking.named(URI) + page, params=params, auth=auth).response
+    return asking.get(asking.named(URI) + page, certificates.MLFLOW, params=params, auth=auth).response
 
 
 def database() -> Iterator[Finding]:
