@@ -140,8 +140,10 @@ def test_servers_that_hang_do_not_hang_it(services: Servers, monkeypatch: pytest
 
 def test_mlflow_that_is_not_named_or_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     (port,) = free_ports(1)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{LOOPBACK}:{port}")
-    assert "does not answer (ConnectError" in only(registry.check, "fail")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:secret-word@{LOOPBACK}:{port}")
+    found = only(registry.check, "fail")
+    assert f"MLflow at http://{LOOPBACK}:{port} does not answer (ConnectError" in found
+    assert "secret-word" not in found
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert "it is not set: set MLFLOW_TRACKING_URI" in only(registry.check, "fail")
 
@@ -359,6 +361,11 @@ def test_a_server_that_others_reach_without_tls_or_sign_in(services: Servers, mo
     with wire(services["AWS_ENDPOINT_URL_S3"], OTHER) as s3:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.address)
         assert "AWS_ENDPOINT_URL_S3 goes to" in only(exposure.check, "warn")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", services["AWS_ENDPOINT_URL_S3"])
+    monkeypatch.setenv(queues.BROKER, "redis://:secret-word@redis:6379/0")
+    found = only(exposure.check, "warn")
+    assert "goes to redis://redis:6379/0 without TLS" in found
+    assert "use rediss://" in found
 
 
 def test_servers_that_ask_nobody_who_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,12 @@ def is_loopback(url: str) -> bool:
     return urlsplit(url).hostname in _LOOPBACK
 
 
+def shown(url: str) -> str:
+    """An address for people: without the user and the password that it may hold."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 def named(variable: str) -> str:
     """What the environment says of a server's address; empty where it says nothing."""
     return os.environ.get(variable, "").rstrip("/")

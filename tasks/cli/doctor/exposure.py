@@ -11,18 +11,26 @@ from tasks import bucket, certificates
 from tasks.cli.doctor import asking
 from tasks.cli.doctor.finding import Finding
 
-_ADDRESSES = ("MLFLOW_TRACKING_URI", "SECATEUR_AIRFLOW_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_ADDRESSES = (
+    "MLFLOW_TRACKING_URI",
+    "SECATEUR_AIRFLOW_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT_URL",
+    "AIRFLOW__CELERY__BROKER_URL",
+)
+_PLAIN = {"http": "https", "redis": "rediss", "amqp": "amqps"}  # and the same with TLS
 
 
 def check() -> Iterator[Finding]:
     """Addresses without TLS, and what each server gives to nobody in particular."""
     for name in _ADDRESSES:
         url = asking.named(name)
-        if url.startswith("http://") and not asking.is_loopback(url):
+        scheme = url.partition("://")[0]
+        if scheme in _PLAIN and not asking.is_loopback(url):
             yield Finding(
                 "warn",
-                f"{name} goes to {url} without TLS: who listens on the way reads data and passwords",
-                "give the server a certificate and use https:// (docs/security.md)",
+                f"{name} goes to {asking.shown(url)} without TLS: who listens on the way reads data and passwords",
+                f"give the server a certificate and use {_PLAIN[scheme]}:// (docs/security.md)",
             )
     for what, url, remedy, *trusting in _doors():
         try:
