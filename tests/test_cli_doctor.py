@@ -100,6 +100,14 @@ def test_one_line_for_each_finding_and_the_exit_status_says_that_something_canno
     assert failed.endswith(": create it, or correct the variable")
 
 
+def test_without_any_setting_each_is_said_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "SECATEUR_BUCKET", "SECATEUR_RECIPES"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    failed = [finding.what.split()[0] for finding in doctor.examine() if finding.level == "fail"]
+    assert failed == ["MLFLOW_TRACKING_URI", "SECATEUR_BUCKET:", "REQUESTS_CA_BUNDLE:"]
+
+
 def test_a_check_that_fails_or_hangs_keeps_no_other_back() -> None:
     def broken() -> Iterator[Finding]:
         yield Finding("ok", "begun")
@@ -261,7 +269,7 @@ def test_a_recipe_that_does_not_load_and_a_folder_without_any(monkeypatch: pytes
     assert "there is no recipe" in only(recipes.check, "fail")
 
 
-def test_a_model_that_asks_for_a_recipe_that_is_not_there_or_for_another_model() -> None:
+def test_a_model_that_asks_for_a_recipe_that_is_not_there_or_for_another_model(monkeypatch: pytest.MonkeyPatch) -> None:
     from tasks import tracking
 
     client = tracking.client()
@@ -272,6 +280,10 @@ def test_a_model_that_asks_for_a_recipe_that_is_not_there_or_for_another_model()
         assert f"which is for model {MODEL}" in only(recipes.asked_for, "fail")
         write_recipe("three", recipe_for("data.npz", "asking"))
         client.set_registered_model_tag("asking", watch.RECIPE, "three")
+        monkeypatch.setattr(recipes, "_PAGE", 1)  # pages are followed
+        client.create_registered_model("asking-too", tags={watch.RECIPE: "four"})
+        assert "asks for recipe 'four'" in only(recipes.asked_for, "fail")
+        client.delete_registered_model("asking-too")
         assert problems(recipes.asked_for) == []
     finally:
         client.delete_registered_model("asking")

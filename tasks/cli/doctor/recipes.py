@@ -3,6 +3,9 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import httpx
 
 from secateur.errors import InputError
 from tasks import candidates, placement, watch
@@ -43,12 +46,7 @@ def _of_file(name: str) -> list[recipes.Recipe]:
 
 def asked_for() -> Iterator[Finding]:
     """Every registered model that is pruned by itself: its recipe is there, and is its own."""
-    answer = registry.ask(
-        "registered-models/search", {"filter": f"tags.`{watch.RECIPE}` LIKE '%'", "max_results": str(_PAGE)}
-    )
-    if not answer.is_success:  # another check says so
-        return
-    for model in answer.json().get("registered_models", []):
+    for model in _asking():
         asked = next(tag["value"] for tag in model["tags"] if tag["key"] == watch.RECIPE).strip()
         try:
             found = recipes.load(asked).model
@@ -65,6 +63,21 @@ def asked_for() -> Iterator[Finding]:
                 f"model {model['name']} asks for recipe {asked!r}, which is for model {found}",
                 f"correct the tag {watch.RECIPE}, or the recipe",
             )
+
+
+def _asking() -> Iterator[dict[str, Any]]:
+    """The registered models with a recipe's tag; none where MLflow does not answer, of which another check speaks."""
+    wanted = {"filter": f"tags.`{watch.RECIPE}` LIKE '%'", "max_results": str(_PAGE)}
+    while wanted.get("page_token") != "":
+        try:
+            answer = registry.ask("registered-models/search", wanted)
+        except (httpx.HTTPError, httpx.InvalidURL):
+            return
+        if not answer.is_success:
+            return
+        page = answer.json()
+        yield from page.get("registered_models", [])
+        wanted["page_token"] = page.get("next_page_token", "")
 
 
 def placed() -> Iterator[Finding]:
