@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import ssl
 
 MLFLOW = "MLFLOW_TRACKING_SERVER_CERT_PATH"  # MLflow's own client reads it, for MLflow alone
+S3 = "AWS_CA_BUNDLE"  # boto3's, for S3 alone
 _FOR_ALL = "REQUESTS_CA_BUNDLE"  # read by MLflow's client too; SSL_CERT_FILE and SSL_CERT_DIR come after it
 
 

@@ -391,7 +391,10 @@ def read(kind: Any, value: Any, name: str) -> Any:
 
     from tasks.recipe import Recipe
 
-    again = "another release of Secateur began this run: clear it from `resolve` on, and it begins anew with this one"
+    again = (
+        "another release of Secateur began this run: clear it from its first step on, `resolve` in prune_model, and it begins "
+        "anew with this one"
+    )
     try:
         found = TypeAdapter(kind).validate_python(value)
         if isinstance(found, Pinned):

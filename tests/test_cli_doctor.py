@@ -9,8 +9,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,14 @@ def test_one_line_for_each_finding_and_the_exit_status_says_that_something_canno
     assert failed.endswith(": create it, or correct the variable")
 
 
+def test_without_any_setting_each_is_said_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "SECATEUR_BUCKET", "SECATEUR_RECIPES"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    failed = [finding.what.split()[0] for finding in doctor.examine() if finding.level == "fail"]
+    assert failed == ["MLFLOW_TRACKING_URI", "SECATEUR_BUCKET:", "REQUESTS_CA_BUNDLE:"]
+
+
 def test_a_check_that_fails_or_hangs_keeps_no_other_back() -> None:
     def broken() -> Iterator[Finding]:
         yield Finding("ok", "begun")
@@ -138,8 +148,10 @@ def test_servers_that_hang_do_not_hang_it(services: Servers, monkeypatch: pytest
 
 def test_mlflow_that_is_not_named_or_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     (port,) = free_ports(1)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{LOOPBACK}:{port}")
-    assert "does not answer (ConnectError" in only(registry.check, "fail")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:secret-word@{LOOPBACK}:{port}")
+    found = only(registry.check, "fail")
+    assert f"MLflow at http://{LOOPBACK}:{port} does not answer (ConnectError" in found
+    assert "secret-word" not in found
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert "it is not set: set MLFLOW_TRACKING_URI" in only(registry.check, "fail")
 
@@ -249,11 +261,15 @@ def test_a_recipe_that_does_not_load_and_a_folder_without_any(monkeypatch: pytes
     assert problems(recipes.check) == []
     write_recipe("wrong", recipe_for("data.npz", gaol={"speedup": 2.0}))
     assert "recipe wrong: gaol: unknown setting" in only(recipes.check, "fail")
+    write_recipe("wrong", {"base": "one", "matrix": {"prune.criterion": ["l1", "l2"]}})
+    assert problems(recipes.check) == []
+    write_recipe("wrong", {"base": "one", "matrix": {"prune.criterion": ["l1"]}})
+    assert "sweep wrong: expected from 2" in only(recipes.check, "fail")
     monkeypatch.setenv("SECATEUR_RECIPES", str(tmp_path / "nowhere"))
     assert "there is no recipe" in only(recipes.check, "fail")
 
 
-def test_a_model_that_asks_for_a_recipe_that_is_not_there_or_for_another_model() -> None:
+def test_a_model_that_asks_for_a_recipe_that_is_not_there_or_for_another_model(monkeypatch: pytest.MonkeyPatch) -> None:
     from tasks import tracking
 
     client = tracking.client()
@@ -264,6 +280,10 @@ def test_a_model_that_asks_for_a_recipe_that_is_not_there_or_for_another_model()
         assert f"which is for model {MODEL}" in only(recipes.asked_for, "fail")
         write_recipe("three", recipe_for("data.npz", "asking"))
         client.set_registered_model_tag("asking", watch.RECIPE, "three")
+        monkeypatch.setattr(recipes, "_PAGE", 1)  # pages are followed
+        client.create_registered_model("asking-too", tags={watch.RECIPE: "four"})
+        assert "asks for recipe 'four'" in only(recipes.asked_for, "fail")
+        client.delete_registered_model("asking-too")
         assert problems(recipes.asked_for) == []
     finally:
         client.delete_registered_model("asking")
@@ -316,9 +336,7 @@ def worker(broker: str, names: str) -> Iterator[None]:
         process.wait()
 
 
-def test_celery_without_a_broker_a_wrong_one_and_queues_that_nobody_listens_on(
-    broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_celery_without_a_broker_and_with_a_wrong_password(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(queues.check()) == []
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
     assert "AIRFLOW__CELERY__BROKER_URL is not set" in only(queues.check, "fail")
@@ -326,6 +344,11 @@ def test_celery_without_a_broker_a_wrong_one_and_queues_that_nobody_listens_on(
     found = only(queues.check, "fail")
     assert "does not let us in" in found
     assert broker.partition("@")[0].removeprefix("redis://:") not in found
+
+
+@pytest.mark.slow
+def test_a_queue_that_no_worker_listens_on(broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
     monkeypatch.setenv(queues.BROKER, broker)
     places(tmp_path, monkeypatch, {"train": {"queue": "train"}, "targets": {"edge-cpu": {"queue": "edge"}}})
     with worker(broker, "default,train"):
@@ -350,6 +373,34 @@ def test_a_server_that_others_reach_without_tls_or_sign_in(services: Servers, mo
     with wire(services["AWS_ENDPOINT_URL_S3"], OTHER) as s3:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.address)
         assert "AWS_ENDPOINT_URL_S3 goes to" in only(exposure.check, "warn")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", services["AWS_ENDPOINT_URL_S3"])
+    monkeypatch.setenv(queues.BROKER, "redis://:secret-word@redis:6379/0")
+    found = only(exposure.check, "warn")
+    assert "goes to redis://redis:6379/0 without TLS" in found
+    assert "use rediss://" in found
+
+
+def test_servers_that_ask_nobody_who_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Open(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, template: str, *values: object) -> None: ...
+
+    with ThreadingHTTPServer((OTHER, 0), Open) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name in ("MLFLOW_TRACKING_URI", "SECATEUR_AIRFLOW_URL", "AWS_ENDPOINT_URL_S3"):
+            monkeypatch.setenv(name, f"http://{OTHER}:{server.server_port}")
+        found = [str(finding) for finding in problems(exposure.check)]
+        server.shutdown()
+    for said in (
+        "experiments to whoever",
+        "an administrator's token to whoever",
+        "the bucket models shows its objects",
+    ):
+        assert [one for one in found if said in one], said
+    assert len(found) == 6
 
 
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:

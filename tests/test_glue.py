@@ -104,7 +104,7 @@ def test_a_run_that_another_release_began_and_this_one_cannot_read_says_where_to
 ) -> None:
     with pytest.raises(InputError, match=seen) as refused:
         glue.call(look, handed)
-    assert "clear it from `resolve` on" in str(refused.value)
+    assert "clear it from its first step on, `resolve` in prune_model" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert glue.StepRetries().evaluate(refused.value, try_number=1, max_tries=3).action.value == "fail"
 

@@ -333,6 +333,9 @@ def test_the_whole_stack_serves_heals_watches_asks_and_stops(folder: Path) -> No
         "ready": True,
         "versions": {},
     }
+    doctor = [sys.executable, "-m", "tasks.cli.app", "doctor"]
+    examined = subprocess.run(doctor, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    assert {line.split()[0] for line in examined} == {"ok"}, examined
     with airflow_api.connect() as client:
         looked = [airflow_api.trigger(client, "monitor_model", conf) for conf in ({}, {"model": "watched"})]
         asked = airflow_api.trigger(client, "ask_a_person", {})

@@ -37,9 +37,9 @@ class Serve:
     drop: tuple[str, ...]
     flush_s: float
     poll_s: float
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    auth: bool = True
+    tls_cert: Path | None
+    tls_key: Path | None
+    auth: bool
 
 
 def serve(asked: Serve, say: Callable[[str], None]) -> None:

@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 
+from secateur.errors import InputError
 from tasks.cli.doctor import clocks, environment, exposure, machine, orchestration, queues, recipes, registry, storage
-from tasks.cli.doctor.finding import Check, Finding
+from tasks.cli.doctor.finding import Check, Finding, refused
 
 WITHIN_S = 12.0
 CHECKS: Mapping[str, Check] = {
@@ -49,6 +50,8 @@ def _gather(name: str, check: Check, found: list[Finding]) -> None:
     try:
         for finding in check():
             found.append(finding)
+    except InputError as error:
+        found.append(refused(error))
     except Exception as error:  # whatever it is, the other checks go on
         found.append(Finding("fail", f"{name} could not be checked", f"{type(error).__name__}: {_one_line(error)}"))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import httpx
 
 from secateur.errors import InputError
+from tasks import bucket, certificates
 from tasks.cli.doctor import asking
 from tasks.cli.doctor.finding import Finding
 
@@ -16,9 +17,9 @@ FAIL_S = 300.0  # S3 refuses requests that are 15 minutes off, Airflow tokens an
 def check() -> Iterator[Finding]:
     """Ask each server what time it is."""
     agreed = []
-    for server, url in _servers().items():
+    for server, url, *trusting in _servers():
         try:
-            answer = asking.get(url)
+            answer = asking.get(url, *trusting)
         except (httpx.HTTPError, httpx.InvalidURL, InputError):  # another check says so
             continue
         date = answer.response.headers.get("Date")
@@ -40,11 +41,10 @@ def check() -> Iterator[Finding]:
         yield Finding("ok", f"the clocks of {', '.join(agreed)} and of this machine agree within {WARN_S:g} s")
 
 
-def _servers() -> dict[str, str]:
-    """An address of each that answers whoever asks."""
-    pages = {"MLFLOW_TRACKING_URI": ("MLflow", "/health"), "SECATEUR_AIRFLOW_URL": ("Airflow", "/api/v2/version")}
-    found = {server: asking.named(name) + page for name, (server, page) in pages.items() if asking.named(name)}
-    try:
-        return {**found, "S3": asking.s3_endpoint()}
-    except InputError:  # another check says so
-        return found
+def _servers() -> Iterator[tuple[str, str, *tuple[str, ...]]]:
+    """An address of each that answers whoever asks, and what names its authority."""
+    if mlflow := asking.named("MLFLOW_TRACKING_URI"):
+        yield "MLflow", f"{mlflow}/health", certificates.MLFLOW
+    if airflow := asking.named("SECATEUR_AIRFLOW_URL"):
+        yield "Airflow", f"{airflow}/api/v2/version"
+    yield "S3", bucket.endpoint(), certificates.S3

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from secateur.errors import InputError
+
 Level = Literal["ok", "warn", "fail"]
 
 
@@ -17,6 +19,12 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.level:4}  {self.what}" + (f": {self.remedy}" if self.remedy else "")
+
+
+def refused(error: InputError) -> Finding:
+    """A sentence of ours, whose end says what to do next."""
+    what, _, remedy = str(error).partition("; ")
+    return Finding("fail", what, remedy or "correct it")
 
 
 Check = Callable[[], Iterator[Finding]]

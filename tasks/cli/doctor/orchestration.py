@@ -10,14 +10,13 @@ from typing import Any
 
 import httpx
 
-from secateur.errors import InputError
 from tasks import placement
 from tasks.cli import airflow_api
 from tasks.cli.airflow_api import AirflowError
 from tasks.cli.doctor import asking
 from tasks.cli.doctor.finding import Finding
 
-DAGS = ("monitor_model", "prune_model", "rollback_model", "watch_registry")
+DAGS = ("monitor_model", "prune_model", "rollback_model", "sweep_model", "watch_registry")
 _PATIENCE_S = 11.0
 _PARTS = {
     "scheduler": "no step is started",
@@ -28,22 +27,22 @@ _PARTS = {
 
 def check() -> Iterator[Finding]:
     """Whether it could carry out a run from its start to its end."""
-    try:
-        client = airflow_api.connect(timeout=asking.PATIENCE_S, attempts=1)
-    except InputError:
+    if not asking.named("SECATEUR_AIRFLOW_URL"):
         yield Finding(
             "warn",
             "Airflow is not looked at: nothing says where it is, and as whom to sign in",
             "set SECATEUR_AIRFLOW_URL, SECATEUR_AIRFLOW_USERNAME and SECATEUR_AIRFLOW_PASSWORD",
         )
         return
+    try:
+        client = airflow_api.connect(timeout=asking.PATIENCE_S, attempts=1)
     except AirflowError as error:
         yield Finding(
             "fail", str(error).rstrip("."), "start its API server, or correct SECATEUR_AIRFLOW_URL and the sign-in"
         )
         return
     with client:
-        yield Finding("ok", f"Airflow at {client.base_url} answers")
+        yield Finding("ok", f"Airflow at {asking.shown(str(client.base_url))} answers")
         for look in (_parts, _release, _dags, _pools):
             try:
                 yield from look(client)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 from secateur.errors import InputError
 from tasks import placement
@@ -29,8 +28,7 @@ def check() -> Iterator[Finding]:
     from celery import Celery  # type: ignore[import-untyped]
     from kombu.exceptions import OperationalError
 
-    parts = urlsplit(url)
-    shown = f"{parts.scheme}://{parts.hostname}:{parts.port or ''}"  # the whole of it holds a password
+    shown = asking.shown(url)
     app = Celery(broker=url)
     try:
         with app.connection_for_read() as connection:

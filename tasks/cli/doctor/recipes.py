@@ -1,11 +1,14 @@
-"""Recipes and the placement: does each load, and is there one for every model that asks for it?"""
+"""Recipes, sweeps and the placement: does each load, and is there one for every model that asks for it?"""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import httpx
 
 from secateur.errors import InputError
-from tasks import placement, watch
+from tasks import candidates, placement, watch
 from tasks import recipe as recipes
 from tasks.cli.doctor import registry
 from tasks.cli.doctor.finding import Finding
@@ -14,7 +17,7 @@ _PAGE = 100
 
 
 def check() -> Iterator[Finding]:
-    """Every recipe of the folder."""
+    """Every recipe of the folder, and every sweep over some of them."""
     folder = Path(os.environ.get("SECATEUR_RECIPES", "recipes"))
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if not names:
@@ -27,23 +30,23 @@ def check() -> Iterator[Finding]:
     loaded = 0
     for name in names:
         try:
-            wanted = recipes.load(name)
-            for target in (wanted.target, *wanted.also_on):
-                placement.check_target(target.name)
+            for wanted in _of_file(name):
+                for target in (wanted.target, *wanted.also_on):
+                    placement.check_target(target.name)
             loaded += 1
         except InputError as error:
             yield Finding("fail", str(error), f"mend {folder / name}.yaml")
     yield Finding("ok", f"{loaded} of {len(names)} recipes in {folder} can be used")
 
 
+def _of_file(name: str) -> list[recipes.Recipe]:
+    """The recipe that a file holds, or a sweep's candidates."""
+    return [recipes.load(name)] if "model" in recipes.read(name) else list(candidates.of_sweep(name)[1].values())
+
+
 def asked_for() -> Iterator[Finding]:
     """Every registered model that is pruned by itself: its recipe is there, and is its own."""
-    answer = registry.ask(
-        "registered-models/search", {"filter": f"tags.`{watch.RECIPE}` LIKE '%'", "max_results": str(_PAGE)}
-    )
-    if not answer.is_success:  # another check says so
-        return
-    for model in answer.json().get("registered_models", []):
+    for model in _asking():
         asked = next(tag["value"] for tag in model["tags"] if tag["key"] == watch.RECIPE).strip()
         try:
             found = recipes.load(asked).model
@@ -60,6 +63,21 @@ def asked_for() -> Iterator[Finding]:
                 f"model {model['name']} asks for recipe {asked!r}, which is for model {found}",
                 f"correct the tag {watch.RECIPE}, or the recipe",
             )
+
+
+def _asking() -> Iterator[dict[str, Any]]:
+    """The registered models with a recipe's tag; none where MLflow does not answer, of which another check speaks."""
+    wanted = {"filter": f"tags.`{watch.RECIPE}` LIKE '%'", "max_results": str(_PAGE)}
+    while wanted.get("page_token") != "":
+        try:
+            answer = registry.ask("registered-models/search", wanted)
+        except (httpx.HTTPError, httpx.InvalidURL):
+            return
+        if not answer.is_success:
+            return
+        page = answer.json()
+        yield from page.get("registered_models", [])
+        wanted["page_token"] = page.get("next_page_token", "")
 
 
 def placed() -> Iterator[Finding]:

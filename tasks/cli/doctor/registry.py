@@ -3,9 +3,11 @@
 import os
 from collections.abc import Iterator
 from importlib.metadata import version
+from urllib.parse import urlsplit
 
 import httpx
 
+from tasks import certificates
 from tasks.cli.doctor import asking
 from tasks.cli.doctor.finding import Finding
 
@@ -20,7 +22,9 @@ def check() -> Iterator[Finding]:
     """Whether it answers the questions that every step begins with."""
     uri = asking.named(URI)
     if not uri.startswith(("http://", "https://")):
-        yield Finding("fail", f"{URI} is no address of a server, it is {uri or 'not set'}", f"set {URI}=https://...")
+        yield Finding(
+            "fail", f"{URI} is no address of a server, it is {asking.shown(uri) or 'not set'}", f"set {URI}=https://..."
+        )
         return
     try:
         told = _ask("/version").text.strip()[:20]
@@ -28,7 +32,7 @@ def check() -> Iterator[Finding]:
         yield _silent(uri, error)
         return
     refusal = _refusal(uri, ask("experiments/search", {"max_results": "1"}))
-    yield refusal or Finding("ok", f"MLflow {told} at {uri} answers")
+    yield refusal or Finding("ok", f"MLflow {told} at {asking.shown(uri)} answers")
     if not refusal:
         yield from _release(told)
     if os.environ.get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false").lower() not in ("false", "0"):
@@ -47,7 +51,7 @@ def ask(what: str, params: dict[str, str]) -> httpx.Response:
 def _ask(page: str, params: dict[str, str] | None = None) -> httpx.Response:
     name, password = (os.environ.get(f"MLFLOW_TRACKING_{end}") for end in ("USERNAME", "PASSWORD"))
     auth = (name, password) if name and password else None
-    return asking.get(asking.named(URI) + page, params=params, auth=auth).response
+    return asking.get(asking.named(URI) + page, certificates.MLFLOW, params=params, auth=auth).response
 
 
 def database() -> Iterator[Finding]:
@@ -92,12 +96,12 @@ def _silent(uri: str, error: Exception) -> Finding:
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return Finding(
             "fail",
-            f"the certificate of MLflow at {uri} is not trusted here ({asking.why(error)})",
+            f"the certificate of MLflow at {asking.shown(uri)} is not trusted here ({asking.why(error)})",
             "name the file of its authority in REQUESTS_CA_BUNDLE (docs/security.md)",
         )
     return Finding(
         "fail",
-        f"MLflow at {uri} does not answer ({asking.why(error)})",
+        f"MLflow at {asking.shown(uri)} does not answer ({asking.why(error)})",
         f"start it, or correct {URI}; if it ends at once, its log says why: an older database asks for `mlflow db upgrade`",
     )
 
@@ -110,19 +114,19 @@ def _refusal(uri: str, answer: httpx.Response) -> Finding | None:
         who = os.environ.get("MLFLOW_TRACKING_USERNAME") or "nobody"
         return Finding(
             "fail",
-            f"MLflow at {uri} does not know us (as {who})",
+            f"MLflow at {asking.shown(uri)} does not know us (as {who})",
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of a user it knows",
         )
     if _WRONG_HOST in text:
-        host = httpx.URL(uri).netloc.decode()
+        host = urlsplit(asking.shown(uri)).netloc
         return Finding(
             "fail",
-            f"MLflow at {uri} refuses to be called {host}",
+            f"MLflow at {asking.shown(uri)} refuses to be called {host}",
             f"start it with `--allowed-hosts {host}`, beside the names it has",
         )
     if _OLD_DATABASE in text:
-        return Finding("fail", f"the database of MLflow at {uri} is older than MLflow", _UPGRADE)
-    return Finding("fail", f"MLflow at {uri} answers {answer.status_code}: {text}", "its log says why")
+        return Finding("fail", f"the database of MLflow at {asking.shown(uri)} is older than MLflow", _UPGRADE)
+    return Finding("fail", f"MLflow at {asking.shown(uri)} answers {answer.status_code}: {text}", "its log says why")
 
 
 def _release(theirs: str) -> Iterator[Finding]:

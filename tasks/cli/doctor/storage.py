@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from secateur.errors import InputError
 from tasks import bucket
 from tasks.cli.doctor import asking
-from tasks.cli.doctor.finding import Finding
+from tasks.cli.doctor.finding import Finding, refused
 from tasks.faults import is_io_fault
 
 
@@ -16,7 +16,7 @@ def check() -> Iterator[Finding]:
     try:
         bucket.check()
     except InputError as error:
-        yield _sentence(str(error))
+        yield refused(error)
         return
     except Exception as error:
         if not is_io_fault(error):
@@ -34,8 +34,3 @@ def check() -> Iterator[Finding]:
             f"nothing in {place} can be deleted by us",
             "allow s3:DeleteObject on champion.json and config.pbtxt: undoing a first promotion takes them away",
         )
-
-
-def _sentence(text: str) -> Finding:
-    what, _, remedy = text.partition("; ")
-    return Finding("fail", what, remedy or "correct it")
