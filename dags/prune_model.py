@@ -20,25 +20,13 @@ from tasks import (
     validate,
     validate_on,
 )
-from tasks.airflow_glue import MODEL_PATTERN, RECIPE_PATTERN, VERSION_PATTERN, approval, each, linked, step
+from tasks.airflow_glue import OF_A_SWEEP, OF_A_VERSION, RECIPE_PATTERN, approval, each, linked, step
 from tasks.placement import BENCH
 
 MAX_CYCLES = 5
 
 PARAMS = {
-    "model": Param(
-        type="string",
-        title="Model",
-        description="Name of the registered model in MLflow, such as `digits-cnn`.",
-        pattern=MODEL_PATTERN,
-    ),
-    "version": Param(
-        "latest",
-        type="string",
-        title="Version",
-        description="Version of the registered model: a number, or `latest`.",
-        pattern=VERSION_PATTERN,
-    ),
+    **OF_A_VERSION,
     "recipe": Param(
         type="string",
         title="Recipe",
@@ -46,25 +34,7 @@ PARAMS = {
         "sweep's candidate, `<sweep>:<candidate>`.",
         pattern=RECIPE_PATTERN,
     ),
-    "fresh": Param(
-        False,
-        type="boolean",
-        title="Fresh",
-        description="Do every step again, also those whose result an earlier run with the same inputs left in MLflow.",
-    ),
-    "trial": Param(
-        False,
-        type="boolean",
-        title="Trial",
-        description="Judge on validation alone: the test split is not looked at, nothing is promoted. For a sweep's candidates.",
-    ),
-    "sweep_run": Param(
-        None,
-        type=["null", "string"],
-        title="Sweep",
-        description="The MLflow run of the sweep that this run is a part of; its DAG fills it in.",
-        pattern=r"^[0-9a-f]{32}$(?!\n)",
-    ),
+    **OF_A_SWEEP,
 }
 
 

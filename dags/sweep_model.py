@@ -5,37 +5,19 @@ from typing import Any
 from airflow.sdk import Param, chain, dag
 
 from tasks import sweep
-from tasks.airflow_glue import MODEL_PATTERN, SWEEP_PATTERN, VERSION_PATTERN, linked, runs, step
+from tasks.airflow_glue import OF_A_VERSION, SWEEP_PATTERN, linked, runs, step
 from tasks.report import side_by_side
 from tasks.sections.sweep import MOST_FINALISTS, MOST_RUNGS
 
 AT_ONCE = 8  # runs of a sweep; the installation's limit of active runs of a DAG counts beside it
 
 PARAMS = {
-    "model": Param(
-        type="string",
-        title="Model",
-        description="Name of the registered model in MLflow, such as `digits-cnn`.",
-        pattern=MODEL_PATTERN,
-    ),
-    "version": Param(
-        "latest",
-        type="string",
-        title="Version",
-        description="Version of the registered model: a number, or `latest`.",
-        pattern=VERSION_PATTERN,
-    ),
+    **OF_A_VERSION,
     "sweep": Param(
         type="string",
         title="Sweep",
         description="Name of the sweep, a file `<name>.yaml` in the recipes folder: recipes, or a matrix over one.",
         pattern=SWEEP_PATTERN,
-    ),
-    "fresh": Param(
-        False,
-        type="boolean",
-        title="Fresh",
-        description="Do every step again, also those whose result an earlier sweep with the same inputs left in MLflow.",
     ),
 }
 

@@ -31,9 +31,46 @@ log = logging.getLogger("secateur.step")
 
 # What a registered model may be called, as a param's pattern: Python's $ alone would let a line break follow.
 MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,194}$(?!\n)"
-VERSION_PATTERN = r"^([1-9][0-9]{0,8}|latest)$(?!\n)"
 SWEEP_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,99}$(?!\n)"
 RECIPE_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,99}(:[a-z0-9][a-z0-9._-]{0,99}(:[1-9])?)?$(?!\n)"  # also SWEEP:CANDIDATE:RUNG
+
+OF_A_VERSION = {  # what a run for one version of a model is always asked
+    "model": Param(
+        type="string",
+        title="Model",
+        description="Name of the registered model in MLflow, such as `digits-cnn`.",
+        pattern=MODEL_PATTERN,
+    ),
+    "version": Param(
+        "latest",
+        type="string",
+        title="Version",
+        description="Version of the registered model: a number, or `latest`.",
+        pattern=r"^([1-9][0-9]{0,8}|latest)$(?!\n)",
+    ),
+    "fresh": Param(
+        False,
+        type="boolean",
+        title="Fresh",
+        description="Do every step again, also those whose result an earlier run with the same inputs left in MLflow.",
+    ),
+}
+
+OF_A_SWEEP = {  # and what `sweep_model` tells the runs of its candidates
+    "trial": Param(
+        False,
+        type="boolean",
+        title="Trial",
+        description="Judge on validation alone: the test split is not looked at, nothing is promoted. For a sweep's candidates.",
+    ),
+    "sweep_run": Param(
+        None,
+        type=["null", "string"],
+        title="Sweep",
+        description="The MLflow run of the sweep that this run is a part of; its DAG fills it in.",
+        pattern=r"^[0-9a-f]{32}$(?!\n)",
+    ),
+}
 
 RETRIES = 3
 FIRST_DELAY = timedelta(seconds=5)
@@ -113,7 +150,13 @@ def runs(task_id: str, dag: str, starts: Any, at_once: int) -> Any:
 
     Meanwhile no worker waits: the triggerer looks. A run that failed is an answer, not a failure.
     """
-    wanted = _Run.partial(task_id=task_id, trigger_dag_id=dag, max_active_tis_per_dagrun=at_once, **_retried())
+    wanted = _Run.partial(
+        task_id=task_id,
+        trigger_dag_id=dag,
+        max_active_tis_per_dagrun=at_once,
+        map_index_template="{{ task.run_id }}",
+        **_retried(),
+    )
     return wanted.expand_kwargs(starts).output
 
 
