@@ -334,6 +334,14 @@ def test_who_fails_on_validation_never_sees_the_test_split(small: Sweeping) -> N
     assert "the test split was not looked at" in ended(small, standings)[1]
 
 
+def test_a_last_rung_that_nobody_comes_through_is_told_with_a_reason(small: Sweeping) -> None:
+    standings = at_the_end(small)
+    lost = [replace(one, state="failed", reason="killed") if one.rung == 2 else one for one in standings.candidates]
+    standings = replace(standings, candidates=tuple(lost))
+    assert sweep.final(small, standings, 1) == []
+    assert ended(small, standings)[1].endswith("none came through the last rung; 0.4: killed")
+
+
 def test_a_finalist_whose_run_failed_is_told_with_its_reason(small: Sweeping) -> None:
     standings = at_the_end(small)
     sweep.note_failure(small.run_id, "small:0.6:2", "promote: ChangeError: S3 is down")
