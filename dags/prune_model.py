@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from airflow.sdk import Param, chain, dag, task_group
+from airflow.sdk import chain, dag, task_group
 
 from tasks import (
+    airflow_params,
     ask,
     baseline,
     cut,
@@ -20,22 +21,10 @@ from tasks import (
     validate,
     validate_on,
 )
-from tasks.airflow_glue import OF_A_SWEEP, OF_A_VERSION, RECIPE_PATTERN, approval, each, linked, step
+from tasks.airflow_glue import approval, each, linked, step
 from tasks.placement import BENCH
 
 MAX_CYCLES = 5
-
-PARAMS = {
-    **OF_A_VERSION,
-    "recipe": Param(
-        type="string",
-        title="Recipe",
-        description="Name of the recipe, a file `<name>.yaml` in the recipes folder: the goal, the budget and the gate. Or a "
-        "sweep's candidate, `<sweep>:<candidate>`.",
-        pattern=RECIPE_PATTERN,
-    ),
-    **OF_A_SWEEP,
-}
 
 
 def one_cycle(number: int, pinned: Any, base: Any, schedule: Any, previous: Any) -> Any:
@@ -50,7 +39,7 @@ def one_cycle(number: int, pinned: Any, base: Any, schedule: Any, previous: Any)
     return cycle()
 
 
-@dag(schedule=None, catchup=False, params=PARAMS, tags=["secateur"], dag_display_name="Prune a model")
+@dag(schedule=None, catchup=False, params=airflow_params.PRUNE, tags=["secateur"], dag_display_name="Prune a model")
 def prune_model() -> None:
     """
     ### Prune a registered model, prove that it is still good, promote it

@@ -2,27 +2,23 @@
 
 from typing import Any
 
-from airflow.sdk import Param, chain, dag
+from airflow.sdk import chain, dag
 
-from tasks import sweep
-from tasks.airflow_glue import OF_A_VERSION, SWEEP_PATTERN, linked, runs, step
+from tasks import airflow_params, sweep
+from tasks.airflow_glue import linked, runs, step
 from tasks.report import side_by_side
 from tasks.sections.sweep import MOST_FINALISTS, MOST_RUNGS
 
 AT_ONCE = 8  # runs of a sweep; the installation's limit of active runs of a DAG counts beside it
 
-PARAMS = {
-    **OF_A_VERSION,
-    "sweep": Param(
-        type="string",
-        title="Sweep",
-        description="Name of the sweep, a file `<name>.yaml` in the recipes folder: recipes, or a matrix over one.",
-        pattern=SWEEP_PATTERN,
-    ),
-}
 
-
-@dag(schedule=None, catchup=False, params=PARAMS, tags=["secateur"], dag_display_name="Sweep recipes for a model")
+@dag(
+    schedule=None,
+    catchup=False,
+    params=airflow_params.SWEEP,
+    tags=["secateur"],
+    dag_display_name="Sweep recipes for a model",
+)
 def sweep_model() -> None:
     """
     ### Compare many recipes for one model, and promote the best

@@ -21,6 +21,7 @@ from secateur.worker import Block, working
 
 BLOCK_S = 0.005  # shorter than most of what disturbs a machine, so that both files of a pair meet it
 LEAD_S = 0.002  # of every block, not timed: the caches hold what the other file left there
+LEADS, LONGEST_LEAD_S = 3, 0.012  # requests that refill them with a file of some megabytes, unless they take this long
 QUARTILE = 0.25  # of a block's times: whatever disturbs a request only adds to it
 ROUND_S = 2.0  # of pairs in a round, about what its processes take to start on a busy machine
 PAIRS = (5, 50)  # of a round, at least and at most
@@ -234,7 +235,8 @@ def _requests(side: Side) -> tuple[int, int]:
     """How many requests make a block of a side, and how many lead in."""
     first = float(side(1, 1).seconds[0])
     seconds = undisturbed(side(max(1, min(50, round(BLOCK_S / first))), 1))
-    return max(1, round(BLOCK_S / seconds)), max(1, math.ceil(LEAD_S / seconds))
+    leads = max(1, math.ceil(LEAD_S / seconds), min(LEADS, int(LONGEST_LEAD_S / seconds)))
+    return max(1, round(BLOCK_S / seconds)), leads
 
 
 def undisturbed(block: Block) -> float:

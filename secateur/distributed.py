@@ -62,6 +62,12 @@ def joined(meeting: str = "env://") -> Iterator[None]:
         distributed.destroy_process_group()
 
 
+def partner_gone(error: BaseException) -> bool:
+    """Whether an error says no more than that another process of the group has ended; that one knows why."""
+    told_by_gloo = isinstance(error, RuntimeError) and "gloo/transport" in str(error)  # torch gives it no class
+    return told_by_gloo or isinstance(error, distributed.DistError)
+
+
 def own(examples: torch.Tensor) -> torch.Tensor:
     """This process's share of some examples: every so-manieth."""
     return examples[rank() :: size()]

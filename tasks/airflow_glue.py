@@ -22,55 +22,13 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from secateur.errors import InputError, NothingToDo
+from tasks import references
 from tasks.faults import is_io_fault
 
 if TYPE_CHECKING:
     from tasks.watch import Arrival
 
 log = logging.getLogger("secateur.step")
-
-# What a registered model may be called, as a param's pattern: Python's $ alone would let a line break follow.
-MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,194}$(?!\n)"
-SWEEP_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,99}$(?!\n)"
-RECIPE_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,99}(:[a-z0-9][a-z0-9._-]{0,99}(:[1-9])?)?$(?!\n)"  # also SWEEP:CANDIDATE:RUNG
-
-OF_A_VERSION = {  # what a run for one version of a model is always asked
-    "model": Param(
-        type="string",
-        title="Model",
-        description="Name of the registered model in MLflow, such as `digits-cnn`.",
-        pattern=MODEL_PATTERN,
-    ),
-    "version": Param(
-        "latest",
-        type="string",
-        title="Version",
-        description="Version of the registered model: a number, or `latest`.",
-        pattern=r"^([1-9][0-9]{0,8}|latest)$(?!\n)",
-    ),
-    "fresh": Param(
-        False,
-        type="boolean",
-        title="Fresh",
-        description="Do every step again, also those whose result an earlier run with the same inputs left in MLflow.",
-    ),
-}
-
-OF_A_SWEEP = {  # and what `sweep_model` tells the runs of its candidates
-    "trial": Param(
-        False,
-        type="boolean",
-        title="Trial",
-        description="Judge on validation alone: the test split is not looked at, nothing is promoted. For a sweep's candidates.",
-    ),
-    "sweep_run": Param(
-        None,
-        type=["null", "string"],
-        title="Sweep",
-        description="The MLflow run of the sweep that this run is a part of; its DAG fills it in.",
-        pattern=r"^[0-9a-f]{32}$(?!\n)",
-    ),
-}
 
 RETRIES = 3
 FIRST_DELAY = timedelta(seconds=5)
@@ -358,14 +316,18 @@ class _Link(BaseOperatorLink):
 
 
 def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a step with values from XCom; return what goes into XCom."""
+    """Call a step with values from XCom; return what goes into XCom.
+
+    Raises:
+        InputError: a value is of another release, and this one cannot read it.
+    """
     import inspect
 
     from pydantic import TypeAdapter
 
     hints = typing.get_type_hints(function)
     bound = inspect.signature(function).bind(*args, **kwargs)
-    given = {name: TypeAdapter(hints[name]).validate_python(_listed(value)) for name, value in bound.arguments.items()}
+    given = {name: references.read(hints[name], _listed(value), name) for name, value in bound.arguments.items()}
     try:
         result = function(**given)
     except NothingToDo as reason:

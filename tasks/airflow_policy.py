@@ -40,19 +40,17 @@ def task_instance_mutation_hook(task_instance: Any, dag_run: Any) -> None:
         log.error("%s stays where its executor puts it: %s", task_instance.task_id, error)
 
 
-def _place(task_instance: Any, recipe: str | None) -> None:
+def _place(task_instance: Any, name: str | None) -> None:
     from tasks import placement
+    from tasks import recipe as recipes
 
     step = task_instance.task_id.rpartition(".")[2]
-    places = placement.load()
-    index = task_instance.map_index if step == placement.MAPPED else -1
-    target = placement.target_of(recipe, index) if recipe and places.targets else None
-    place = places.of(step, target)
-    if place.queue:
-        task_instance.queue = place.queue
-    task_instance.pool = places.pool_of(step, target) or task_instance.pool
+    recipe = recipes.load(name) if name else None
+    place, pool = placement.asked(placement.load(), step, recipe, task_instance.map_index)
+    task_instance.queue = place.queue or task_instance.queue
+    task_instance.pool = pool or task_instance.pool
     if _in_pods():
-        task_instance.executor_config = {"pod_override": pod(place, places.device_of(step, target))}
+        task_instance.executor_config = {"pod_override": pod(place, pool)}
 
 
 def _in_pods() -> bool:
@@ -61,21 +59,27 @@ def _in_pods() -> bool:
     return "KubernetesExecutor" in str(conf.get("core", "executor"))
 
 
-def pod(place: Place, device: str | None) -> Any:
-    """What a place changes of the pod that runs a step; a device is told its name."""
+def pod(place: Place, pool: str | None) -> Any:
+    """What a place changes of the pod that runs a step; it is told its own name, and that of the device that it is."""
     from kubernetes.client import models as k8s
 
-    from tasks.placement import HERE
+    from tasks.placement import BENCH, HERE
 
     least = {"cpu": place.cpus and f"{place.cpus:g}", "memory": place.memory_gb and f"{place.memory_gb:g}Gi"}
     asked = {name: value for name, value in least.items() if value}
     gpus = {"nvidia.com/gpu": str(place.gpus)} if place.gpus else {}
     # processor time is a share, not a limit: a step that is throttled would measure its throttling
     limits = {name: value for name, value in asked.items() if name != "cpu"} | gpus
+    device = (pool or "").removeprefix(BENCH).removeprefix("-")
+    fields = {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace"}
+    own = [
+        k8s.V1EnvVar(name=name, value_from=k8s.V1EnvVarSource(field_ref=k8s.V1ObjectFieldSelector(field_path=path)))
+        for name, path in fields.items()
+    ]
     container = k8s.V1Container(
         name=CONTAINER,
         resources=k8s.V1ResourceRequirements(requests=asked | gpus or None, limits=limits or None),
-        env=[k8s.V1EnvVar(name=HERE, value=device)] if device else None,
+        env=[*own, *([k8s.V1EnvVar(name=HERE, value=device)] if device else [])],
     )
     spec = k8s.V1PodSpec(
         containers=[container],

@@ -15,21 +15,21 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from secateur.errors import InputError
-from tasks.recipe import load as recipe_of
-from tasks.recipe import section
+from tasks.recipe import Recipe, section
 from tasks.sections.section import Section
 
 VARIABLE = "SECATEUR_PLACEMENT"
 HERE = "SECATEUR_DEVICE"  # on a worker: the name of the target that it is
 BENCH = "bench"  # a pool with one slot: two measurements at once would measure each other
 MAPPED = "validate_on"  # the step that runs once on each target of a recipe's `also_on`
+TRAINED = "recover"  # the step that takes the GPUs of a recipe's `resources`
 TARGET_NAME = r"[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?"
 
 Kind = Literal["control", "train", "bench"]
 NEEDS: dict[str, Kind] = {  # of each step that computes much; every other one is control
     "baseline": "bench",
     "cut": "bench",
-    "recover": "train",
+    TRAINED: "train",
     "evaluate": "bench",
     "export": "train",
     "validate": "bench",
@@ -147,12 +147,19 @@ def check_here(name: str | None) -> None:
         )
 
 
-def target_of(recipe: str, index: int = -1) -> str | None:
-    """The name of a recipe's target, or of its `also_on` at an index from 0; None where there is none.
+def asked(places: Placement, step: str, recipe: Recipe | None, index: int = -1) -> tuple[Place, str | None]:
+    """Where a step of a recipe runs, and the pool of the device that it measures on.
 
-    Raises:
-        InputError: no such recipe, or it cannot be read.
+    Args:
+        index: of a step that runs once on each target of `also_on`, the how-manieth it is, from 0.
     """
-    found = recipe_of(recipe)
-    targets = found.also_on if index >= 0 else (found.target,)
-    return next((target.name for target in targets[max(index, 0) :]), None)
+    if recipe is None:
+        return places.of(step, None), places.pool_of(step, None)
+    # Airflow's task instance that waits to be mapped has index -1, and becomes that of index 0
+    targets = recipe.also_on[max(index, 0) :] if step == MAPPED else (recipe.target,)
+    target = next((one.name for one in targets), None)
+    place = places.of(step, target)
+    gpus, several = recipe.resources.gpus, recipe.resources.nodes > 1
+    if step == TRAINED and (gpus or several):  # of several machines each has its own, the step itself none
+        place = place.model_copy(update={"gpus": 0 if several else gpus})
+    return place, places.pool_of(step, target)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
     BaseModel,
+    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -29,6 +31,7 @@ from tasks.sections.sweep import Trial
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 S = TypeVar("S", bound=BaseModel)
+SCHEMA = 1  # of recipes; one more whenever an older release would read one wrongly
 COUNTED = ("sparsity", "macs", "kv_cache")  # goals that follow from the program alone: what is asked is what comes
 UNCHANGED_BY_ZEROS = ("macs", "kv_cache", "size_mb", "memory_mb")  # goals
 OBJECTIVES = ("classification", "multi_label", "regression", "token_classification", "masked_lm", "causal_lm")
@@ -277,6 +280,13 @@ class Recovery(Section):
         return self.model_dump(exclude={"processes"})
 
 
+class Resources(Section):
+    """The machines that train one model together, beside what `recovery` says of each."""
+
+    gpus: int = Field(0, ge=0)  # of each machine, a process each; 0: recovery.processes on its CPU
+    nodes: int = Field(1, ge=1)  # machines; more than one on Kubernetes alone
+
+
 class Quantize(Section):
     """Lower precisions beside float32; of the files within the accuracy budget on validation the fastest that reaches the goal ships."""
 
@@ -307,6 +317,9 @@ class Approval(Section):
 class Recipe(Section):
     """A whole recipe."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    schema_: int = Field(SCHEMA, alias="schema", ge=1)
     model: str
     data: Data
     objective: str = "classification"  # or another of OBJECTIVES, or module:function, which the installation must allow
@@ -317,6 +330,7 @@ class Recipe(Section):
     budget: Budget = Budget()
     prune: Prune = Prune()
     recovery: Recovery = Recovery()
+    resources: Resources = Resources()
     quantize: Quantize = Quantize()
     gate: GateSection = GateSection()
     approval: Approval | None = None  # nobody is asked unless it is there
@@ -328,6 +342,18 @@ class Recipe(Section):
     def measured_with(self) -> float:
         """The confidence of the measured figures that the gate judges: of several candidates the best is chosen by them."""
         return shared_out(self.gate.confidence, self.trial.candidates if self.trial else 1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_this_release(cls, given: Any) -> Any:
+        """Before all else: of a later form nothing else can be told."""
+        asked = given.get("schema") if isinstance(given, dict) else None
+        if isinstance(asked, int) and asked > SCHEMA:
+            raise ValueError(
+                f"schema {asked} is read by a later release of Secateur than this one, {version('secateur')}, which reads "
+                f"{SCHEMA}: upgrade whatever reads the recipe, or write it in schema {SCHEMA}"
+            )
+        return given
 
     @field_validator("objective")
     @classmethod
@@ -357,6 +383,30 @@ class Recipe(Section):
         if method == "quantize" and not self.quantize.int8:
             raise ValueError("prune.method quantize needs quantize.int8 true or auto; it is false")
         return self
+
+    @model_validator(mode="after")
+    def _together(self) -> Recipe:
+        gpus, nodes, processes = self.resources.gpus, self.resources.nodes, self.recovery.processes
+        if gpus and processes not in (1, gpus):
+            raise ValueError(
+                f"resources.gpus {gpus} is a process each, and recovery.processes is {processes}: leave one of them out"
+            )
+        least = 2 * self.processes * nodes * self.recovery.accumulate
+        if self.recovery.batch < least:
+            raise ValueError(
+                f"recovery.batch must be at least {least}, 2 examples for each part in each of {self.processes} processes on "
+                f"each of {nodes} nodes; it is {self.recovery.batch}"
+            )
+        if self.recovery.compile and self.processes * nodes > 1:
+            raise ValueError(
+                f"recovery.compile needs one process; resources asks for {self.processes} on each of {nodes} nodes"
+            )
+        return self
+
+    @property
+    def processes(self) -> int:
+        """That train as one on each node."""
+        return self.resources.gpus or self.recovery.processes
 
     @model_validator(mode="after")
     def _told_apart(self) -> Recipe:
@@ -532,7 +582,7 @@ def _known(kind: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
     for key in location:
         if key in section.model_fields:  # else it is a place in a list or mapping of the same sections
             section = next(_sections(section.model_fields[str(key)].annotation))
-    return list(section.model_fields)
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def _sections(annotation: Any) -> Iterator[Any]:

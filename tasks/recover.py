@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tasks import tracking, training, workers
+from tasks import nodes, tracking, training, workers
 from tasks.recipe import Recipe
 from tasks.references import Cut, Pinned, Plan, Recovered
 
@@ -13,8 +13,10 @@ from tasks.references import Cut, Pinned, Plan, Recovered
 @tracking.remembered
 def run(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered:
     """Train, keep the epoch best on validation. Killed and started again, it goes on from its last checkpoint."""
-    processes = Recipe.model_validate(pinned.recipe).recovery.processes
-    return workers.share(train, processes, pinned=pinned, plan=plan, cut=cut)
+    recipe = Recipe.model_validate(pinned.recipe)
+    if recipe.resources.nodes > 1:
+        return nodes.share(train, recipe.resources, recipe.processes, cut.run_id, pinned=pinned, plan=plan, cut=cut)
+    return workers.share(train, recipe.processes, pinned=pinned, plan=plan, cut=cut)
 
 
 def train(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered | None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from secateur.errors import InputError
 from secateur.gate.verdict import Rule
 from secateur.planner import Alone, Row
+
+SCHEMA = 1  # of what is below; one more whenever a step of the release before could not read it rightly
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Pinned:
     trial: bool = False  # it ends before the gate
     sweep: str = ""  # the MLflow run of the sweep that it is a part of
     begun: str = ""  # the parent run whose recovery it goes on with, that of the rung before
+    schema: int = 1  # SCHEMA of the release that began the run; the first one did not say
 
 
 @dataclass(frozen=True)
@@ -375,3 +380,31 @@ class Swept:
     metric: str
     run_id: str
     address: str
+
+
+def read(kind: Any, value: Any, name: str) -> Any:
+    """What another step handed on, from plain JSON, as its type; `name` is for messages.
+
+    Raises:
+        InputError: it is of another release of Secateur, which began this run, and cannot be read rightly by this one.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from tasks.recipe import Recipe
+
+    again = "another release of Secateur began this run: clear it from `resolve` on, and it begins anew with this one"
+    try:
+        found = TypeAdapter(kind).validate_python(value)
+        if isinstance(found, Pinned):
+            Recipe.model_validate(found.recipe)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, (name, *problem["loc"])))
+        raise InputError(
+            f"{where}: expected what this release hands from step to step, got {problem['msg']}; {again}"
+        ) from error
+    if isinstance(found, Pinned) and found.schema > SCHEMA:
+        raise InputError(
+            f"{name}.schema: expected at most {SCHEMA}, which this release reads, got {found.schema}; {again}"
+        )
+    return found

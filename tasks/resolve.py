@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from tasks import placement, tracking
+from tasks import bucket, nodes, placement, references, tracking
 from tasks import recipe as recipes
 from tasks import sweep as sweeps
 from tasks.recipe import Recipe
@@ -28,12 +28,15 @@ def run(
     Raises:
         InputError: any of them is unknown, unusable, or does not fit the others.
         RegistryDownError: MLflow does not answer.
+        OSError: S3 does not answer.
     """
     wanted = recipes.load(recipe)
     elsewhere = placement.check_target(wanted.target.name)
     for index, other in enumerate(wanted.also_on):
         placement.check_target(other.name, f"also_on.{index}.name")
+    nodes.check(wanted.resources.nodes)
     tracking.client()
+    bucket.check()
     from secateur import objectives, penalties, pruning, sparse_learning
     from secateur import program as programs
     from secateur.errors import InputError
@@ -75,6 +78,7 @@ def run(
         examples=len(dataset.train),
         trial=trial,
         sweep=sweep,
+        schema=references.SCHEMA,
     )
     return _with_parent_run(pinned, wanted, salt=(sweep or dag_run_id) if fresh else "")
 
@@ -115,6 +119,7 @@ def _with_parent_run(pinned: Pinned, recipe: Recipe, salt: str) -> Pinned:
         "secateur.code": pinned.code_digest,
         "secateur.objective": pinned.objective,
         "secateur.metric": pinned.metric,
+        "secateur.schema": str(pinned.schema),
     }
     if pinned.sweep:
         tags |= {"mlflow.parentRunId": pinned.sweep}

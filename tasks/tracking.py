@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-
 from secateur.errors import InputError
+from tasks import certificates, references
 from tasks.references import File, Pinned
 
 if TYPE_CHECKING:
@@ -104,7 +103,8 @@ def _http() -> httpx.Client:
     import httpx
 
     # The server closes what was idle for five seconds, and a question sent at that moment is lost: ask on a new connection.
-    return httpx.Client(timeout=5, limits=httpx.Limits(keepalive_expiry=1))
+    verify = certificates.trusted(certificates.MLFLOW)
+    return httpx.Client(timeout=5, limits=httpx.Limits(keepalive_expiry=1), verify=verify)
 
 
 def digest(value: Any) -> str:
@@ -355,7 +355,7 @@ def get_json(run_id: str, path: str) -> Any | None:
 def recalled(run_id: str, step: str, kind: type[Result]) -> Result | None:
     """What a step of another job returned, whatever its inputs were; None where it has not ended."""
     found = get_json(run_id, f"steps/{step}.json")
-    return TypeAdapter(kind).validate_python(found["result"]) if found else None
+    return typing.cast(Result, references.read(kind, found["result"], f"steps/{step}.json")) if found else None
 
 
 def remembered(step: Step) -> Step:
@@ -374,9 +374,8 @@ def remembered(step: Step) -> Step:
         name = step.__module__.rpartition(".")[2] + _suffix(inputs)
         key = digest([pinned.key, inputs])
         found = get_json(pinned.run_id, f"steps/{name}.json")
-        result_type = TypeAdapter(typing.get_type_hints(step)["return"])
         if found and found["key"] == key:
-            return result_type.validate_python(found["result"])
+            return references.read(typing.get_type_hints(step)["return"], found["result"], f"steps/{name}.json")
         started = time.monotonic()
         result = step(**bound)
         memo = {"key": key, "seconds": time.monotonic() - started, "result": dataclasses.asdict(result)}

@@ -27,6 +27,7 @@ def run(pinned: Pinned, exported: Exported, validated: Validated, target: str) -
     from secateur import probe
     from secateur.gate import judging
     from secateur.gate.evidence import Evidence
+    from secateur.gate.verdict import REPORTED
     from secateur.objectives import objective_of
     from secateur.runtime import Target
     from tasks import datasets
@@ -50,7 +51,8 @@ def run(pinned: Pinned, exported: Exported, validated: Validated, target: str) -
         seed=recipe.seed,
     )
     rules = judging.verdict_on(evidence, asked, objective).rules
-    named = tuple(dataclasses.replace(rule, name=f"{rule.name} on {target}") for rule in rules)
+    decided = [rule for rule in rules if rule.outcome != REPORTED]
+    named = tuple(dataclasses.replace(rule, name=f"{rule.name} on {target}") for rule in decided)
     found = OnTarget(target, validated.ships, *speedup, named, compared.inconclusive or str(compared.noise))
     scores = {name: objective.score(*side.pair) for name, side in {"dense": before, "pruned": after}.items()}
     logged = {f"speedup{end}": value for end, value in zip(("", "_low", "_high"), speedup, strict=True)}

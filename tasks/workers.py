@@ -19,9 +19,9 @@ import threading
 import time
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -53,16 +53,32 @@ def share(function: Callable[..., T | None], processes: int, **arguments: Any) -
     """
     if processes == 1:
         return typing.cast(T, function(**arguments))
-    hints = typing.get_type_hints(function)
-    given = {name: TypeAdapter(hints[name]).dump_python(value, mode="json") for name, value in arguments.items()}
     with tempfile.TemporaryDirectory(prefix="secateur-") as name:
         folder = Path(name)
-        order = {"module": function.__module__, "function": function.__name__, "arguments": given}
-        (folder / ORDER).write_text(json.dumps(order), encoding="utf-8")
+        (folder / ORDER).write_text(json.dumps(order(function, arguments)), encoding="utf-8")
         codes = _run(folder, processes)
         _raise_first(folder, codes)
-        answer = json.loads((folder / ANSWER).read_text(encoding="utf-8"))
-    return typing.cast(T, TypeAdapter(hints["return"]).validate_python(answer))
+        return answered(function, json.loads((folder / ANSWER).read_text(encoding="utf-8")))
+
+
+def order(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A call of a module's function, as JSON."""
+    hints = typing.get_type_hints(function)
+    given = {name: TypeAdapter(hints[name]).dump_python(value, mode="json") for name, value in arguments.items()}
+    return {"module": function.__module__, "function": function.__name__, "arguments": given}
+
+
+def carry_out(order: Mapping[str, Any]) -> Any:
+    """Call what was ordered; its answer as JSON."""
+    function = getattr(importlib.import_module(order["module"]), order["function"])
+    hints = typing.get_type_hints(function)
+    arguments = {name: TypeAdapter(hints[name]).validate_python(value) for name, value in order["arguments"].items()}
+    return TypeAdapter(hints["return"]).dump_python(function(**arguments), mode="json")
+
+
+def answered(function: Callable[..., T | None], plain: Any) -> T:
+    """The answer of a function, from JSON."""
+    return typing.cast(T, TypeAdapter(typing.get_type_hints(function)["return"]).validate_python(plain))
 
 
 def _run(folder: Path, count: int) -> list[int | None]:
@@ -116,33 +132,37 @@ def _raise_first(folder: Path, codes: list[int | None]) -> None:
             f"recovery.processes: expected {len(codes)} processes to train to the end, they ended with {codes} before they "
             "met; what they printed is in the log"
         )
-    error = json.loads((folder / ERROR).read_text(encoding="utf-8"))
+    raise_told(json.loads((folder / ERROR).read_text(encoding="utf-8")))
+
+
+def told(error: Exception) -> dict[str, Any]:
+    """An error for another process, as JSON."""
+    return {"kind": type(error).__name__, "message": str(error), "io": is_io_fault(error)}
+
+
+def raise_told(error: Mapping[str, Any]) -> NoReturn:
+    """Raise what another process told: in its own words what is meant for the user, as one of the wire what a retry may mend."""
     if error["io"]:
         raise ConnectionError(error["message"])
     for kind in SENTENCES:
         if error["kind"] == kind.__name__:
             raise kind(error["message"])
-    raise RuntimeError(f"recovery.processes: {error['kind']}: {error['message']}")
+    raise RuntimeError(f"recovery: {error['kind']}: {error['message']}")
 
 
 def main(folder: Path) -> int:
     """A worker's whole life; the exit status is 1 when anything was raised, here or in another worker first."""
     threading.Thread(target=_end_with_input, daemon=True).start()
-    order = json.loads((folder / ORDER).read_text(encoding="utf-8"))
-    function = getattr(importlib.import_module(order["module"]), order["function"])
-    hints = typing.get_type_hints(function)
-    arguments = {name: TypeAdapter(hints[name]).validate_python(value) for name, value in order["arguments"].items()}
     from secateur import distributed
 
     with distributed.joined(f"file://{folder}/group"):
         try:
-            answer = function(**arguments)
+            answer = carry_out(json.loads((folder / ORDER).read_text(encoding="utf-8")))
         except Exception as error:
             _tell(folder, error)  # before the others find this process gone
             return 1
         if distributed.rank() == 0:
-            plain = TypeAdapter(hints["return"]).dump_python(answer, mode="json")
-            (folder / ANSWER).write_text(json.dumps(plain), encoding="utf-8")
+            (folder / ANSWER).write_text(json.dumps(answer), encoding="utf-8")
     return 0
 
 
@@ -154,8 +174,7 @@ def _end_with_input() -> None:
 def _tell(folder: Path, error: Exception) -> None:
     """Leave an error for the task, if it is the first."""
     beside = folder / f"{os.getpid()}.json"
-    told = {"kind": type(error).__name__, "message": str(error), "io": is_io_fault(error)}
-    beside.write_text(json.dumps(told), encoding="utf-8")
+    beside.write_text(json.dumps(told(error)), encoding="utf-8")
     try:
         os.link(beside, folder / ERROR)  # whole, and only once
     except FileExistsError:

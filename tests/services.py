@@ -23,7 +23,9 @@ import httpx
 import numpy as np
 import pytest
 import yaml
+from authority import Authority
 
+from tasks import certificates
 from tasks.references import (
     Baseline,
     Cut,
@@ -79,27 +81,32 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, administrator: tuple[str, str] | None = None, database: str | None = None
+    folder: Path,
+    administrator: tuple[str, str] | None = None,
+    database: str | None = None,
+    authority: Authority | None = None,
 ) -> Iterator[Servers]:
     """A tracking server and an S3 endpoint on free ports of loopback, all that they keep in the folder.
 
     Args:
         administrator: name and password of MLflow's, which then asks everybody for theirs.
         database: what MLflow keeps its entities in; without, a file in the folder.
+        authority: of the certificate by which both show themselves; without, they speak plain HTTP.
     """
     (folder / "recipes").mkdir()
     (folder / "s3").mkdir()
     mlflow_port, s3_port = free_ports(2)
+    scheme = "http" if authority is None else "https"
     key, secret = secrets.token_hex(10), secrets.token_hex(20)
     variables = {
-        "MLFLOW_TRACKING_URI": f"http://{LOOPBACK}:{mlflow_port}",
+        "MLFLOW_TRACKING_URI": f"{scheme}://{LOOPBACK}:{mlflow_port}",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "SECATEUR_BUCKET": f"s3://{BUCKET}",
         "SECATEUR_RECIPES": str(folder / "recipes"),
         "XDG_CACHE_HOME": str(folder / "cache"),
-        "AWS_ENDPOINT_URL_S3": f"http://{LOOPBACK}:{s3_port}",
+        "AWS_ENDPOINT_URL_S3": f"{scheme}://{LOOPBACK}:{s3_port}",
         "AWS_ACCESS_KEY_ID": key,
         "AWS_SECRET_ACCESS_KEY": secret,
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -135,6 +142,10 @@ def serving(
         variables |= {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}
     rclone = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--addr", f"{LOOPBACK}:{s3_port}"]
     rclone += ["--config", "", "--cache-dir", str(folder / "rclone-cache"), str(folder / "s3")]
+    if authority:
+        variables |= {"REQUESTS_CA_BUNDLE": str(authority.ca), "AWS_CA_BUNDLE": str(authority.ca)}
+        mlflow.append(f"--uvicorn-opts=--ssl-certfile {authority.cert} --ssl-keyfile {authority.key}")
+        rclone += ["--cert", str(authority.cert), "--key", str(authority.key)]
     with (
         _server(mlflow, mlflow_only, mlflow_port, folder / "mlflow.log"),
         # the option is read as CSV: a pair, which holds a comma, is quoted
@@ -413,7 +424,7 @@ def _wait_for(url: str, log: Path) -> None:
     end = time.monotonic() + STARTS_WITHIN_S
     while time.monotonic() < end:
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(url, timeout=5, trust_env=False).is_success:
+            if httpx.get(url, timeout=5, trust_env=False, verify=certificates.trusted()).is_success:
                 return
         time.sleep(0.1)
     raise TimeoutError(f"{url} does not answer: {log.read_text()}")

@@ -55,6 +55,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipes" / "plain.yaml").write_text(RECIPE)
     (folder / "recipes" / "edge.yaml").write_text(RECIPE + "target: {name: edge-cpu}\n")
     (folder / "recipes" / "both.yaml").write_text(RECIPE + "also_on: [{name: other}, {name: edge-cpu}]\n")
+    (folder / "recipes" / "too.yaml").write_text(RECIPE + "also_on: [{name: edge-cpu}]\n")
     (folder / "placement.yaml").write_text(yaml.safe_dump(PLACES))
     return folder
 
@@ -82,17 +83,22 @@ def ask(home: Path) -> Ask:
 
 
 def test_a_step_goes_to_the_queue_of_its_kind_or_of_its_recipes_target(ask: Ask) -> None:
-    conf = [{"recipe": name} for name in ("plain", "edge", "both", "none such")]
+    conf = [{"recipe": name} for name in ("plain", "edge", "both", "none such", "too")]
     steps = [("resolve", -1, conf[1]), ("cycle_1.recover", -1, conf[1]), ("cycle_1.cut", -1, conf[0])]
-    steps += [("cycle_1.cut", -1, conf[1]), ("validate_on", 0, conf[2]), ("validate_on", 1, conf[2])]
+    steps += [
+        ("cycle_1.cut", -1, conf[1]),
+        ("validate_on", 0, conf[2]),
+        ("validate_on", 1, conf[2]),
+        ("validate_on", -1, conf[4]),
+    ]
     steps += [("validate", -1, conf[3]), ("validate", -1, None), ("validate", -1, conf[1], "a DAG of others")]
     found = ask(*steps, executor="CeleryExecutor")
     assert [one["queue"] for one in found] == [
-        *("default", "train", "bench", "edge", "bench", "edge"),
+        *("default", "train", "bench", "edge", "bench", "edge", "edge"),
         *("default", "default", "default"),
     ]
-    assert [one["pool"] for one in found[:6]] == [
-        *("default_pool", "default_pool", "bench", "bench-edge-cpu", "bench", "bench-edge-cpu"),
+    assert [one["pool"] for one in found[:7]] == [
+        *("default_pool", "default_pool", "bench", "bench-edge-cpu", "bench", "bench-edge-cpu", "bench-edge-cpu"),
     ]
     assert not any(one["pod"] for one in found)
 
@@ -110,7 +116,21 @@ def test_in_a_cluster_it_gets_a_pod_with_what_it_needs(ask: Ask) -> None:
     assert of_train["limits"] == {"memory": "16Gi", "nvidia.com/gpu": "1"}
     assert edge["spec"]["nodeSelector"] == {"kubernetes.io/arch": "arm64"}
     assert edge["spec"]["tolerations"] == PLACES["targets"]["edge-cpu"]["tolerations"]
-    assert edge["spec"]["containers"][0]["env"] == [{"name": "SECATEUR_DEVICE", "value": "edge-cpu"}]
+    names = {one["name"]: one.get("value") for one in edge["spec"]["containers"][0]["env"]}
+    assert names == {"POD_NAME": None, "POD_NAMESPACE": None, "SECATEUR_DEVICE": "edge-cpu"}
     assert bench["spec"]["containers"][0]["resources"]["requests"] == {"cpu": "0.5"}
-    assert "env" not in bench["spec"]["containers"][0]
-    assert control["spec"]["containers"] == [{"name": "base", "resources": {}}]
+    assert "SECATEUR_DEVICE" not in str(bench)
+    assert control["spec"]["containers"][0]["resources"] == {}
+
+
+def test_a_recipe_asks_for_gpus_of_one_machine_or_of_each_of_several(ask: Ask, home: Path) -> None:
+    (home / "recipes" / "four.yaml").write_text(RECIPE + "resources: {gpus: 4}\n")
+    (home / "recipes" / "eight.yaml").write_text(RECIPE + "resources: {gpus: 4, nodes: 2}\n")
+    steps = [("cycle_1.recover", -1, {"recipe": name}) for name in ("four", "eight")]
+    steps += [("cycle_1.cut", -1, {"recipe": "four"})]
+    four, eight, cut = (
+        one["pod"]["spec"]["containers"][0]["resources"] for one in ask(*steps, executor="KubernetesExecutor")
+    )
+    assert four["limits"]["nvidia.com/gpu"] == "4"
+    assert "nvidia.com/gpu" not in eight["limits"]  # the machines that it asks for have them
+    assert "nvidia.com/gpu" not in str(cut)

@@ -37,6 +37,18 @@ def refusal(text: str) -> str:
     return str(caught.value)
 
 
+def test_a_recipe_says_of_which_form_it_is() -> None:
+    assert parse().model_dump()["schema"] == recipe.SCHEMA
+    assert parse(schema=recipe.SCHEMA) == parse()
+    assert recipe.Recipe.model_validate(parse().model_dump(mode="json")) == parse()
+
+
+def test_a_recipe_of_a_later_form_is_refused_for_that_before_anything_else() -> None:
+    sentence = refusal(yaml.safe_dump(MINIMAL | {"schema": recipe.SCHEMA + 1, "goal": {"joules": 3}}))
+    assert f"schema {recipe.SCHEMA + 1} is read by a later release of secateur than this one" in sentence
+    assert "joules" not in sentence
+
+
 def test_every_default_is_filled_in() -> None:
     filled = parse().model_dump()
     assert {name: value for name, value in filled["budget"].items() if value} == {

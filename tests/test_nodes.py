@@ -1,0 +1,260 @@
+"""Several machines of a cluster that train as one: what the cluster is asked to make, and torchrun's processes at work in it.
+
+No cluster runs here. Its place takes a server of the few calls that are made of one, which runs an Indexed Job's pods as what
+they are on a machine, processes, by the very command and variables of the manifest.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import torch
+import yaml
+from services import Servers, free_ports
+
+from secateur import distributed
+from secateur.errors import InputError
+from tasks import nodes, tracking
+from tasks.recipe import Resources
+
+TESTS = Path(__file__).parent
+POD = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"name": "recover-1", "namespace": "prune", "uid": "0f3a", "labels": {"kubernetes_executor": "True"}},
+    "spec": {
+        "nodeName": "machine-7",
+        "serviceAccountName": "secateur-worker",
+        "restartPolicy": "Never",
+        "securityContext": {"runAsNonRoot": True},
+        "containers": [
+            {
+                "name": "base",
+                "image": "secateur-worker:0.1.0",
+                "args": ["airflow", "tasks", "run"],
+                "env": [{"name": "MLFLOW_TRACKING_URI", "value": "http://mlflow:5000"}],
+                "resources": {"requests": {"cpu": "4"}},
+                "volumeMounts": [{"name": "recipes", "mountPath": "/recipes"}],
+            },
+            {"name": "git-sync", "image": "git-sync:4"},
+        ],
+        "volumes": [{"name": "recipes", "configMap": {"name": "recipes"}}],
+    },
+    "status": {"phase": "Running"},
+}
+COUNT, PER_NODE = 2, 1
+
+
+def add_up(start: int) -> dict[str, int] | None:
+    """The sum over all processes of rank and start, and how many there are."""
+    total = distributed.summed(torch.tensor([distributed.rank() + start]))
+    return {"total": int(total), "size": distributed.size()} if distributed.rank() == 0 else None
+
+
+def fail(start: int) -> None:
+    """The last process fails, the first waits for it."""
+    if distributed.rank() == COUNT - 1:
+        raise InputError(f"start: expected 0, got {start}")
+    distributed.summed(torch.zeros(1))
+
+
+def vanish(start: int) -> None:
+    """The last process ends without a word."""
+    if distributed.rank() == COUNT - 1:
+        os._exit(start)
+    distributed.summed(torch.zeros(1))
+
+
+def made(*, operator: bool, resources: Resources | None = None) -> list[Any]:
+    asked = resources or Resources(gpus=4, nodes=3)
+    return list(nodes.manifests(POD, "secateur-1", asked, 4, ["run", "secateur-1"], operator=operator))
+
+
+def test_an_indexed_job_and_the_service_by_which_its_pods_meet_are_what_kubernetes_knows() -> None:
+    service, job = made(operator=False)
+    for manifest in (service, job):
+        kubernetes_validate.validate(manifest, "1.34", strict=True)
+        assert manifest["metadata"]["ownerReferences"] == [
+            {"apiVersion": "v1", "kind": "Pod", "name": "recover-1", "uid": "0f3a"}
+        ]
+    assert (job["spec"]["completions"], job["spec"]["parallelism"], job["spec"]["completionMode"]) == (3, 3, "Indexed")
+    pod = job["spec"]["template"]
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    assert pod["spec"]["subdomain"] == service["metadata"]["name"]
+    (container,) = pod["spec"]["containers"]
+    assert "secateur-1-0.secateur-1" in container["args"]
+    assert {"name": "MLFLOW_TRACKING_URI", "value": "http://mlflow:5000"} in container["env"]
+
+
+def test_the_operators_job_has_one_master_and_the_others_as_workers() -> None:
+    (job,) = made(operator=True)
+    roles = job["spec"]["pytorchReplicaSpecs"]
+    assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
+    assert {role: one["replicas"] for role, one in roles.items()} == {"Master": 1, "Worker": 2}
+    assert job["spec"]["nprocPerNode"] == "4"
+    (container,) = roles["Worker"]["template"]["spec"]["containers"]
+    assert container["name"] == "pytorch"  # the one that the operator looks for
+    assert container["args"] == ["-m", "tasks.nodes", "run", "secateur-1"]
+
+
+@pytest.mark.parametrize("operator", [False, True])
+def test_a_machine_is_a_copy_of_the_steps_pod_that_airflow_does_not_take_for_its_own(operator: bool) -> None:
+    job = made(operator=operator)[-1]
+    pod = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"] if operator else job["spec"]["template"]
+    assert "kubernetes_executor" not in pod["metadata"]["labels"]
+    assert "nodeName" not in pod["spec"]
+    assert pod["spec"]["serviceAccountName"] == "secateur-worker"
+    assert pod["spec"]["securityContext"] == {"runAsNonRoot": True}
+    (container,) = pod["spec"]["containers"]
+    assert container["image"] == "secateur-worker:0.1.0"
+    assert container["volumeMounts"] == [{"name": "recipes", "mountPath": "/recipes"}]
+    assert container["resources"]["requests"] == {"cpu": "4", "nvidia.com/gpu": "4"}
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": "4"}
+
+
+def test_without_gpus_none_is_asked_for() -> None:
+    _, job = made(operator=False, resources=Resources(nodes=2))
+    assert job["spec"]["template"]["spec"]["containers"][0]["resources"] == {"requests": {"cpu": "4"}}
+
+
+def test_outside_a_cluster_there_is_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    nodes.check(1)
+    with pytest.raises(InputError, match=r"^resources.nodes: expected 1 outside Kubernetes, got 2"):
+        nodes.check(2)
+    monkeypatch.setenv(
+        "KUBERNETES_SERVICE_HOST", "10.0.0.1"
+    )  # a worker of Celery in a cluster, which is not told its name
+    with pytest.raises(InputError, match=r"which tells them POD_NAME and POD_NAMESPACE$"):
+        nodes.check(2)
+
+
+@dataclass
+class Stage:
+    """What the server made, and the processes of the job."""
+
+    environment: dict[str, str]
+    made: list[dict[str, Any]] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, job: dict[str, Any]) -> None:
+        """A process for each pod."""
+        (port,) = free_ports(1)
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        name = job["metadata"]["name"]
+        for index in range(job["spec"]["completions"]):
+            told = {"$(NODE_RANK)": str(index), f"{name}-0.{name}": "127.0.0.1", str(nodes.PORT): str(port)}
+            argv = [told.get(part, part) for part in container["args"]]
+            command = [sys.executable, *container["command"][1:], *argv]
+            self.processes.append(subprocess.Popen(command, env=self.environment))
+
+    def status(self) -> dict[str, Any]:
+        codes = [process.poll() for process in self.processes]
+        ended = "Failed" if any(codes) else "Complete" if all(code == 0 for code in codes) else None
+        conditions = [{"type": ended, "status": "True"}] if ended else []
+        return {"active": codes.count(None), "conditions": conditions}
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def stage(services: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """A cluster as far as a step sees it, and the step's own pod in it."""
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    stage = Stage({**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(stage))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    where = {"cluster": {"server": f"http://127.0.0.1:{server.server_port}"}, "name": "here"}
+    context = {"context": {"cluster": "here", "user": "me"}, "name": "here"}
+    users = [{"name": "me", "user": {}}]
+    said = {"clusters": [where], "contexts": [context], "users": users, "current-context": "here"}
+    (tmp_path / "kube.yaml").write_text(yaml.safe_dump(said))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kube.yaml"))
+    monkeypatch.setattr("kubernetes.config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kube.yaml"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("POD_NAME", POD["metadata"]["name"])
+    monkeypatch.setenv("POD_NAMESPACE", "prune")
+    monkeypatch.setattr(nodes, "LOOK_SECONDS", 0.2)
+    yield stage
+    server.shutdown()
+    stage.stop()
+
+
+def _handler(stage: Stage) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self, content: Any, status: int = 200) -> None:
+            body = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            if self.path.endswith("/pods/recover-1"):
+                self.answer(POD)
+            elif self.path.endswith("/status"):
+                self.answer({**stage.made[-1], "status": stage.status()})
+            else:  # no training operator
+                self.answer({"kind": "Status", "code": 404}, 404)
+
+        def do_POST(self) -> None:
+            made = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            stage.made.append(made)
+            if made["kind"] == "Job":
+                stage.start(made)
+            self.answer(made, 201)
+
+        def do_DELETE(self) -> None:
+            stage.deleted.append(self.path.partition("?")[0])
+            self.answer({"kind": "Status", "status": "Success"})
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    return Handler
+
+
+@pytest.fixture
+def run_id(services: Servers) -> str:
+    return tracking.find_or_create_run(tracking.experiment_of("nodes"), "nodes", "nodes", {})
+
+
+def shared(function: Callable[..., Any], run_id: str, start: int) -> Any:
+    return nodes.share(function, Resources(nodes=COUNT), PER_NODE, run_id, start=start)
+
+
+@pytest.mark.slow
+def test_torchruns_processes_train_as_one_and_the_first_answers(stage: Stage, run_id: str) -> None:
+    assert shared(add_up, run_id, 7) == {"total": 7 + 8, "size": COUNT * PER_NODE}
+    assert [one["kind"] for one in stage.made] == ["Service", "Job"]
+    assert len(stage.deleted) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "error", "said"),
+    [
+        (fail, InputError, r"^start: expected 0, got 7$"),
+        (vanish, ChildProcessError, r"^resources.nodes: expected 2 machines to train to the end, one was lost"),
+    ],
+)
+def test_what_ends_a_machine_ends_the_step_in_its_words(
+    stage: Stage, run_id: str, function: Callable[..., Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        shared(function, run_id, 7)
+    assert len(stage.deleted) == 2
