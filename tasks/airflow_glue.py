@@ -108,7 +108,13 @@ def runs(task_id: str, dag: str, starts: Any, at_once: int) -> Any:
 
     Meanwhile no worker waits: the triggerer looks. A run that failed is an answer, not a failure.
     """
-    wanted = _Run.partial(task_id=task_id, trigger_dag_id=dag, max_active_tis_per_dagrun=at_once, **_retried())
+    wanted = _Run.partial(
+        task_id=task_id,
+        trigger_dag_id=dag,
+        max_active_tis_per_dagrun=at_once,
+        map_index_template="{{ task.run_id }}",
+        **_retried(),
+    )
     return wanted.expand_kwargs(starts).output
 
 

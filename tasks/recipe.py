@@ -531,7 +531,7 @@ def plain(content: dict[str, Any], name: str) -> Recipe:
             f"{name}: expected one recipe, this is a sweep of several; start it by `secateur sweep`, or name one of its candidates: "
             "SWEEP:CANDIDATE"
         )
-    if "trial" in content:
+    if content.get("trial") is not None:
         raise InputError(f"{name}: trial: expected to be left out, it is for a sweep to fill in")
     return checked(Recipe, content, name)
 

@@ -301,7 +301,8 @@ class Sweeping:
     metric: str
     drop: float  # of the metric, that is allowed
     confidence: float  # that all candidates' bounds hold at once with
-    candidates: dict[str, str]  # their names, in order, each with the digest of its recipe
+    candidates: tuple[str, ...]
+    digests: dict[str, str]  # of their recipes
     rungs: int  # of recovery; 1 without halving
     eta: int
     finalists: int

@@ -61,7 +61,8 @@ def begin(model: str, version: str, sweep: str, fresh: bool, dag_run_id: str) ->
         metric=objective_of(first.objective).metric,
         drop=first.budget.accuracy_drop,
         confidence=shared_out(first.gate.confidence, len(found)),
-        candidates=digests,
+        candidates=tuple(found),
+        digests=digests,
         rungs=settings.halving.rungs if settings.halving else 1,
         eta=settings.halving.eta if settings.halving else 1,
         finalists=min(settings.finalists, len(found)),
@@ -72,7 +73,7 @@ def starts(sweeping: Sweeping, rung: int, before: Standings | None) -> list[Star
     """The runs of a rung: of all candidates in the first, then of those that go on; none after the last."""
     if rung > sweeping.rungs:
         return []
-    names = [one.name for one in before.candidates if one.goes_on] if before else list(sweeping.candidates)
+    names = [one.name for one in before.candidates if one.goes_on] if before else sweeping.candidates
     return [_start(sweeping, name, rung, trial_run=True) for name in names]
 
 
@@ -85,7 +86,7 @@ def compare(sweeping: Sweeping, rung: int, before: Standings | None, ended: list
         return before
     states = {one.run_id: one.state for one in ended or ()}
     known = {one.name: one for one in before.candidates} if before else {}
-    running = [one.name for one in before.candidates if one.goes_on] if before else list(sweeping.candidates)
+    running = [one.name for one in before.candidates if one.goes_on] if before else sweeping.candidates
     for name in running:
         known[name] = _standing(sweeping, name, rung, states)
         told = known[name]
@@ -103,9 +104,13 @@ def compare(sweeping: Sweeping, rung: int, before: Standings | None, ended: list
 
 def finalists(sweeping: Sweeping, standings: Standings) -> list[str]:
     """Whom the test split will judge, the best first, by the last rung."""
-    last = [one for one in standings.candidates if one.rung == sweeping.rungs and one.state == "measured"]
+    last = [one for one in _in_last_rung(sweeping, standings) if one.state == "measured"]
     ranked = to_be_judged([_as_compared(one) for one in last], sweeping.drop)
     return [one.name for one in ranked[: sweeping.finalists]]
+
+
+def _in_last_rung(sweeping: Sweeping, standings: Standings) -> list[Standing]:
+    return [one for one in standings.candidates if one.rung == sweeping.rungs]
 
 
 def final(sweeping: Sweeping, standings: Standings, place: int) -> list[Start]:
@@ -144,6 +149,9 @@ def winner(sweeping: Sweeping, standings: Standings, verdicts: Mapping[str, Gate
         why = f"nothing could be compared; {first.name}: {first.reason}"
     elif left := finalists(sweeping, standings):
         why = f"the finalist {left[0]} was not judged; {_failure(sweeping, left[0], sweeping.rungs)}"
+    elif not any(one.state == "measured" for one in _in_last_rung(sweeping, standings)):
+        first = _in_last_rung(sweeping, standings)[0]
+        why = f"none came through the last rung; {first.name}: {first.reason}"
     else:
         why = "each that came to the last rung breaks a bound on validation already; the test split was not looked at"
     return won, f"of {len(sweeping.candidates)} candidates, {measured} measured: {why}"
@@ -203,7 +211,7 @@ def _standing(sweeping: Sweeping, name: str, rung: int, states: dict[str, str]) 
 
     if states.get(dag_run) != "success":
         return without("failed", _failure(sweeping, name, rung))
-    if _digest(tracking.get_json(run_id, "recipe.json") or {}) != sweeping.candidates[name]:
+    if _digest(tracking.get_json(run_id, "recipe.json") or {}) != sweeping.digests[name]:
         return without("failed", "its recipe was changed while the sweep went on; start the sweep again")
     plan = tracking.recalled(run_id, "plan", Plan)
     said = tracking.get_json(run_id, trial.VERDICT)

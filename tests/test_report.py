@@ -239,6 +239,14 @@ def test_a_run_that_was_planned_not_to_prune_opens_with_the_reason() -> None:
     assert render.summary(ended).startswith("# tiny version 1: not pruned")
 
 
+def test_a_trial_opens_with_what_validation_said_of_it() -> None:
+    ended = replace(EMPTY, trial="accuracy changed by -0.30 points on 270 validation examples")
+    assert "judged on validation alone: accuracy changed by -0.30 points on 270 validation examples." in render.page(
+        ended
+    )
+    assert render.summary(ended).startswith("# tiny version 1: trial")
+
+
 def test_zeros_are_counted_where_a_method_makes_some() -> None:
     sparse = replace(FULL, files=(DENSE, replace(FULL.files[1], zeros=60.0)))
     assert "of them zero" in render.page(sparse)

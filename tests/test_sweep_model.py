@@ -1,16 +1,15 @@
 """The DAG `sweep_model` on a real Airflow: its candidates run side by side, hold no worker while they are waited for, and one wins."""
 
-import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from services import MODEL, recipe_for, register_tiny, using, write_recipe
+from services import MODEL, free_ports, recipe_for, register_tiny, using, write_recipe
 from typer.testing import CliRunner
 
-from tasks.cli import airflow_api, pieces, processes, settings, stack
+from tasks.cli import airflow_api, follow, pieces, processes, settings, stack
 from tasks.cli.app import app
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]  # it needs the whole machine
@@ -27,6 +26,8 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dic
     for module in (pieces, stack):
         monkeypatch.setattr(module, "REPOSITORY", copy)
     monkeypatch.setenv(settings.STATE_VARIABLE, str(folder))
+    ports = free_ports(len(pieces.DEFAULT_PORTS))
+    monkeypatch.setattr(pieces, "DEFAULT_PORTS", dict(zip(pieces.DEFAULT_PORTS, ports, strict=True)))
     options = pieces._airflow_options
 
     def side_by_side(made: pieces.Stack) -> dict[str, dict[str, str]]:
@@ -52,13 +53,12 @@ def test_a_sweep_runs_its_candidates_side_by_side_and_promotes_the_best(
         goals = [{"sparsity": 0.3}, {"sparsity": 0.5}, {"kv_cache": 0.5}]
         write_recipe("goals", {"base": "tiny", "matrix": {"goal": goals}, "halving": {"eta": 2, "rungs": 2}})
         done = CliRunner().invoke(app, ["sweep", MODEL, "--sweep", "goals", "--json"])
-        print(done.output)
+        assert done.exit_code == 0, (done.output, done.exception)
         outcome = json.loads(done.stdout)
         states = {one["name"]: one["state"] for one in outcome["sweep"]["candidates"]}
         assert states == {"sparsity-0.3": "measured", "sparsity-0.5": "measured", "kv_cache-0.5": "failed"}
         failed = next(one for one in outcome["sweep"]["candidates"] if one["state"] == "failed")
         assert "goal.kv_cache: expected a model with attention" in failed["reason"]
-        assert done.exit_code == 0
         with airflow_api.connect() as client:
             check_side_by_side(client, outcome["dag_run_id"])
             runs = airflow_api.runs(client, "prune_model", limit=50)
@@ -81,7 +81,4 @@ def check_side_by_side(client: httpx.Client, sweep: str) -> None:
 def check_cleared(client: httpx.Client, sweep: str) -> None:
     """A sweep that is cleared finds what it started."""
     client.post(f"/api/v2/dags/sweep_model/dagRuns/{sweep}/clear", json={"dry_run": False}).raise_for_status()
-    with contextlib.suppress(KeyboardInterrupt):
-        from tasks.cli import follow
-
-        assert follow.follow(client, "sweep_model", sweep, lambda state, tasks: None) == "success"
+    assert follow.follow(client, "sweep_model", sweep, lambda state, tasks: None) == "success"

@@ -171,6 +171,7 @@ class Evidence:
     noise: str
     origin: tuple[tuple[str, str], ...]
     commands: tuple[tuple[str, str], ...]
+    trial: str = ""  # what validation said of a sweep's candidate that was not judged by the test split
 
     @property
     def shipped(self) -> Measured | None:
@@ -248,6 +249,7 @@ def gather(run_id: str) -> Evidence:
         noise=steps["validate"].get("noise", ""),
         origin=_origin(run_id, tags, steps["export"]),
         commands=_commands(run_id, tags, (model, version), recipe, compared),
+        trial="" if verdict else (read("trial/verdict.json").get("verdict") or {}).get("reason", ""),
     )
 
 
@@ -491,8 +493,9 @@ def _commands(
 
     model, version = pinned
     name = tags.get("secateur.recipe", "")
-    again = ["secateur", "run", model, "--version", version, "--recipe", name, "--fresh"]
-    found = [("The whole job again, measured and trained anew", shlex.join(again))]
+    kind, of = ("sweep", name.partition(":")[0]) if ":" in name else ("recipe", name)
+    again = ["secateur", "sweep" if kind == "sweep" else "run", model, "--version", version, f"--{kind}", of, "--fresh"]
+    found = [(f"The whole {'sweep' if kind == 'sweep' else 'job'} again, measured and trained anew", shlex.join(again))]
     if len(files) == 2 and recipe.get("target"):
         fetch = [
             shlex.join(["mlflow", "artifacts", "download", "-u", one["uri"], "-d", of]) for of, one in files.items()
