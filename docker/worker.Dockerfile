@@ -12,7 +12,8 @@ ARG PIP_EXTRA_INDEX_URL
 ARG RUNTIME=onnxruntime
 WORKDIR /opt/secateur
 COPY docker/worker.txt ./
-RUN pip install --no-cache-dir -c requirements.lock -r worker.txt "${RUNTIME}" "apache-airflow==${AIRFLOW_VERSION}"
+RUN pip install --no-cache-dir -c requirements.lock -r worker.txt "${RUNTIME}" "apache-airflow==${AIRFLOW_VERSION}" \
+    && mkdir -m 0770 "${AIRFLOW_HOME}/scratch"
 HEALTHCHECK --interval=30s --timeout=30s --start-period=60s --retries=5 \
     CMD ["bash", "-c", "celery --app airflow.providers.celery.executors.celery_executor.app inspect ping --destination celery@$HOSTNAME"]
 CMD ["celery", "worker"]
