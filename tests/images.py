@@ -24,7 +24,7 @@ NAMES = sorted(path.name.partition(".")[0] for path in FOLDER.glob("*.Dockerfile
 AIRFLOW_ENVIRONMENT = "/home/airflow/.local"  # of the official image
 BUILT = {"secateur-airflow": "airflow"}  # images of ours that others start from
 
-_ROOTS = re.compile(r"(?<![\w./}])/(?=(?:opt|srv|home|wheels)\b)")
+_ROOTS = re.compile(r"(?<![\w./}])/(?=(?:home/airflow|opt/airflow|opt/secateur|srv/s3|wheels)\b)")  # of folders in our images
 _INSTALL = re.compile(r"(\S+/bin/)?pip install --no-cache-dir")
 _WHEEL = re.compile(r"pip wheel --no-cache-dir --no-deps --wheel-dir")
 _UV = Path(sys.executable).with_name("uv")
@@ -45,6 +45,10 @@ class Image:
     def rooted(self, text: str) -> str:
         """A text in which absolute paths lie below the root."""
         return _ROOTS.sub(f"{self.root}/", text)
+
+    def at(self, place: str) -> Path:
+        """Where a path of the image is, seen from its working folder."""
+        return self.root / Path(self.folder, place).relative_to("/")
 
     def run(self, *argv: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         """A command, with nothing in its environment but what the image gives and these variables."""
@@ -124,10 +128,10 @@ def _from(base: str, folder: Path) -> Image:
         (folder / "python" / "python").symlink_to(sys.executable)
         return image
     version = base.partition(":")[2].removeprefix("slim-").partition("-")[0]
-    home = image.rooted(AIRFLOW_ENVIRONMENT)
+    home = image.at(AIRFLOW_ENVIRONMENT)
     image.variables |= {
         "AIRFLOW_VERSION": version,
-        "AIRFLOW_HOME": image.rooted("/opt/airflow"),
+        "AIRFLOW_HOME": str(image.at("/opt/airflow")),
         "PATH": f"{home}/bin:{os.defpath}",
     }
     Path(image.variables["AIRFLOW_HOME"]).mkdir(parents=True)
@@ -140,7 +144,7 @@ def _from(base: str, folder: Path) -> Image:
 def _carry_out(image: Image, folder: Path, verb: str, rest: str) -> None:
     if verb == "WORKDIR":
         image.folder = rest
-        Path(image.rooted(rest)).mkdir(parents=True, exist_ok=True)
+        image.at(rest).mkdir(parents=True, exist_ok=True)
     elif verb == "COPY":
         _copy(image, folder, rest)
     elif verb == "RUN":
@@ -164,12 +168,13 @@ def _copy(image: Image, folder: Path, rest: str) -> None:
     words = rest.split()
     options = dict(word.removeprefix("--").split("=") for word in words if word.startswith("--"))
     *sources, place = [word for word in words if not word.startswith("--")]
-    goal = Path(image.rooted(place)) if place.startswith("/") else Path(image.rooted(image.folder)) / place
+    goal = image.at(place)
     for source in sources:
         start = folder / f"named-{options['from']}" / source.lstrip("/") if "from" in options else REPOSITORY / source
-        if start.is_dir():
-            unwanted = None if "from" in options else shutil.ignore_patterns("__pycache__")
-            shutil.copytree(start, goal, symlinks=True, ignore=unwanted, copy_function=os.link, dirs_exist_ok=True)
+        if start.is_dir() and "from" in options:
+            shutil.copytree(start, goal, symlinks=True, copy_function=os.link, dirs_exist_ok=True)
+        elif start.is_dir():
+            shutil.copytree(start, goal, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
         else:
             goal.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(start, goal / start.name if place.endswith("/") else goal)
@@ -183,7 +188,7 @@ def _mounted(image: Image, folder: Path, text: str) -> Iterator[str]:
         yield text
         return
     mount = dict(option.split("=") for option in flag.removeprefix("--mount=").split(","))
-    target = Path(image.rooted(mount["target"]))
+    target = image.at(mount["target"])
     target.symlink_to(folder / f"named-{mount['from']}" / mount["source"].lstrip("/"))
     try:
         yield rest
@@ -193,10 +198,11 @@ def _mounted(image: Image, folder: Path, text: str) -> Iterator[str]:
 
 def _shell(image: Image, text: str) -> None:
     """Run a line as an image's shell does, but for the programs that stand in for pip and for changes of owner."""
-    python = Path(shutil.which("python", path=image.variables["PATH"]) or sys.executable)
 
     def installing(found: re.Match[str]) -> str:
-        return f"{_UV} pip install -q --python {found[1] + 'python' if found[1] else python}"
+        python = f"{found[1]}python" if found[1] else shutil.which("python", path=image.variables["PATH"])
+        assert str(python).startswith(f"{image.root}/"), f"{text}: into the image, and nowhere else"
+        return f"{_UV} pip install -q --python {python}"
 
     text = _WHEEL.sub(f"{_UV} build -q --wheel --out-dir", image.rooted(text))
     text = _INSTALL.sub(installing, text).replace("install -d -o 50000 -g 0", "install -d")
@@ -207,7 +213,7 @@ def _shell(image: Image, text: str) -> None:
     done = subprocess.run(
         ["/bin/bash", "-euo", "pipefail", "-c", text],
         env={**outside, **image.variables, "HOME": outside.get("HOME", "/")},
-        cwd=image.rooted(image.folder) if image.folder != "/" else image.root,
+        cwd=image.at("."),
         capture_output=True,
         text=True,
         check=False,
