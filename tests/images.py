@@ -24,7 +24,9 @@ NAMES = sorted(path.name.partition(".")[0] for path in FOLDER.glob("*.Dockerfile
 AIRFLOW_ENVIRONMENT = "/home/airflow/.local"  # of the official image
 BUILT = {"secateur-airflow": "airflow"}  # images of ours that others start from
 
-_ROOTS = re.compile(r"(?<![\w./}])/(?=(?:home/airflow|opt/airflow|opt/secateur|srv/s3|wheels)\b)")  # of folders in our images
+_ROOTS = re.compile(
+    r"(?<![\w./}])/(?=(?:home/airflow|opt/airflow|opt/secateur|srv/s3|wheels)\b)"
+)  # of folders in our images
 _INSTALL = re.compile(r"(\S+/bin/)?pip install --no-cache-dir")
 _WHEEL = re.compile(r"pip wheel --no-cache-dir --no-deps --wheel-dir")
 _UV = Path(sys.executable).with_name("uv")
@@ -53,7 +55,13 @@ class Image:
     def run(self, *argv: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         """A command, with nothing in its environment but what the image gives and these variables."""
         return subprocess.run(
-            argv, env=self.variables | variables, cwd=self.root, capture_output=True, text=True, check=False, timeout=300
+            argv,
+            env=self.variables | variables,
+            cwd=self.root,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
         )
 
     def started(self, command: list[str] | None = None) -> tuple[list[str], list[str], str]:

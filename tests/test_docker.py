@@ -2,8 +2,6 @@
 
 import ast
 import contextlib
-import importlib.util
-import os
 import re
 import socket
 import subprocess
@@ -43,12 +41,12 @@ class Built:
     """Images that were asked for, each built once."""
 
     def __init__(self, folders: pytest.TempPathFactory) -> None:
-        self.folders, self.images = folders, {}  # type: ignore[var-annotated]
+        self.folders, self.images = folders, {}
 
     def __getitem__(self, name: str) -> Image:
         if name not in self.images:
             self.images[name] = images.build(name, self.folders.mktemp(name))
-        return self.images[name]  # type: ignore[no-any-return]
+        return self.images[name]
 
 
 @contextlib.contextmanager
@@ -99,10 +97,16 @@ def imported(*patterns: str) -> set[str]:
 def test_an_image_carries_what_it_needs_and_no_more(built: Built, name: str) -> None:
     there = {path.name for path in built[name].root.glob("**/site-packages/*")}
     assert there.isdisjoint(ABSENT[name])
-    versions = {path.name.removesuffix(".dist-info") for path in built[name].root.glob("**/*.dist-info")}
-    pairs = {re.sub(r"[-_.]+", "-", package).lower(): version for package, _, version in (v.partition("-") for v in versions)}
+    versions = {path.name.removesuffix(".dist-info") for path in built[name].root.glob("**/site-packages/*.dist-info")}
+    pairs = {
+        re.sub(r"[-_.]+", "-", package).lower(): version for package, _, version in (v.partition("-") for v in versions)
+    }
     own = {"secateur", "pip", "setuptools"}
-    off = {package: version for package, version in pairs.items() if package not in own and version.partition("+")[0] != locked(package)}
+    off = {
+        package: version
+        for package, version in pairs.items()
+        if package not in own and version.partition("+")[0] != locked(package)
+    }
     assert not off
 
 
@@ -245,11 +249,17 @@ def test_bases_are_pinned_and_those_of_one_kind_are_the_same() -> None:
     assert version
     python = next(base for base in bases if base.startswith("python:"))
     assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm", python)
-    assert bases == {python, f"apache/airflow:slim-{locked('apache-airflow')}-python3.11", f"secateur-airflow:{version[1]}"}
+    assert bases == {
+        python,
+        f"apache/airflow:slim-{locked('apache-airflow')}-python3.11",
+        f"secateur-airflow:{version[1]}",
+    }
 
 
 def test_every_line_that_installs_names_the_lock_or_nothing_but_what_is_there() -> None:
-    lines = [rest for name in NAMES for stage in stages(name) for verb, rest in stage if verb == "RUN" and "install" in rest]
+    lines = [
+        rest for name in NAMES for stage in stages(name) for verb, rest in stage if verb == "RUN" and "install" in rest
+    ]
     for step in (step for line in lines for step in re.split(" && ", line) if "pip install" in step):
         assert "-c requirements.lock" in step or "--no-deps" in step
         assert "index-url" not in step
@@ -261,14 +271,18 @@ def test_every_line_that_installs_names_the_lock_or_nothing_but_what_is_there() 
 def test_everything_that_is_copied_is_let_through() -> None:
     allowed = {line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = [
-        rest.split()[:-1] for name in NAMES for stage in stages(name) for verb, rest in stage if verb == "COPY" and "--from" not in rest
+        rest.split()[:-1]
+        for name in NAMES
+        for stage in stages(name)
+        for verb, rest in stage
+        if verb == "COPY" and "--from" not in rest
     ]
     assert {source.split("/")[0] for sources in copied for source in sources} <= allowed
 
 
-def composed() -> dict:  # type: ignore[type-arg]
-    return yaml.safe_load((FOLDER / "compose.yaml").read_text())  # type: ignore[no-any-return]
+def composed() -> dict:
+    return yaml.safe_load((FOLDER / "compose.yaml").read_text())
 
 
-def service(name: str) -> dict:  # type: ignore[type-arg]
-    return composed()["services"][name]  # type: ignore[no-any-return]
+def service(name: str) -> dict:
+    return composed()["services"][name]

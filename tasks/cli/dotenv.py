@@ -3,20 +3,26 @@
 import secrets
 from pathlib import Path
 
+from secateur.errors import InputError
 from tasks.cli import pieces
 
 _HEAD = """\
 # Written by `make env`: the secrets of docker/compose.yaml, and what its images are built from. Who can read it can read everything.
 # The databases keep the passwords that they were made with: a new file over old volumes locks everybody out.
 """
-
 _BUILD = "# The index of torch's builds for processors; empty: the build with GPU libraries.\nTORCH_INDEX=\n"
 
 
 def write(path: Path) -> bool:
-    """Write fresh random secrets that only the file's owner can read; False where the file is there already."""
+    """Write fresh random secrets that only the file's owner can read; False where the file is there already.
+
+    Raises:
+        InputError: the folder is missing.
+    """
     if path.exists():
         return False
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}; make it, or give another path.")
     pieces.write_private(path, _HEAD + "".join(f"{name}={value}\n" for name, value in _fresh().items()) + _BUILD)
     return True
 
