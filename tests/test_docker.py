@@ -192,16 +192,17 @@ def test_the_control_plane_reads_every_dag_places_steps_and_watches_the_registry
         "from airflow.dag_processing.dagbag import DagBag\n"
         "from airflow.policies import hookimpl\n"
         "from airflow.settings import get_policy_plugin_manager as policies\n"
-        "from tasks import airflow_policy, watch\n"
+        "from tasks import airflow_policy, placement, recipe, watch\n"
         "bag = DagBag()\n"
         "print(sorted(bag.dags), bag.import_errors, watch.pending())\n"
-        "print(airflow_policy.pod(__import__('tasks.placement').placement.load().bench, 'bench').kind)\n"
+        "print(placement.asked(placement.load(), 'baseline', recipe.load('digits')))\n"
         "assert any(p is airflow_policy for p in policies().get_plugins())\n"
     )
     done = built["airflow"].run("python", "-c", program, **prepared)
     assert done.returncode == 0, done.stderr[-2000:]
     dags = sorted(path.stem for path in (REPOSITORY / "dags").glob("*.py"))
     assert f"{dags} {{}} []" in done.stdout
+    assert "queue='bench'" in done.stdout
 
 
 @pytest.mark.slow
