@@ -174,6 +174,7 @@ def test_its_redis_asks_for_the_password_and_shows_it_nowhere(settings: dict[str
             process.terminate()
 
 
+@pytest.mark.slow
 def test_its_postgres_has_a_role_and_a_database_for_each(
     settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,12 +2,13 @@
 
 import ast
 import contextlib
+import functools
 import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import boto3
@@ -19,6 +20,9 @@ import yaml
 from botocore.exceptions import ClientError
 from images import FOLDER, NAMES, REPOSITORY, Image, locked, stages
 from services import LOOPBACK, Servers, free_ports
+
+pytestmark = pytest.mark.xdist_group("servers")  # an image is built once for all of its tests
+Built = Callable[[str], Image]
 
 ABSENT = {  # what an image must not carry
     "airflow": {"torch", "onnx", "onnxruntime"},
@@ -33,20 +37,9 @@ TO_BUILD = re.compile(r"apt|apk|gcc|g\+\+|build-essential|-dev\b|setuptools")
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> "Built":
-    return Built(tmp_path_factory)
-
-
-class Built:
-    """Images that were asked for, each built once."""
-
-    def __init__(self, folders: pytest.TempPathFactory) -> None:
-        self.folders, self.images = folders, {}
-
-    def __getitem__(self, name: str) -> Image:
-        if name not in self.images:
-            self.images[name] = images.build(name, self.folders.mktemp(name))
-        return self.images[name]
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Images by name, each built when it is first asked for."""
+    return functools.cache(lambda name: images.build(name, tmp_path_factory.mktemp(name)))
 
 
 @contextlib.contextmanager
@@ -95,9 +88,9 @@ def imported(*patterns: str) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_an_image_carries_what_it_needs_and_no_more(built: Built, name: str) -> None:
-    there = {path.name for path in built[name].root.glob("**/site-packages/*")}
+    there = {path.name for path in built(name).root.glob("**/site-packages/*")}
     assert there.isdisjoint(ABSENT[name])
-    versions = {path.name.removesuffix(".dist-info") for path in built[name].root.glob("**/site-packages/*.dist-info")}
+    versions = {path.name.removesuffix(".dist-info") for path in built(name).root.glob("**/site-packages/*.dist-info")}
     pairs = {
         re.sub(r"[-_.]+", "-", package).lower(): version for package, _, version in (v.partition("-") for v in versions)
     }
@@ -112,7 +105,7 @@ def test_an_image_carries_what_it_needs_and_no_more(built: Built, name: str) -> 
 
 @pytest.mark.slow
 def test_the_server_of_models_runs_on_what_its_image_installs(built: Built, servers: Servers) -> None:
-    with running(built["serve"], reached(servers)) as url:
+    with running(built("serve"), reached(servers)) as url:
         assert httpx.get(f"{url}/v2/health/live", trust_env=False).json() == {"live": True}
         assert httpx.get(f"{url}/metrics", trust_env=False).status_code == 200
 
@@ -120,13 +113,13 @@ def test_the_server_of_models_runs_on_what_its_image_installs(built: Built, serv
 @pytest.mark.slow
 def test_the_bucket_is_open_to_who_signs_and_to_no_other(built: Built) -> None:
     key, secret = "KEY" * 5, "secret" * 5
-    with running(built["s3"], {"RCLONE_AUTH_KEY": f'"{key},{secret}"'}) as url:
+    with running(built("s3"), {"RCLONE_AUTH_KEY": f'"{key},{secret}"'}) as url:
         remote = {"TYPE": "s3", "PROVIDER": "Other", "ENV_AUTH": "true", "ENDPOINT": url}
         command = service("bucket")["command"]
         variables = {f"RCLONE_CONFIG_S3_{name}": value for name, value in remote.items()}
         signed = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
         for _ in range(2):  # a second start finds it
-            made = built["s3"].run("rclone", *command, **variables, **signed)
+            made = built("s3").run("rclone", *command, **variables, **signed)
             assert made.returncode == 0, made.stderr
         client = boto3.client("s3", endpoint_url=url, aws_access_key_id=key, aws_secret_access_key=secret)
         assert [bucket["Name"] for bucket in client.list_buckets()["Buckets"]] == ["secateur"]
@@ -138,7 +131,7 @@ def test_the_bucket_is_open_to_who_signs_and_to_no_other(built: Built) -> None:
 @pytest.mark.slow
 def test_mlflow_keeps_its_entities_for_who_signs_in(built: Built, tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path}/mlflow.db"
-    image, upgrade = built["mlflow"], service("mlflow-database")["command"]
+    image, upgrade = built("mlflow"), service("mlflow-database")["command"]
     done = image.run("mlflow", *upgrade[:-1], database)
     assert done.returncode == 0, done.stderr[-2000:]
     (tmp_path / "mlflow.ini").write_text(re.sub("postgresql.*", database, (FOLDER / "mlflow.ini").read_text()))
@@ -170,14 +163,14 @@ def prepared(built: Built, servers: Servers, tmp_path_factory: pytest.TempPathFa
         "SECATEUR_PLACEMENT": str(FOLDER / "placement.yaml"),
         **{name: value for name, value in servers.items() if name.startswith(("AWS_", "MLFLOW_", "NO_", "no_"))},
     }
-    done = built["airflow"].run("bash", str(FOLDER / "prepare.sh"), AIRFLOW_ADMIN_PASSWORD="of the test", **variables)
+    done = built("airflow").run("bash", str(FOLDER / "prepare.sh"), AIRFLOW_ADMIN_PASSWORD="of the test", **variables)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return variables
 
 
 @pytest.mark.slow
 def test_airflow_lets_its_administrator_in_and_knows_the_pool(built: Built, prepared: dict[str, str]) -> None:
-    with running(built["airflow"], prepared) as url, httpx.Client(base_url=url, trust_env=False) as client:
+    with running(built("airflow"), prepared) as url, httpx.Client(base_url=url, trust_env=False) as client:
         assert client.post("/auth/token", json={"username": "admin", "password": "guessed"}).status_code == 401
         token = client.post("/auth/token", json={"username": "admin", "password": "of the test"}).json()["access_token"]
         pools = client.get("/api/v2/pools", headers={"Authorization": f"Bearer {token}"}).json()["pools"]
@@ -198,7 +191,7 @@ def test_the_control_plane_reads_every_dag_places_steps_and_watches_the_registry
         "print(placement.asked(placement.load(), 'baseline', recipe.load('digits')))\n"
         "assert any(p is airflow_policy for p in policies().get_plugins())\n"
     )
-    done = built["airflow"].run("python", "-c", program, **prepared)
+    done = built("airflow").run("python", "-c", program, **prepared)
     assert done.returncode == 0, done.stderr[-2000:]
     dags = sorted(path.stem for path in (REPOSITORY / "dags").glob("*.py"))
     assert f"{dags} {{}} []" in done.stdout
@@ -207,7 +200,7 @@ def test_the_control_plane_reads_every_dag_places_steps_and_watches_the_registry
 
 @pytest.mark.slow
 def test_a_worker_joins_its_queue_and_can_import_whatever_steps_import(built: Built, tmp_path: Path) -> None:
-    image = built["worker"]
+    image = built("worker")
     names = imported("dags/*.py", "tasks/*.py", "tasks/[!s]*/*.py", "tasks/sections/*.py", "secateur/**/*.py")
     assert {"torch", "onnxruntime", "mlflow", "kubernetes.client"} < names
     program = f"import importlib\nfor name in {sorted(names)!r}: importlib.import_module(name)"
