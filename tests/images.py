@@ -24,9 +24,8 @@ NAMES = sorted(path.name.partition(".")[0] for path in FOLDER.glob("*.Dockerfile
 AIRFLOW_ENVIRONMENT = "/home/airflow/.local"  # of the official image
 BUILT = {"secateur-airflow": "airflow"}  # images of ours that others start from
 
-_ROOTS = re.compile(
-    r"(?<![\w./}])/(?=(?:home/airflow|opt/airflow|opt/secateur|srv/s3|wheels)\b)"
-)  # of folders in our images
+# before the folders of our images
+_ROOTS = re.compile(r"(?<![\w./}])/(?=(?:home/airflow|opt/airflow|opt/secateur|srv/s3|wheels)\b)")
 _INSTALL = re.compile(r"(\S+/bin/)?pip install --no-cache-dir")
 _WHEEL = re.compile(r"pip wheel --no-cache-dir --no-deps --wheel-dir")
 _UV = Path(sys.executable).with_name("uv")
@@ -45,7 +44,7 @@ class Image:
     port: str = ""
 
     def rooted(self, text: str) -> str:
-        """A text in which absolute paths lie below the root."""
+        """A text of the image, in which its folders lie below the root."""
         return _ROOTS.sub(f"{self.root}/", text)
 
     def at(self, place: str) -> Path:
@@ -124,6 +123,7 @@ def build(name: str, folder: Path) -> Image:
 
 
 def _from(base: str, folder: Path) -> Image:
+    """An image as its base leaves it."""
     built = BUILT.get(base.partition(":")[0])
     if built:
         return build(built, folder)
@@ -157,7 +157,7 @@ def _carry_out(image: Image, folder: Path, verb: str, rest: str) -> None:
         _copy(image, folder, rest)
     elif verb == "RUN":
         with _mounted(image, folder, rest) as text:
-            _shell(image, text)
+            _shell(image, image.rooted(text))
     elif verb in ("ENV", "ARG"):
         for word in shlex.split(rest):
             name, given, value = word.partition("=")
@@ -212,7 +212,7 @@ def _shell(image: Image, text: str) -> None:
         assert str(python).startswith(f"{image.root}/"), f"{text}: into the image, and nowhere else"
         return f"{_UV} pip install -q --python {python}"
 
-    text = _WHEEL.sub(f"{_UV} build -q --wheel --out-dir", image.rooted(text))
+    text = _WHEEL.sub(f"{_UV} build -q --wheel --out-dir", text)
     text = _INSTALL.sub(installing, text).replace("install -d -o 50000 -g 0", "install -d")
     # how this machine reaches its packages is its own affair; what it has installed is not to be seen
     outside = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
