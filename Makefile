@@ -19,7 +19,7 @@ UV_ENV = $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(subst $(space),$(comma),$(strip
 TOGETHER := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow up down lint audit sbom bench-overhead bench-engine bench-recovery bench-accuracy bench-scale bench-ab bench-predict bench-speed bench-registry bench-gate bench-monitor
+.PHONY: help run test test-slow up down env lint audit sbom bench-overhead bench-engine bench-recovery bench-accuracy bench-scale bench-ab bench-predict bench-speed bench-registry bench-gate bench-monitor
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -33,6 +33,9 @@ up: $(STAMP) ## Start the local stack: Airflow, MLflow, S3; prints their address
 down: $(STAMP) ## Stop the local stack; its data stays in .stack
 	@$(BIN)/secateur down
 
+env: $(STAMP) ## Write fresh secrets for docker/compose.yaml to docker/.env, unless it is there
+	@$(BIN)/secateur env docker/.env
+
 test: $(STAMP) ## Run the tests, but for the slow ones
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not alone" $(TOGETHER)
 	@$(BIN)/python -m pytest -q -m "alone and not slow"
@@ -41,10 +44,11 @@ test-slow: $(STAMP) ## Run the slow tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not alone" $(TOGETHER)
 	@$(BIN)/python -m pytest -q -m "slow and alone"
 
-lint: $(STAMP) ## Check format, lint and types
+lint: $(STAMP) ## Check format, lint, types and Dockerfiles
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/hadolint docker/*.Dockerfile
 
 # Of what it cannot look up, the auditor would say nothing without --strict.
 audit: ## Compare the lock file with the known advisories; asks the network, so no part of the tests

@@ -25,4 +25,4 @@ EXPOSE 8500
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
     CMD ["python", "-c", "import httpx; httpx.get('http://127.0.0.1:8500/v2/health/live', trust_env=False).raise_for_status()"]
 # all addresses of the container, of which only what `-p` names can be reached
-ENTRYPOINT ["secateur", "serve", "--host", "0.0.0.0"]
+ENTRYPOINT ["secateur", "serve", "--host", "0.0.0.0", "--port", "8500"]

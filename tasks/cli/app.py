@@ -19,6 +19,7 @@ from tasks.cli import (
     airflow_api,
     bar,
     decoders,
+    dotenv,
     files,
     follow,
     loading,
@@ -465,6 +466,12 @@ def pools() -> None:
         for name, description in placement.load().pools.items()
     }
     print(json.dumps(found, indent=2))
+
+
+@app.command("env")
+def write_env(path: Annotated[Path, typer.Argument(help="Where it goes, such as docker/.env.")]) -> None:
+    """Write fresh secrets for docker/compose.yaml; a file that is there already stays as it is."""
+    typer.echo(f"Written: {path}" if dotenv.write(path) else f"{path} is there already; it stays as it is.")
 
 
 @app.command()

@@ -115,7 +115,14 @@ def credentials(folder: Path) -> Credentials:
     path = folder / "credentials.json"
     if path.is_file():
         return Credentials(**json.loads(path.read_text()))
-    made = Credentials(
+    made = new_credentials()
+    write_private(path, json.dumps(asdict(made), indent=2))
+    return made
+
+
+def new_credentials() -> Credentials:
+    """Fresh random secrets."""
+    return Credentials(
         s3_key=secrets.token_hex(10).upper(),
         s3_secret=secrets.token_hex(20),
         airflow_password=secrets.token_urlsafe(12),
@@ -123,8 +130,6 @@ def credentials(folder: Path) -> Credentials:
         airflow_jwt_secret=secrets.token_hex(32),
         airflow_fernet_key=urlsafe_b64encode(secrets.token_bytes(32)).decode(),
     )
-    write_private(path, json.dumps(asdict(made), indent=2))
-    return made
 
 
 def client_environment(stack: Stack) -> dict[str, str]:
