@@ -132,6 +132,11 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- toYaml $place }}
 {{- end }}
 
+{{/* A target with what it does not say of cpus, memoryGb and gpus: that of the bench. */}}
+{{- define "secateur.target" -}}
+{{- toYaml (merge (deepCopy (index . 1)) (pick (index . 0).Values.steps.bench "cpus" "memoryGb" "gpus")) }}
+{{- end }}
+
 {{/* MLflow's database, without the password: that is PGPASSWORD's. */}}
 {{- define "secateur.mlflowDatabase" -}}
 {{- $database := .Values.mlflow.database -}}
