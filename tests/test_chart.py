@@ -59,20 +59,20 @@ THEIRS = {"mlflow": {"enabled": False, "uri": "https://mlflow.example", "secretN
 BARE = {"serving": {"enabled": False, "secretName": ""}, "networkPolicies": {"enabled": False}}
 
 # what `airflow:` sets, by the names of the official chart 1.22.0's own values.yaml; below them is Kubernetes' or free
-OFFICIAL = """
-airflowVersion apiSecretKeySecretName config createUserJob.enabled data.brokerUrlSecretName data.metadataSecretName executor extraEnv
-extraEnvFrom fernetKeySecretName images.airflow.repository images.airflow.tag images.pod_template.repository images.pod_template.tag
-jwtSecretName migrateDatabaseJob.serviceAccount.automountServiceAccountToken postgresql.enabled redis.enabled securityContexts.containers
-securityContexts.pod useStandardNaming volumeMounts volumes
-apiServer.extraVolumeMounts apiServer.extraVolumes apiServer.podDisruptionBudget.enabled apiServer.resources
-dagProcessor.extraVolumeMounts dagProcessor.extraVolumes dagProcessor.resources dagProcessor.serviceAccount.automountServiceAccountToken
-scheduler.extraVolumeMounts scheduler.extraVolumes scheduler.podDisruptionBudget.enabled scheduler.resources
-statsd.resources statsd.securityContexts.container statsd.securityContexts.pod statsd.serviceAccount.automountServiceAccountToken
-triggerer.extraVolumeMounts triggerer.extraVolumes triggerer.persistence.enabled triggerer.resources
-triggerer.serviceAccount.automountServiceAccountToken
-workers.celery.enableDefault workers.kubernetes.extraVolumeMounts workers.kubernetes.extraVolumes workers.kubernetes.serviceAccount.create
+OFFICIAL = yaml.safe_load("""[
+airflowVersion, apiSecretKeySecretName, config, createUserJob.enabled, data.brokerUrlSecretName, data.metadataSecretName, executor, extraEnv,
+extraEnvFrom, fernetKeySecretName, images.airflow.repository, images.airflow.tag, images.pod_template.repository, images.pod_template.tag,
+jwtSecretName, migrateDatabaseJob.serviceAccount.automountServiceAccountToken, postgresql.enabled, redis.enabled, securityContexts.containers,
+securityContexts.pod, useStandardNaming, volumeMounts, volumes,
+apiServer.extraVolumeMounts, apiServer.extraVolumes, apiServer.podDisruptionBudget.enabled, apiServer.resources,
+dagProcessor.extraVolumeMounts, dagProcessor.extraVolumes, dagProcessor.resources, dagProcessor.serviceAccount.automountServiceAccountToken,
+scheduler.extraVolumeMounts, scheduler.extraVolumes, scheduler.podDisruptionBudget.enabled, scheduler.resources,
+statsd.resources, statsd.securityContexts.container, statsd.securityContexts.pod, statsd.serviceAccount.automountServiceAccountToken,
+triggerer.extraVolumeMounts, triggerer.extraVolumes, triggerer.persistence.enabled, triggerer.resources,
+triggerer.serviceAccount.automountServiceAccountToken,
+workers.celery.enableDefault, workers.kubernetes.extraVolumeMounts, workers.kubernetes.extraVolumes, workers.kubernetes.serviceAccount.create,
 workers.kubernetes.serviceAccount.name
-""".split()
+]""")
 
 Values = dict[str, Any]
 Object = dict[str, Any]
