@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 UV_VERSION := 0.13.9
+AUDIT_VERSION := 2.10.1
+SBOM ?= build/secateur.cdx.json
 
 # uv reads its own variable, with commas; where pip is told to look for wheels, uv shall look too.
 comma := ,
@@ -17,7 +19,7 @@ UV_ENV = $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(subst $(space),$(comma),$(strip
 TOGETHER := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow up down lint bench-overhead bench-engine bench-recovery bench-accuracy bench-scale bench-ab bench-predict bench-speed bench-registry bench-gate bench-monitor
+.PHONY: help run test test-slow up down lint audit sbom bench-overhead bench-engine bench-recovery bench-accuracy bench-scale bench-ab bench-predict bench-speed bench-registry bench-gate bench-monitor
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -43,6 +45,17 @@ lint: $(STAMP) ## Check format, lint and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+# Of what it cannot look up, the auditor would say nothing without --strict.
+audit: ## Compare the lock file with the known advisories; asks the network, so no part of the tests
+	@$(PYTHON) -m venv --clear build/audit
+	@build/audit/bin/pip install -q pip-audit==$(AUDIT_VERSION) \
+		&& build/audit/bin/pip-audit -r requirements.lock --disable-pip --no-deps --strict --progress-spinner off \
+		|| { echo "The audit did not end well: an advisory is said above, or what could not be looked up, for which it needs the network."; exit 1; }
+
+sbom: $(STAMP) ## List what the lock file holds, as CycloneDX, the same bytes every time, into build; SBOM=<file> goes elsewhere
+	@mkdir -p $(dir $(SBOM))
+	@$(BIN)/python -W ignore -m cyclonedx_py requirements requirements.lock --pyproject pyproject.toml --output-reproducible -o $(SBOM)
 
 bench-overhead: $(STAMP) ## Work against overhead per step of the last run on the running stack; RUN=<id> picks another
 	@$(BIN)/python benchmarks/overhead.py $(if $(RUN),--run "$(RUN)",)

@@ -1,21 +1,12 @@
 """The DAG `monitor_model`: watches what serves, hourly, and steps back to the dense model. Wiring only; see `tasks/monitoring/`."""
 
-from airflow.sdk import Param, dag
+from airflow.sdk import dag
 
-from tasks.airflow_glue import MODEL_PATTERN, Notifier, approval, each, start_run, step
+from tasks import airflow_params
+from tasks.airflow_glue import Notifier, approval, each, start_run, step
 from tasks.monitoring import act, look
 from tasks.monitoring.look import Look
 from tasks.references import Answer
-
-PARAMS = {
-    "model": Param(
-        None,
-        type=["null", "string"],
-        title="Model",
-        description="Name of the source model, such as `digits-cnn`; empty: every model of which something serves.",
-        pattern=MODEL_PATTERN,
-    ),
-}
 
 
 def models(model: str) -> list[str]:
@@ -40,7 +31,7 @@ def tell(looks: list[Look] | None, done: list[str] | None) -> list[str]:
     schedule="@hourly",
     catchup=False,
     max_active_runs=1,  # two at once would look at the same hours
-    params=PARAMS,
+    params=airflow_params.MONITOR,
     on_failure_callback=Notifier("monitor_model {{ run_id }} failed: what serves was not looked at"),
     tags=["secateur"],
     dag_display_name="Monitor what serves",

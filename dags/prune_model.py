@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from airflow.sdk import Param, chain, dag, task_group
+from airflow.sdk import chain, dag, task_group
 
 from tasks import (
+    airflow_params,
     ask,
     baseline,
     cut,
@@ -20,38 +21,10 @@ from tasks import (
     validate,
     validate_on,
 )
-from tasks.airflow_glue import MODEL_PATTERN, approval, each, linked, step
+from tasks.airflow_glue import approval, each, linked, step
 from tasks.placement import BENCH
 
 MAX_CYCLES = 5
-
-PARAMS = {
-    "model": Param(
-        type="string",
-        title="Model",
-        description="Name of the registered model in MLflow, such as `digits-cnn`.",
-        pattern=MODEL_PATTERN,
-    ),
-    "version": Param(
-        "latest",
-        type="string",
-        title="Version",
-        description="Version of the registered model: a number, or `latest`.",
-        pattern=r"^([1-9][0-9]{0,8}|latest)$(?!\n)",
-    ),
-    "recipe": Param(
-        type="string",
-        title="Recipe",
-        description="Name of the recipe, a file `<name>.yaml` in the recipes folder: the goal, the budget and the gate.",
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$(?!\n)",
-    ),
-    "fresh": Param(
-        False,
-        type="boolean",
-        title="Fresh",
-        description="Do every step again, also those whose result an earlier run with the same inputs left in MLflow.",
-    ),
-}
 
 
 def one_cycle(number: int, pinned: Any, base: Any, schedule: Any, previous: Any) -> Any:
@@ -66,7 +39,7 @@ def one_cycle(number: int, pinned: Any, base: Any, schedule: Any, previous: Any)
     return cycle()
 
 
-@dag(schedule=None, catchup=False, params=PARAMS, tags=["secateur"], dag_display_name="Prune a model")
+@dag(schedule=None, catchup=False, params=airflow_params.PRUNE, tags=["secateur"], dag_display_name="Prune a model")
 def prune_model() -> None:
     """
     ### Prune a registered model, prove that it is still good, promote it
@@ -79,7 +52,13 @@ def prune_model() -> None:
     run with a page of it, linked from its task. Everything is in MLflow, under the experiment of the source model.
     """
     pinned = step(resolve.run)(
-        "{{ params.model }}", "{{ params.version }}", "{{ params.recipe }}", "{{ params.fresh }}", "{{ run_id }}"
+        "{{ params.model }}",
+        "{{ params.version }}",
+        "{{ params.recipe }}",
+        "{{ params.fresh }}",
+        "{{ run_id }}",
+        "{{ params.trial }}",
+        "{{ params.sweep_run or '' }}",
     )
     base = step(baseline.run, pool=BENCH)(pinned)
     schedule = step(plan.run)(pinned, base)

@@ -1,34 +1,18 @@
 """The DAG `rollback_model`: serve an earlier version again. Wiring only; the step is in `tasks/rollback.py`."""
 
-from airflow.sdk import Param, dag
+from airflow.sdk import dag
 
-from tasks import rollback
-from tasks.airflow_glue import MODEL_PATTERN, step
-
-PARAMS = {
-    "model": Param(
-        type="string",
-        title="Model",
-        description="Name of the source model, such as `digits-cnn`; its deployable versions are those of `<model>-onnx`.",
-        pattern=MODEL_PATTERN,
-    ),
-    "to": Param(
-        "previous",
-        type="string",
-        title="To",
-        description="Version of `<model>-onnx` that shall serve: a number, `previous` (the last that served before), or `dense`.",
-        pattern=r"^([1-9][0-9]{0,8}|previous|dense)$(?!\n)",
-    ),
-    "reason": Param(
-        type="string", title="Reason", description="Why; it is kept in the promotion journal.", minLength=1
-    ),
-    "who": Param(
-        None, type=["null", "string"], title="Who", description="Who asks for it; empty: the user who triggers the run."
-    ),
-}
+from tasks import airflow_params, rollback
+from tasks.airflow_glue import step
 
 
-@dag(schedule=None, catchup=False, params=PARAMS, tags=["secateur"], dag_display_name="Roll a model back")
+@dag(
+    schedule=None,
+    catchup=False,
+    params=airflow_params.ROLLBACK,
+    tags=["secateur"],
+    dag_display_name="Roll a model back",
+)
 def rollback_model() -> None:
     """
     ### Serve an earlier version of a model again

@@ -23,6 +23,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from secateur.errors import InputError
 
 LINEAGE = "secateur.json"
+LINEAGE_SCHEMA = 1  # of that record; one more whenever an older release would read one wrongly
 # what torch.export.save writes; anything else (compiled code, custom objects) is refused before torch opens the file
 _RECORD = re.compile(
     r"models/[^/]+\.json|extra/.+|archive_format|archive_version|byteorder|\.data/\w+|\.format_version"
@@ -126,15 +127,27 @@ def _is_plain_tensors(content: bytes) -> bool:
 
 def save(program: ExportedProgram, path: str | Path, lineage: Mapping[str, Any] | None = None) -> None:
     """Write a program, with where it came from as a JSON record inside the file."""
-    extra = {LINEAGE: json.dumps(lineage or {}, sort_keys=True)}
+    record = {"schema": LINEAGE_SCHEMA, **lineage} if lineage else {}
+    extra = {LINEAGE: json.dumps(record, sort_keys=True)}
     torch.export.save(program, path, extra_files=extra)
 
 
 def lineage(path: str | Path) -> dict[str, Any]:
-    """The lineage record of a file that `save` wrote; empty for others."""
+    """The lineage record of a file that `save` wrote; empty for others.
+
+    Raises:
+        InputError: a later release wrote it.
+    """
     with zipfile.ZipFile(path) as archive:
         name = next((n for n in archive.namelist() if n.endswith(f"/extra/{LINEAGE}")), None)
-        return json.loads(archive.read(name)) if name else {}
+        record = json.loads(archive.read(name)) if name else {}
+    schema = record.pop("schema", LINEAGE_SCHEMA)
+    if schema > LINEAGE_SCHEMA:
+        raise InputError(
+            f"{Path(path).name}: expected a lineage of schema {LINEAGE_SCHEMA} at most, got {schema}; a later release of Secateur cut "
+            "this program: upgrade this one"
+        )
+    return record
 
 
 def descend(lineage: Mapping[str, Any], parent: str, cut: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseNotifier, BaseOperatorLink, Param, RetryPolicy, task
+from airflow.sdk import BaseNotifier, BaseOperator, BaseOperatorLink, Param, RetryPolicy, task
 from airflow.sdk.definitions.retry_policy import RetryDecision
 from airflow.sdk.exceptions import AirflowSkipException
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
-from secateur.errors import NothingToDo
+from secateur.errors import InputError, NothingToDo
+from tasks import references
 from tasks.faults import is_io_fault
 
 if TYPE_CHECKING:
@@ -29,12 +30,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("secateur.step")
 
-# What a registered model may be called, as a param's pattern: Python's $ alone would let a line break follow.
-MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,194}$(?!\n)"
-
 RETRIES = 3
 FIRST_DELAY = timedelta(seconds=5)
 LONGEST_DELAY = timedelta(minutes=2)
+LOOK_SECONDS = 5.0  # between two looks at whether a run has ended
 RING_AGAIN = 60.0  # seconds after which versions that still wait are told once more
 _LOGGED_CHARACTERS = 500
 
@@ -77,6 +76,7 @@ def step(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         "doc_md": function.__doc__,
         "multiple_outputs": False,
         "show_return_value_in_logs": False,  # `call` logs it, in one line of bounded length
+        "on_failure_callback": _tell_sweep,
     }
     return typing.cast(Callable[..., Any], task(**{**settings, **_retried(), **options})(run))
 
@@ -90,6 +90,58 @@ def each(
     """
     options = {"pool": pool} if pool else {}
     return typing.cast(Any, step(function, **options)).partial(**(given or {})).expand(**values)
+
+
+def _tell_sweep(context: Any) -> None:
+    """A run that is a part of a sweep leaves the reason of its failure there, where alone other tasks can read it."""
+    conf = context["dag_run"].conf or {}
+    if sweep_run := conf.get("sweep_run"):
+        from tasks import sweep
+
+        error = context.get("exception")
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        sweep.note_failure(sweep_run, conf["recipe"], f"{context['ti'].task_id}: {kind}{error}")
+
+
+def runs(task_id: str, dag: str, starts: Any, at_once: int) -> Any:
+    """A run of another DAG for each of these (`tasks.references.Start`), so many at once at most; gives how they ended.
+
+    Meanwhile no worker waits: the triggerer looks. A run that failed is an answer, not a failure.
+    """
+    wanted = _Run.partial(task_id=task_id, trigger_dag_id=dag, max_active_tis_per_dagrun=at_once, **_retried())
+    return wanted.expand_kwargs(starts).output
+
+
+class _Run(BaseOperator):
+    """A run of another DAG, started and waited for. Tried again it finds its run; cleared, it has one that failed go on.
+
+    Airflow's `TriggerDagRunOperator` fails where the run exists, or clears it whatever it is doing.
+    """
+
+    def __init__(self, *, trigger_dag_id: str, run_id: str, conf: Mapping[str, Any], **options: Any) -> None:
+        super().__init__(**options)
+        self.trigger_dag_id, self.run_id, self.conf = trigger_dag_id, run_id, conf
+
+    def execute(self, context: Any) -> None:
+        """Start it, unless it is there, and sleep until it has ended."""
+        from airflow.providers.standard.triggers.external_task import DagStateTrigger
+        from airflow.utils.state import DagRunState
+
+        del context  # Airflow's signature
+        if not start_run(self.trigger_dag_id, self.run_id, self.conf):
+            _go_on(self.trigger_dag_id, self.run_id)
+        states = [DagRunState.SUCCESS, DagRunState.FAILED]
+        self.defer(
+            trigger=DagStateTrigger(
+                self.trigger_dag_id, states=states, run_ids=[self.run_id], poll_interval=LOOK_SECONDS
+            ),
+            method_name="ended",
+        )
+
+    def ended(self, context: Any, event: tuple[str, Mapping[str, Any]]) -> dict[str, str]:
+        """How it ended (`tasks.references.Ended`)."""
+        del context
+        return {"run_id": self.run_id, "state": str(event[1][self.run_id])}
 
 
 def _retried() -> dict[str, Any]:
@@ -225,6 +277,16 @@ def start_run(dag: str, run_id: str, conf: Mapping[str, Any]) -> bool:
     raise AirflowRuntimeError(answer)
 
 
+def _go_on(dag: str, run_id: str) -> None:
+    """Clear a run that failed: its steps remember what they did."""
+    from airflow.sdk.execution_time.comms import DagRunStateResult, GetDagRunState, TriggerDagRun
+    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+    found = SUPERVISOR_COMMS.send(GetDagRunState(dag_id=dag, run_id=run_id))
+    if isinstance(found, DagRunStateResult) and found.state == "failed":
+        SUPERVISOR_COMMS.send(TriggerDagRun(dag_id=dag, run_id=run_id, reset_dag_run=True))
+
+
 def linked(result: Any, name: str) -> Any:
     """Let the task that gives `result` carry a button of this name, which leads to the `address` in what it returned."""
     result.operator.operator_extra_links = (_Link(name),)
@@ -248,14 +310,18 @@ class _Link(BaseOperatorLink):
 
 
 def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a step with values from XCom; return what goes into XCom."""
+    """Call a step with values from XCom; return what goes into XCom.
+
+    Raises:
+        InputError: a value is of another release, and this one cannot read it.
+    """
     import inspect
 
     from pydantic import TypeAdapter
 
     hints = typing.get_type_hints(function)
     bound = inspect.signature(function).bind(*args, **kwargs)
-    given = {name: TypeAdapter(hints[name]).validate_python(_listed(value)) for name, value in bound.arguments.items()}
+    given = {name: references.read(hints[name], _listed(value), name) for name, value in bound.arguments.items()}
     try:
         result = function(**given)
     except NothingToDo as reason:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from airflow import settings
 from airflow.policies import hookimpl
 
+from tasks.preload import preload
+
 if TYPE_CHECKING:
     from tasks.placement import Place
 
@@ -19,6 +21,8 @@ DAG = "prune_model"
 CONTAINER = "base"  # Airflow's name of the one that runs the task
 
 log = logging.getLogger("secateur.placement")
+
+preload()
 
 # Airflow 3.3 asks a plugin's policy of every new task instance only where there is a local settings file as well.
 settings.task_instance_mutation_hook.is_noop = False  # type: ignore[attr-defined]

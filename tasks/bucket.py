@@ -5,7 +5,8 @@
 
 Credentials and endpoint come from the environment, as boto3 reads them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3, ...);
 SECATEUR_BUCKET is the place, SECATEUR_BUCKET_OPTIONS what every object is stored with, such as
-`{"ServerSideEncryption": "aws:kms", "ACL": "bucket-owner-full-control"}`.
+`{"ServerSideEncryption": "aws:kms", "ACL": "bucket-owner-full-control"}`. A server that knows no checksums of S3's takes
+AWS_REQUEST_CHECKSUM_CALCULATION=when_required; what is published is read back and compared all the same.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.errors import InputError
 from tasks import tracking
+from tasks.faults import is_io_fault
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -34,6 +36,21 @@ class IncompleteError(OSError):
 
 
 _ABSENT = ("NoSuchKey", "404")
+_PROBE = ".secateur-probe"  # an object that says nothing; it stays, where all of them write the same
+_REFUSALS = {  # S3's own codes, as what was expected and what to do next
+    "NoSuchBucket": ("a bucket that exists", "create it, or correct the variable"),
+    "InvalidBucketName": ("a bucket's name", "correct it"),
+    "AccessDenied": ("to read and write there", "give our key s3:GetObject, s3:PutObject and s3:ListBucket"),
+    "InvalidAccessKeyId": ("a key that S3 knows", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    "SignatureDoesNotMatch": ("the secret of our key", "set AWS_SECRET_ACCESS_KEY to that of AWS_ACCESS_KEY_ID"),
+    "RequestTimeTooSkewed": ("a clock that goes with S3's", "let NTP set this machine's"),
+    "AuthorizationHeaderMalformed": ("the bucket's region", "set AWS_DEFAULT_REGION to it"),
+    "PermanentRedirect": ("the bucket's region", "set AWS_DEFAULT_REGION to it"),
+    "MissingContentLength": (
+        "a server that takes checksums after the content",
+        "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required for one that does not",
+    ),
+}
 _OPTIONS = ("ACL", "BucketKeyEnabled", "SSEKMSEncryptionContext", "SSEKMSKeyId", "ServerSideEncryption", "StorageClass")
 _TRITON_TYPES = {
     **{"float16": "FP16", "float": "FP32", "double": "FP64", "bfloat16": "BF16", "bool": "BOOL", "string": "STRING"},
@@ -102,6 +119,57 @@ def _stored_with() -> dict[str, Any]:
     return options
 
 
+def check() -> None:
+    """Write a small object as versions are written, and read it back.
+
+    Raises:
+        InputError: there is no such bucket, it refuses us, or gives back other bytes than were written.
+        OSError: S3 does not answer; worth a retry.
+    """
+    from botocore.exceptions import ClientError, NoCredentialsError, ParamValidationError, PartialCredentialsError
+
+    bucket, key = _key(_PROBE)
+    place = f"SECATEUR_BUCKET: s3://{bucket}/{key.removesuffix(_PROBE)}".rstrip("/")
+    try:
+        _s3_small().put_object(Bucket=bucket, Key=key, Body=_PROBE.encode(), **_stored_with(), **_checked())
+        found = _read(_PROBE)
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise InputError(
+            "AWS_ACCESS_KEY_ID: expected credentials for the bucket, found none; set it and AWS_SECRET_ACCESS_KEY"
+        ) from error
+    except ParamValidationError as error:
+        raise InputError(f"{place}: expected a bucket's name; correct it") from error
+    except ClientError as error:
+        if is_io_fault(error):
+            raise
+        code = error.response["Error"]["Code"]
+        said = error.response["Error"].get("Message", "")
+        expected, next_ = _REFUSALS.get(code, ("to read and write there", "S3's documentation explains the code"))
+        raise InputError(f"{place}: expected {expected}, S3 answered {code} ({said[:200]}); {next_}") from error
+    if found != _PROBE.encode():
+        raise InputError(f"{place}: expected to read what was written, got something else; see what rewrites it there")
+
+
+def deletes() -> bool:
+    """Whether we may delete in the bucket, tried on an object of no use."""
+    from botocore.exceptions import ClientError
+
+    bucket, key = _key(f"{_PROBE}-deleted")
+    try:
+        _s3_small().put_object(Bucket=bucket, Key=key, Body=b"", **_stored_with())
+        _s3_small().delete_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if is_io_fault(error):
+            raise
+        return False
+    return True
+
+
+def endpoint() -> str:
+    """The address that S3 is asked at."""
+    return str(_s3_small().meta.endpoint_url)
+
+
 def uri_of(model: str, version: str) -> str:
     """The s3:// address of a version's file."""
     return "s3://{}/{}".format(*_key(model, version, "model.onnx"))
@@ -158,7 +226,13 @@ def upload(local: Path, *parts: str) -> str:
 
 def _upload(local: Path, uri: str) -> None:
     bucket, key = _place(uri)
-    _s3().upload_file(str(local), bucket, key, ExtraArgs={**_stored_with(), "ChecksumAlgorithm": "SHA256"})
+    _s3().upload_file(str(local), bucket, key, ExtraArgs={**_stored_with(), **_checked()})
+
+
+def _checked() -> dict[str, Any]:
+    """By what S3 checks that it got a file right; nothing where the environment says that this server cannot."""
+    plain = os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "").lower() == "when_required"
+    return {} if plain else {"ChecksumAlgorithm": "SHA256"}
 
 
 def published(model: str, version: str) -> str | None:

@@ -11,7 +11,7 @@ from secateur.errors import NothingRemovedError, NothingToDo
 from tasks import goals, methods, placement, sparse_learning, tracking
 from tasks.methods import Made, Work
 from tasks.recipe import COUNTED, Recipe
-from tasks.references import Baseline, Cut, Cycle, Figures, Pinned, Plan
+from tasks.references import Baseline, Cut, Cycle, Figures, Pinned, Plan, Selected
 
 if TYPE_CHECKING:
     from secateur.aiming import Shot
@@ -31,6 +31,8 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
     recipe = Recipe.model_validate(pinned.recipe)
     placement.check_here(recipe.target.name)
     _stop_early(recipe, baseline.figures, plan, cycle, previous, pinned.metric)
+    if pinned.begun:
+        return _as_it_was_left(pinned)
     from secateur import program as programs
     from secateur.pruning import Report
     from tasks import figures
@@ -76,6 +78,22 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycle: int, previous: Cy
         ]
         tracking.put_json(run_id, "cut/widths.json", widths)
     return Cut(cycle, run_id, file, 1 - counted.weights / baseline.figures.weights)
+
+
+def _as_it_was_left(pinned: Pinned) -> Cut:
+    """Nothing is cut where the rung before has come to the goal: its program, with what was cut of it until then."""
+    before = tracking.recalled(pinned.begun, "select", Selected)
+    assert before, "the plan has seen it"
+    assert before.cycle, "nor has a plan cycles that had none before"
+    run_id = tracking.child_run(pinned, "cycle 1", 1)
+    widths: dict[str, dict] = {}
+    for number in range(1, before.cycle.cycle + 1):
+        cut = tracking.recalled(pinned.begun, f"cut_{number}", Cut)
+        for axis in (tracking.get_json(cut.run_id, "cut/widths.json") or ()) if cut else ():
+            first = widths.get(axis["name"], axis)
+            widths[axis["name"]] = {**axis, "before": first["before"]}
+    tracking.put_json(run_id, "cut/widths.json", list(widths.values()))
+    return Cut(1, run_id, before.cycle.program, before.cycle.sparsity)
 
 
 def _aimed(
@@ -124,7 +142,8 @@ def _stop_early(recipe: Recipe, dense: Figures, plan: Plan, cycle: int, previous
         raise NothingToDo(f"cycle {cycle}: {plan.reasons[0].chosen}: {plan.reasons[0].because}")
     if cycle > len(plan.shares):
         raise NothingToDo(f"cycle {cycle}: the plan has {len(plan.shares)}")
-    if previous and previous.accuracy_delta < -recipe.budget.accuracy_drop:
+    short = recipe.trial is not None and recipe.trial.short  # what a short recovery loses may come back
+    if previous and previous.accuracy_delta < -recipe.budget.accuracy_drop and not short:
         raise NothingToDo(
             f"cycle {cycle}: cycle {previous.cycle} lost {-previous.accuracy_delta:.4f} of {metric} on validation, more than "
             f"the budget of {recipe.budget.accuracy_drop:g}"

@@ -56,7 +56,7 @@ def compared(recipe: Recipe, target: Target, dense: Path, path: Path, split: Spl
         path,
         target,
         split.columns,
-        confidence=recipe.gate.confidence,
+        confidence=recipe.measured_with,
         until=0.01,
         budget_s=recipe.budget.measuring_s,
         seed=recipe.seed,
@@ -156,7 +156,7 @@ def costs(path: Path, split: Split, recipe: Recipe) -> dict[str, tuple[float, fl
     size = path.stat().st_size / 1e6
     found = {"size_mb": (size, size, size)}
     if asked.p99_ms is not None or asked.memory_mb is not None:
-        found["p99_ms"], found["memory_mb"] = measured(path, target, split.columns, asked.confidence)
+        found["p99_ms"], found["memory_mb"] = measured(path, target, split.columns, recipe.measured_with)
     if asked.qps is not None:
         arrivals = Arrivals(asked.qps.rate, asked.qps.p99_ms)
         runs = rate.runs_at(path, target, split.columns, arrivals, seed=recipe.seed)

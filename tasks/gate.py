@@ -47,10 +47,15 @@ def run(
     `elsewhere` is what other targets found of the file that ships, where the recipe names any.
 
     Raises:
-        NothingToDo: there is no file, for the plan ended the run.
+        NothingToDo: there is no file, for the plan ended the run; or the run is a trial, judged on validation (`tasks.trial`).
     """
     if exported is None or validated is None:
         raise NothingToDo("nothing was validated: the plan was not to prune")
+    if pinned.trial:
+        from tasks import trial  # which judges by what is here
+
+        seen = trial.run(pinned, exported, validated)
+        raise NothingToDo(f"a trial, judged on validation alone: {seen.outcome}: {seen.reason}")
     return _judged(pinned, exported, validated, elsewhere or ())
 
 
@@ -67,13 +72,13 @@ def _judged(pinned: Pinned, exported: Exported, validated: Validated, elsewhere:
     look = looks.take(pinned.model, test.digest, shipped, by=f"{pinned.recipe_name} {pinned.dag_run_id}")
     with tracking.fetched(exported.dense) as dense_path, tracking.fetched(shipped) as path:
         incumbent = _incumbent(pinned, recipe, test, objective)
-        evidence = _evidence(
+        evidence = evidence_of(
             pinned, recipe, test, objective, {"dense": dense_path, "pruned": path}, validated, incumbent
         )
-        asked = _asked(recipe, look, precision=precisions.of(ships))
+        asked = limits(recipe, look, precision=precisions.of(ships))
         beside = [*([incumbent.rule] if incumbent.rule else []), *(rule for one in elsewhere for rule in one.rules)]
         verdict = judging.verdict_on(evidence, asked, objective, test.digest, beside)
-        _keep_evidence(pinned.run_id, evidence)
+        keep_evidence(pinned.run_id, evidence, "gate")
         if verdict.outcome != "fail":  # nothing that fails ever serves
             _keep_reference(pinned.run_id, recipe, {"dense": dense_path, "pruned": path}, test)
     found = _exemplars(evidence, test, objective)
@@ -84,7 +89,12 @@ def _judged(pinned: Pinned, exported: Exported, validated: Validated, elsewhere:
         "metric": pinned.metric,
         "test_examples": len(test),
         "test_digest": test.digest,
-        "look": {"number": look, "free": recipe.gate.looks, "confidence": judging.confidence_of(asked)},
+        "look": {
+            "number": look,
+            "free": recipe.gate.looks,
+            "judged": asked.judged,
+            "confidence": judging.confidence_of(asked),
+        },
         "incumbent": incumbent.said,
         "data_digest": pinned.data_digest,
         **(_lost_and_gained(evidence) | {"exemplars": found} if found else {}),
@@ -150,7 +160,7 @@ def _check_alike(shifted: Split, test: Split) -> None:
         )
 
 
-def _asked(recipe: Recipe, look: int, *, precision: str) -> Asked:
+def limits(recipe: Recipe, look: int, *, precision: str) -> Asked:
     """The recipe's limits as the science knows them."""
     from secateur.gate.judging import Asked
 
@@ -166,12 +176,14 @@ def _asked(recipe: Recipe, look: int, *, precision: str) -> Asked:
         qps=(gate.qps.rate, gate.qps.p99_ms) if gate.qps else None,
         precision=precision,
         look=look,
+        candidates=recipe.trial.candidates if recipe.trial else 1,
+        judged=recipe.trial.finalists if recipe.trial else 1,
         seed=recipe.seed,
         **{name: getattr(gate, name) for name in (*alike, *figures_of)},
     )
 
 
-def _evidence(
+def evidence_of(
     pinned: Pinned,
     recipe: Recipe,
     test: Split,
@@ -180,7 +192,7 @@ def _evidence(
     validated: Validated,
     incumbent: Incumbent,
 ) -> Evidence:
-    """What both files answer to the test split, as it is and changed, and what was measured of the one that ships."""
+    """What both files answer to a split, as it is and changed, and what was measured of the one that ships."""
     from secateur.gate import slices
     from secateur.gate.evidence import Evidence
 
@@ -279,13 +291,14 @@ def _judged_otherwise(pinned: Pinned, version: str, test: Split) -> str:
     return " and ".join(f"judged by another {name}" for name, value in before.items() if value != now[name])
 
 
-def _keep_evidence(run_id: str, evidence: Evidence) -> None:
+def keep_evidence(run_id: str, evidence: Evidence, folder: str) -> None:
+    """Keep it in a folder of the run."""
     from secateur.gate import evidence as evidences
 
-    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-        path = Path(folder) / "evidence.npz"
+    with tempfile.TemporaryDirectory(prefix="secateur-") as place:
+        path = Path(place) / "evidence.npz"
         evidences.write(path, evidence)
-        tracking.put(run_id, path, "gate")
+        tracking.put(run_id, path, folder)
 
 
 def _keep_reference(run_id: str, recipe: Recipe, paths: dict[str, Path], test: Split) -> None:

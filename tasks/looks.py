@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from tasks import tracking
 from tasks.references import File
 
+NONE = 0  # of a verdict without a test set
+
 
 def take(model: str, test_digest: str, file: File, *, by: str) -> int:
     """Note that a test set is used for a verdict on a file, and say the how-manieth file of the model that is."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from tasks.recipe import Resources
 
+OWN = ("POD_NAME", "POD_NAMESPACE")  # of the pod that runs the step; `tasks.airflow_policy` sets them
 PORT = 29500  # where the first machine's processes wait for the others, torchrun's usual one
 LOOK_SECONDS = 2.0
 CONTAINER = "base"  # of the step's pod
@@ -38,10 +39,10 @@ T = TypeVar("T")
 
 def check(nodes: int) -> None:
     """Raise InputError unless so many machines can be had from here."""
-    if nodes > 1 and "KUBERNETES_SERVICE_HOST" not in os.environ:
+    if nodes > 1 and not all(name in os.environ for name in ("KUBERNETES_SERVICE_HOST", *OWN)):
         raise InputError(
             f"resources.nodes: expected 1 outside Kubernetes, got {nodes}; ask for more processes or GPUs of one machine, or run "
-            "the steps by the KubernetesExecutor"
+            f"the steps by the KubernetesExecutor, which tells them {' and '.join(OWN)}"
         )
 
 
@@ -61,8 +62,8 @@ def share(function: Callable[..., T | None], resources: Resources, processes: in
     check(resources.nodes)
     config.load_config()
     api = client.ApiClient()
-    namespace, name = os.environ["POD_NAMESPACE"], f"secateur-{secrets.token_hex(5)}"
-    pod = client.CoreV1Api(api).read_namespaced_pod(os.environ["POD_NAME"], namespace)
+    own, namespace = (os.environ[variable] for variable in OWN)
+    name, pod = f"secateur-{secrets.token_hex(5)}", client.CoreV1Api(api).read_namespaced_pod(own, namespace)
     tracking.put_json(run_id, _place(name, "order"), workers.order(function, arguments))
     pattern, argv = api.sanitize_for_serialization(pod), [run_id, name]
     made = manifests(pattern, name, resources, processes, argv, operator=_has_operator(api))

@@ -12,7 +12,7 @@ from secateur.schedules import SCHEDULES
 from tasks import goals, methods, precisions, tracking
 from tasks.methods import Work
 from tasks.recipe import COUNTED, Recipe
-from tasks.references import Baseline, Pinned, Plan
+from tasks.references import Baseline, Pinned, Plan, Selected
 
 EXAMPLES = 512  # of validation, at most, that a one-shot cut is judged by
 SHARES = (0.5, 1.0)  # of what is wanted, that one-shot cuts are tried at
@@ -29,21 +29,51 @@ def run(pinned: Pinned, baseline: Baseline) -> Plan:
         InputError: the method that the recipe asks for cannot serve its goal.
     """
     recipe = Recipe.model_validate(pinned.recipe)
+    plan = _next_rung(pinned, recipe) if pinned.begun else _decided(pinned, baseline, recipe)
+    told = planner.table(plan.reasons)
+    print(told, flush=True)
+    tracking.put_json(pinned.run_id, "plan.json", plan)
+    tracking.put_text(pinned.run_id, told, "plan.txt")
+    if plan.method == planner.NONE:
+        tracking.describe(pinned.run_id, f"**not pruned** · {plan.reasons[0].because}")
+        tracking.finish(pinned.run_id)
+    return plan
+
+
+def _decided(pinned: Pinned, baseline: Baseline, recipe: Recipe) -> Plan:
     seen = _evidence(pinned, baseline, recipe)
     decision = planner.decide(seen, _overrules(recipe))
     rows = (*decision.rows, *_more(recipe, seen, decision))
     count, total = decision.cycles, decision.epochs
     shares = tuple(SCHEDULES[recipe.prune.schedule](cycle, count, seen.share) for cycle in range(1, count + 1))
     epochs = tuple(total * k // count - total * (k - 1) // count for k in range(1, count + 1))
-    plan = Plan(decision.method, recipe.goal.given[0], shares, epochs, rows)
-    told = planner.table(rows)
-    print(told, flush=True)
-    tracking.put_json(pinned.run_id, "plan.json", plan)
-    tracking.put_text(pinned.run_id, told, "plan.txt")
-    if plan.method == planner.NONE:
-        tracking.describe(pinned.run_id, f"**not pruned** · {rows[0].because}")
-        tracking.finish(pinned.run_id)
-    return plan
+    trial = recipe.trial
+    if trial and trial.short and epochs:
+        epochs = tuple(max(1, round(trial.share * part)) for part in epochs)
+        because = f"rung {trial.rung} of {trial.rungs}, a share of {trial.share:g}; what goes on has the rest later"
+        rows = (*rows, Row("rung", f"{sum(epochs)} epochs", because))
+    return Plan(decision.method, recipe.goal.given[0], shares, epochs, rows, total)
+
+
+def _next_rung(pinned: Pinned, recipe: Recipe) -> Plan:
+    """The plan of the rung before, its last cut made: what is left to do is more recovery.
+
+    Raises:
+        InputError: that rung has not ended.
+    """
+    before, trial = tracking.recalled(pinned.begun, "plan", Plan), recipe.trial
+    if before is None or trial is None or tracking.recalled(pinned.begun, "select", Selected) is None:
+        raise InputError(
+            f"recipe {pinned.recipe_name}: expected the rung before to have ended, MLflow run {pinned.begun} has not chosen a "
+            "cycle; run that first, or start the sweep again"
+        )
+    if not before.shares:
+        return before
+    done = before.done + sum(before.epochs)
+    more = max(0, round(trial.share * before.budget) - done)
+    because = f"rung {trial.rung} of {trial.rungs}; the rungs before have trained {done} of {before.budget}"
+    rows = (*before.reasons, Row("rung", f"{more} epochs more", because))
+    return replace(before, shares=before.shares[-1:], epochs=(more,), reasons=rows, done=done)
 
 
 def _evidence(pinned: Pinned, baseline: Baseline, recipe: Recipe) -> Evidence:

@@ -23,9 +23,12 @@ def run(
     remembered like other steps: every part of it is repeatable, and the journal knows whether this run has promoted.
 
     Raises:
-        NothingToDo: the verdict is neither a pass nor approved, or the recipe wants it approved and it is not; or there is none.
+        NothingToDo: the verdict is neither a pass nor approved, or the recipe wants it approved and it is not; or there is none;
+            or the run is a trial.
         InputError: this run has promoted already and something else serves since, or the journal disagrees with the alias.
     """
+    if pinned.trial:
+        raise NothingToDo("a trial: what wins a sweep is promoted by a run of its own")
     if exported is None or verdict is None:
         raise NothingToDo("nothing was judged: the plan was not to prune")
     reason = _reason(pinned, verdict, answers)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
     BaseModel,
+    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -20,13 +22,16 @@ from pydantic import (
 )
 
 from secateur.errors import InputError
+from secateur.gate.verdict import shared_out
 from tasks.sections.data import COMPUTED_SLICES, TABLES, Data
 from tasks.sections.gate import IMAGE_CORRUPTIONS, TEXT_CORRUPTIONS, GateSection
 from tasks.sections.monitor import Monitor
 from tasks.sections.section import Drop, Qps, Section, Share
+from tasks.sections.sweep import Trial
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 S = TypeVar("S", bound=BaseModel)
+SCHEMA = 1  # of recipes; one more whenever an older release would read one wrongly
 COUNTED = ("sparsity", "macs", "kv_cache")  # goals that follow from the program alone: what is asked is what comes
 UNCHANGED_BY_ZEROS = ("macs", "kv_cache", "size_mb", "memory_mb")  # goals
 OBJECTIVES = ("classification", "multi_label", "regression", "token_classification", "masked_lm", "causal_lm")
@@ -312,6 +317,9 @@ class Approval(Section):
 class Recipe(Section):
     """A whole recipe."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    schema_: int = Field(SCHEMA, alias="schema", ge=1)
     model: str
     data: Data
     objective: str = "classification"  # or another of OBJECTIVES, or module:function, which the installation must allow
@@ -328,6 +336,24 @@ class Recipe(Section):
     approval: Approval | None = None  # nobody is asked unless it is there
     monitor: Monitor = Monitor()
     seed: int = Field(0, ge=0)
+    trial: Trial | None = None  # of a sweep's candidate
+
+    @property
+    def measured_with(self) -> float:
+        """The confidence of the measured figures that the gate judges: of several candidates the best is chosen by them."""
+        return shared_out(self.gate.confidence, self.trial.candidates if self.trial else 1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_this_release(cls, given: Any) -> Any:
+        """Before all else: of a later form nothing else can be told."""
+        asked = given.get("schema") if isinstance(given, dict) else None
+        if isinstance(asked, int) and asked > SCHEMA:
+            raise ValueError(
+                f"schema {asked} is read by a later release of Secateur than this one, {version('secateur')}, which reads "
+                f"{SCHEMA}: upgrade whatever reads the recipe, or write it in schema {SCHEMA}"
+            )
+        return given
 
     @field_validator("objective")
     @classmethod
@@ -455,8 +481,23 @@ class Recipe(Section):
 def load(name: str) -> Recipe:
     """Read a recipe by name from the folder SECATEUR_RECIPES (default: `recipes` in the working directory).
 
+    `SWEEP:CANDIDATE` names a candidate of a sweep in that folder.
+
     Raises:
         InputError: no such recipe, not YAML, an unknown key or an impossible value; the message names the setting.
+    """
+    if ":" in name:
+        from tasks import candidates  # which reads recipes too
+
+        return candidates.load(name)
+    return plain(read(name), f"recipe {name}")
+
+
+def read(name: str) -> dict[str, Any]:
+    """What a file of the folder says, not checked yet.
+
+    Raises:
+        InputError: no such file, or not a mapping in YAML.
     """
     folder = Path(os.environ.get("SECATEUR_RECIPES", "recipes"))
     if not NAME.fullmatch(name):
@@ -471,12 +512,28 @@ def load(name: str) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"recipe {name}: expected YAML text in UTF-8, got other bytes: {error}") from error
-    return parse(text, name)
+    return _mapping(text, f"recipe {name}")
 
 
 def parse(text: str, name: str) -> Recipe:
     """Read a recipe from YAML text; `name` is for messages."""
-    return section(Recipe, text, f"recipe {name}")
+    return plain(_mapping(text, f"recipe {name}"), f"recipe {name}")
+
+
+def plain(content: dict[str, Any], name: str) -> Recipe:
+    """A recipe as a person wrote it; `name` is for messages.
+
+    Raises:
+        InputError: an unknown key, an impossible value, or a sweep of recipes.
+    """
+    if {"base", "matrix", "recipes"} & content.keys():
+        raise InputError(
+            f"{name}: expected one recipe, this is a sweep of several; start it by `secateur sweep`, or name one of its candidates: "
+            "SWEEP:CANDIDATE"
+        )
+    if "trial" in content:
+        raise InputError(f"{name}: trial: expected to be left out, it is for a sweep to fill in")
+    return checked(Recipe, content, name)
 
 
 def section(kind: type[S], text: str, name: str) -> S:
@@ -485,12 +542,25 @@ def section(kind: type[S], text: str, name: str) -> S:
     Raises:
         InputError: not YAML, an unknown key or an impossible value; the message names the setting.
     """
+    return checked(kind, _mapping(text, name), name)
+
+
+def _mapping(text: str, name: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
         raise InputError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"{name}: expected a mapping of settings, got {type(content).__name__}")
+    return content
+
+
+def checked(kind: type[S], content: dict[str, Any], name: str) -> S:
+    """A section from what its file says; `name` is for messages.
+
+    Raises:
+        InputError: an unknown key or an impossible value; the message names the setting.
+    """
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -512,7 +582,7 @@ def _known(kind: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
     for key in location:
         if key in section.model_fields:  # else it is a place in a list or mapping of the same sections
             section = next(_sections(section.model_fields[str(key)].annotation))
-    return list(section.model_fields)
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def _sections(annotation: Any) -> Iterator[Any]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from secateur.errors import InputError
 from secateur.gate.verdict import Rule
 from secateur.planner import Alone, Row
+
+SCHEMA = 1  # of what is below; one more whenever a step of the release before could not read it rightly
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,10 @@ class Pinned:
     objective: str  # its name; of a user's own with the digest of its file
     metric: str  # of the objective; larger is better
     examples: int  # of training
+    trial: bool = False  # it ends before the gate
+    sweep: str = ""  # the MLflow run of the sweep that it is a part of
+    begun: str = ""  # the parent run whose recovery it goes on with, that of the rung before
+    schema: int = 1  # SCHEMA of the release that began the run; the first one did not say
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,8 @@ class Plan:
     shares: tuple[float, ...]
     epochs: tuple[int, ...]
     reasons: tuple[Row, ...]  # the first is that of the method
+    budget: int = 0  # epochs of recovery, those of all rungs where a sweep has some
+    done: int = 0  # of them, in the rungs before
 
 
 @dataclass(frozen=True)
@@ -275,3 +285,125 @@ class Promotion:
     version: str
     previous: str | None
     uri: str
+
+
+@dataclass(frozen=True)
+class Sweeping:
+    """A sweep under way; `run_id` is its run in MLflow, to which those of its candidates belong."""
+
+    name: str
+    model: str
+    version: str
+    run_id: str
+    experiment_id: str
+    dag_run_id: str
+    fresh: bool
+    metric: str
+    drop: float  # of the metric, that is allowed
+    confidence: float  # that all candidates' bounds hold at once with
+    candidates: dict[str, str]  # their names, in order, each with the digest of its recipe
+    rungs: int  # of recovery; 1 without halving
+    eta: int
+    finalists: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run of a DAG to be started."""
+
+    run_id: str
+    conf: dict
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How such a run ended: success or failed."""
+
+    run_id: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A candidate of a sweep, as its last rung has left it.
+
+    Intervals are estimate, low and high, at the confidence that is corrected for all candidates.
+    """
+
+    name: str
+    rung: int
+    state: str  # measured, not pruned or failed
+    reason: str  # of the verdict, or of there being none
+    dag_run_id: str
+    run_id: str = ""  # its job in MLflow
+    ships: str = ""
+    outcome: str = ""  # of the gate's rules on validation
+    metric: float = 0.0  # on validation
+    change: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of the metric, from the dense model's
+    speedup: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    size_bytes: float = 0.0
+    sparsity: float = 0.0
+    front: bool = False  # whether no other of its rung beats it in metric, speed and size
+    goes_on: bool = False  # to the next rung
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The model that all candidates come from, as it was measured beside the first of them."""
+
+    metric: float  # on validation
+    p50_ms: float
+    p99_ms: float | None
+    size_bytes: float
+
+
+@dataclass(frozen=True)
+class Standings:
+    """Every candidate after a rung, in the order of the sweep."""
+
+    rung: int
+    candidates: tuple[Standing, ...]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What came of a sweep: who won if anybody, and why; the page that shows all side by side."""
+
+    name: str
+    winner: str | None
+    reason: str
+    judged: dict[str, GateResult]  # by the test split
+    candidates: tuple[Standing, ...]
+    metric: str
+    run_id: str
+    address: str
+
+
+def read(kind: Any, value: Any, name: str) -> Any:
+    """What another step handed on, from plain JSON, as its type; `name` is for messages.
+
+    Raises:
+        InputError: it is of another release of Secateur, which began this run, and cannot be read rightly by this one.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from tasks.recipe import Recipe
+
+    again = "another release of Secateur began this run: clear it from `resolve` on, and it begins anew with this one"
+    try:
+        found = TypeAdapter(kind).validate_python(value)
+        if isinstance(found, Pinned):
+            Recipe.model_validate(found.recipe)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, (name, *problem["loc"])))
+        raise InputError(
+            f"{where}: expected what this release hands from step to step, got {problem['msg']}; {again}"
+        ) from error
+    if isinstance(found, Pinned) and found.schema > SCHEMA:
+        raise InputError(
+            f"{name}.schema: expected at most {SCHEMA}, which this release reads, got {found.schema}; {again}"
+        )
+    return found

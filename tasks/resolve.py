@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from tasks import nodes, placement, tracking
+from tasks import bucket, nodes, placement, references, tracking
 from tasks import recipe as recipes
+from tasks import sweep as sweeps
 from tasks.recipe import Recipe
 from tasks.references import Pinned
 
@@ -16,14 +17,18 @@ if TYPE_CHECKING:
     from secateur.data import Split
 
 
-def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> Pinned:
+def run(
+    model: str, version: str, recipe: str, fresh: bool, dag_run_id: str, trial: bool = False, sweep: str = ""
+) -> Pinned:
     """Find the version and the recipe, check that model, data and goal go together, open the parent run.
 
-    Two runs with the same inputs share one parent run, unless `fresh` asks to measure and train again.
+    Two runs with the same inputs share one parent run, unless `fresh` asks to measure and train again: in a run of its own, or in
+    those of a sweep, whose MLflow run `sweep` is. A `trial` ends before the gate.
 
     Raises:
         InputError: any of them is unknown, unusable, or does not fit the others.
         RegistryDownError: MLflow does not answer.
+        OSError: S3 does not answer.
     """
     wanted = recipes.load(recipe)
     elsewhere = placement.check_target(wanted.target.name)
@@ -31,6 +36,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
         placement.check_target(other.name, f"also_on.{index}.name")
     nodes.check(wanted.resources.nodes)
     tracking.client()
+    bucket.check()
     from secateur import objectives, penalties, pruning, sparse_learning
     from secateur import program as programs
     from secateur.errors import InputError
@@ -57,7 +63,7 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
         model=model,
         version=number,
         recipe_name=recipe,
-        recipe=wanted.model_dump(mode="json", exclude={"monitor"}),
+        recipe=_dumped(wanted),
         program=file,
         program_digest=programs.digest(program),
         data_digest=dataset.digest,
@@ -70,8 +76,11 @@ def run(model: str, version: str, recipe: str, fresh: bool, dag_run_id: str) -> 
         objective=objectives.identity_of(wanted.objective),
         metric=objective.metric,
         examples=len(dataset.train),
+        trial=trial,
+        sweep=sweep,
+        schema=references.SCHEMA,
     )
-    return _with_parent_run(pinned, salt=dag_run_id if fresh else "")
+    return _with_parent_run(pinned, wanted, salt=(sweep or dag_run_id) if fresh else "")
 
 
 def _check_target(recipe: Recipe, program: ExportedProgram, validation: Split, *, elsewhere: bool) -> None:
@@ -96,10 +105,9 @@ def _check_target(recipe: Recipe, program: ExportedProgram, validation: Split, *
             data_checks.check_length(program, validation.columns, length)
 
 
-def _with_parent_run(pinned: Pinned, salt: str) -> Pinned:
-    inputs = dataclasses.asdict(pinned)
-    key = tracking.digest([{name: inputs[name] for name in inputs if name not in ("recipe_name", "dag_run_id")}, salt])
-    experiment = tracking.experiment_of(pinned.model)
+def _with_parent_run(pinned: Pinned, recipe: Recipe, salt: str) -> Pinned:
+    experiment, key = tracking.experiment_of(pinned.model), _key(pinned, recipe, salt)
+    begun = _rung_before(pinned, recipe, experiment, salt)
     name = f"{pinned.model} v{pinned.version} · {pinned.recipe_name}"
     tags = {
         "secateur.kind": "job",
@@ -111,12 +119,44 @@ def _with_parent_run(pinned: Pinned, salt: str) -> Pinned:
         "secateur.code": pinned.code_digest,
         "secateur.objective": pinned.objective,
         "secateur.metric": pinned.metric,
+        "secateur.schema": str(pinned.schema),
     }
+    if pinned.sweep:
+        tags |= {"mlflow.parentRunId": pinned.sweep}
     run_id = tracking.find_or_create_run(experiment, key, name, tags)
-    complete = dataclasses.replace(pinned, key=key, experiment_id=experiment, run_id=run_id)
+    complete = dataclasses.replace(pinned, key=key, experiment_id=experiment, run_id=run_id, begun=begun)
+    if pinned.sweep:
+        sweeps.note_job(complete)
     tracking.put_json(run_id, "recipe.json", pinned.recipe)
     tracking.log_params(run_id, {"model_version": pinned.version, **_flat(pinned.recipe)})
     return complete
+
+
+def _key(pinned: Pinned, recipe: Recipe, salt: str) -> str:
+    """What tells a job from others: all that it depends on, and not what it is called or how far it goes."""
+    inputs = dataclasses.asdict(pinned) | {"recipe": _dumped(recipe)}
+    beside = ("recipe_name", "dag_run_id", "trial", "sweep", "begun")
+    return tracking.digest([{name: value for name, value in inputs.items() if name not in beside}, salt])
+
+
+def _rung_before(pinned: Pinned, recipe: Recipe, experiment: str, salt: str) -> str:
+    """The parent run of the rung before, whose recovery this one goes on with; nothing in a first rung."""
+    from secateur.errors import InputError
+
+    if recipe.trial is None or recipe.trial.rung == 1:
+        return ""
+    trial = recipe.trial.model_copy(update={"rung": recipe.trial.rung - 1})
+    found = tracking.find_run(experiment, _key(pinned, recipe.model_copy(update={"trial": trial}), salt))
+    if found is None:
+        raise InputError(
+            f"recipe {pinned.recipe_name}: expected rung {trial.rung} of this candidate to have run, with the same version, data "
+            "and code; start the sweep, or run the candidate without a rung"
+        )
+    return found
+
+
+def _dumped(recipe: Recipe) -> dict:
+    return recipe.model_dump(mode="json", exclude={"monitor"})
 
 
 def _flat(recipe: dict, prefix: str = "") -> dict[str, str]:

@@ -26,6 +26,10 @@ def run(pinned: Pinned, baseline: Baseline, plan: Plan, cycles: list[Cycle | Non
     done = [cycle for cycle in cycles if cycle is not None]
     if not done:
         raise InputError("cycles: expected at least one finished cycle, got none")
+    if recipe.trial and recipe.trial.short:
+        best = done[-1]
+        reason = f"cycle {best.cycle}: the last; a rung takes every candidate as far as it goes, its recovery goes on in the next"
+        return _selected(pinned, best, f"{reason}; {_of_goal(recipe, baseline, done, best)}")
     within = [cycle for cycle in done if cycle.accuracy_delta >= -recipe.budget.accuracy_drop]
     if within:
         if plan.method in ("unstructured", "n_m"):

@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-
 from secateur.errors import InputError
+from tasks import certificates, references
 from tasks.references import File, Pinned
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ SETTLED_S = 1.0  # from a run's beginning until everybody sees it
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 Step = typing.TypeVar("Step", bound=Callable[..., Any])
+Result = typing.TypeVar("Result")
 
 
 class RegistryDownError(ConnectionError):
@@ -103,7 +103,8 @@ def _http() -> httpx.Client:
     import httpx
 
     # The server closes what was idle for five seconds, and a question sent at that moment is lost: ask on a new connection.
-    return httpx.Client(timeout=5, limits=httpx.Limits(keepalive_expiry=1))
+    verify = certificates.trusted(certificates.MLFLOW)
+    return httpx.Client(timeout=5, limits=httpx.Limits(keepalive_expiry=1), verify=verify)
 
 
 def digest(value: Any) -> str:
@@ -351,6 +352,12 @@ def get_json(run_id: str, path: str) -> Any | None:
     return None if content is None else json.loads(content)
 
 
+def recalled(run_id: str, step: str, kind: type[Result]) -> Result | None:
+    """What a step of another job returned, whatever its inputs were; None where it has not ended."""
+    found = get_json(run_id, f"steps/{step}.json")
+    return typing.cast(Result, references.read(kind, found["result"], f"steps/{step}.json")) if found else None
+
+
 def remembered(step: Step) -> Step:
     """Run a step once per input: its result is kept in the parent run, written last, and found by its key.
 
@@ -367,9 +374,8 @@ def remembered(step: Step) -> Step:
         name = step.__module__.rpartition(".")[2] + _suffix(inputs)
         key = digest([pinned.key, inputs])
         found = get_json(pinned.run_id, f"steps/{name}.json")
-        result_type = TypeAdapter(typing.get_type_hints(step)["return"])
         if found and found["key"] == key:
-            return result_type.validate_python(found["result"])
+            return references.read(typing.get_type_hints(step)["return"], found["result"], f"steps/{name}.json")
         started = time.monotonic()
         result = step(**bound)
         memo = {"key": key, "seconds": time.monotonic() - started, "result": dataclasses.asdict(result)}

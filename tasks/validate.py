@@ -153,7 +153,7 @@ def _at_other_sizes(recipe: Recipe, dense: File, path: Path, validation: Split) 
             figures.target_of(recipe),
             recipe.target.batches,
             validation.columns,
-            confidence=recipe.gate.confidence,
+            confidence=recipe.measured_with,
             until=0.01,
             budget_s=recipe.budget.measuring_s,
             seed=recipe.seed,

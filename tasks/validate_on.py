@@ -47,6 +47,7 @@ def run(pinned: Pinned, exported: Exported, validated: Validated, target: str) -
         confidence=recipe.gate.confidence,
         drop=recipe.budget.accuracy_drop,
         speedup=recipe.gate.speedup,
+        candidates=recipe.trial.candidates if recipe.trial else 1,
         seed=recipe.seed,
     )
     rules = judging.verdict_on(evidence, asked, objective).rules

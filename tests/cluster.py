@@ -25,6 +25,7 @@ import yaml
 from services import LOOPBACK, Servers, free_ports, serving
 
 from tasks.cli import airflow_api, pieces
+from tasks.preload import VARIABLE
 
 REPOSITORY = Path(__file__).parents[1]
 STARTS_WITHIN_S = 120.0
@@ -75,7 +76,9 @@ class Cluster:
     def worker(self, name: str, queues: str, slots: int = 1, **variables: str) -> None:
         """A machine that takes steps from these queues."""
         options = ("--queues", queues, "--concurrency", str(slots), "--celery-hostname", f"{name}@%h")
-        self.start(name, "celery", "worker", *options, "--skip-serve-logs", "--without-gossip", **variables)
+        self.start(
+            name, "celery", "worker", *options, "--skip-serve-logs", "--without-gossip", **{VARIABLE: "1"}, **variables
+        )
 
     def revive(self) -> None:
         """Start again what ended by itself, as an init system or Kubernetes would."""

@@ -23,7 +23,9 @@ import httpx
 import numpy as np
 import pytest
 import yaml
+from authority import Authority
 
+from tasks import certificates
 from tasks.references import (
     Baseline,
     Cut,
@@ -64,7 +66,7 @@ class Job:
     selected: Selected
     exported: Exported
     validated: Validated
-    verdict: GateResult
+    verdict: GateResult | None  # of a trial there is none
     promotion: Promotion | None
     reported: Reported
     not_promoted: str = ""
@@ -79,27 +81,32 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, administrator: tuple[str, str] | None = None, database: str | None = None
+    folder: Path,
+    administrator: tuple[str, str] | None = None,
+    database: str | None = None,
+    authority: Authority | None = None,
 ) -> Iterator[Servers]:
     """A tracking server and an S3 endpoint on free ports of loopback, all that they keep in the folder.
 
     Args:
         administrator: name and password of MLflow's, which then asks everybody for theirs.
         database: what MLflow keeps its entities in; without, a file in the folder.
+        authority: of the certificate by which both show themselves; without, they speak plain HTTP.
     """
     (folder / "recipes").mkdir()
     (folder / "s3").mkdir()
     mlflow_port, s3_port = free_ports(2)
+    scheme = "http" if authority is None else "https"
     key, secret = secrets.token_hex(10), secrets.token_hex(20)
     variables = {
-        "MLFLOW_TRACKING_URI": f"http://{LOOPBACK}:{mlflow_port}",
+        "MLFLOW_TRACKING_URI": f"{scheme}://{LOOPBACK}:{mlflow_port}",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "SECATEUR_BUCKET": f"s3://{BUCKET}",
         "SECATEUR_RECIPES": str(folder / "recipes"),
         "XDG_CACHE_HOME": str(folder / "cache"),
-        "AWS_ENDPOINT_URL_S3": f"http://{LOOPBACK}:{s3_port}",
+        "AWS_ENDPOINT_URL_S3": f"{scheme}://{LOOPBACK}:{s3_port}",
         "AWS_ACCESS_KEY_ID": key,
         "AWS_SECRET_ACCESS_KEY": secret,
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -135,6 +142,10 @@ def serving(
         variables |= {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}
     rclone = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--addr", f"{LOOPBACK}:{s3_port}"]
     rclone += ["--config", "", "--cache-dir", str(folder / "rclone-cache"), str(folder / "s3")]
+    if authority:
+        variables |= {"REQUESTS_CA_BUNDLE": str(authority.ca), "AWS_CA_BUNDLE": str(authority.ca)}
+        mlflow.append(f"--uvicorn-opts=--ssl-certfile {authority.cert} --ssl-keyfile {authority.key}")
+        rclone += ["--cert", str(authority.cert), "--key", str(authority.key)]
     with (
         _server(mlflow, mlflow_only, mlflow_port, folder / "mlflow.log"),
         # the option is read as CSV: a pair, which holds a comma, is quoted
@@ -206,12 +217,14 @@ def lead_to(servers: Servers, patch: pytest.MonkeyPatch) -> None:
         patch.setenv(name, value)
 
 
-def walk(model: str, recipe: str, *, fresh: bool = False, dag_run_id: str = "test") -> Job:
+def walk(
+    model: str, recipe: str, *, fresh: bool = False, dag_run_id: str = "test", trial: bool = False, sweep: str = ""
+) -> Job:
     """The chain of steps as the DAG wires it, called as plain functions."""
     from secateur.errors import NothingToDo
     from tasks import baseline, cut, evaluate, export, gate, plan, promote, recover, report, resolve, select, validate
 
-    pinned = resolve.run(model, "latest", recipe, fresh, dag_run_id)
+    pinned = resolve.run(model, "latest", recipe, fresh, dag_run_id, trial, sweep)
     base = baseline.run(pinned)
     schedule = plan.run(pinned, base)
     cuts, recovered, cycles = [], [], []
@@ -223,7 +236,12 @@ def walk(model: str, recipe: str, *, fresh: bool = False, dag_run_id: str = "tes
     selected = select.run(pinned, base, schedule, [*cycles, *[None] * (5 - len(cycles))])
     exported = export.run(pinned, base, selected)
     validated = validate.run(pinned, base, exported)
-    verdict = gate.run(pinned, exported, validated)
+    verdict, promotion, not_promoted = None, None, ""
+    try:
+        verdict = gate.run(pinned, exported, validated)
+        promotion = promote.run(pinned, exported, verdict)
+    except NothingToDo as reason:
+        not_promoted = str(reason)
     done = (
         pinned,
         base,
@@ -236,11 +254,6 @@ def walk(model: str, recipe: str, *, fresh: bool = False, dag_run_id: str = "tes
         validated,
         verdict,
     )
-    promotion, not_promoted = None, ""
-    try:
-        promotion = promote.run(pinned, exported, verdict)
-    except NothingToDo as reason:
-        not_promoted = str(reason)
     return Job(*done, promotion, report.run(pinned), not_promoted)
 
 
@@ -411,7 +424,7 @@ def _wait_for(url: str, log: Path) -> None:
     end = time.monotonic() + STARTS_WITHIN_S
     while time.monotonic() < end:
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(url, timeout=5, trust_env=False).is_success:
+            if httpx.get(url, timeout=5, trust_env=False, verify=certificates.trusted()).is_success:
                 return
         time.sleep(0.1)
     raise TimeoutError(f"{url} does not answer: {log.read_text()}")

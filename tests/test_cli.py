@@ -157,6 +157,54 @@ def test_a_promoted_run_ends_with_the_table_and_status_0(
     assert reported["address"] in shown
 
 
+MEASURED = {
+    "name": "l2-0.5",
+    "rung": 2,
+    "state": "measured",
+    "reason": "All hold.",
+    "outcome": "pass",
+    "change": [-0.01, -0.02, 0.0],
+    "speedup": [2.0, 1.9, 2.1],
+    "p50_ms": 0.5,
+    "size_bytes": 2048.0,
+    "sparsity": 0.5,
+}
+SWEPT = {
+    "winner": "l2-0.5",
+    "reason": "of 2 candidates, 1 measured: the first",
+    "judged": {"l2-0.5": PASS},
+    "candidates": [MEASURED, {"name": "l2-0.9", "rung": 1, "state": "failed", "reason": "goal: out of reach"}],
+    "metric": "accuracy",
+    "run_id": "s1",
+    "address": "http://mlflow/report.html",
+}
+SWEEP_DIGITS = ("sweep", "digits-cnn", "--sweep", "digits-sweep")
+
+
+def test_a_sweep_ends_with_all_candidates_side_by_side_and_status_0(
+    servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    servers.xcoms = {"report": SWEPT}
+    assert secateur(*SWEEP_DIGITS) == 0
+    conf = {"model": "digits-cnn", "version": "latest", "sweep": "digits-sweep", "fresh": False}
+    assert servers.sent[0]["conf"] == conf
+    shown = capsys.readouterr().out
+    for part in ("l2-0.5", "50%", "-1.00 points", "2.00x (1.90 to 2.10)", "2 KiB", "0.500 ms", "pass"):
+        assert part in shown
+    assert "l2-0.9 failed: goal: out of reach" in shown
+    assert "Winner: l2-0.5, of 2 candidates, 1 measured: the first" in shown
+    assert "http://mlflow/report.html" in shown
+
+
+def test_a_sweep_that_nobody_wins_says_why_and_ends_with_status_3(
+    servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers.xcoms = {"report": SWEPT | {"winner": None, "judged": {}, "reason": "all break a bound"}}
+    assert secateur(*SWEEP_DIGITS) == 3
+    assert "No winner: all break a bound" in capsys.readouterr().out
+
+
 def test_a_refused_run_opens_with_the_reason_and_ends_with_status_3(
     servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

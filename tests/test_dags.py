@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DAGS = REPOSITORY / "dags"
 HEAVY = ("torch", "mlflow", "onnxruntime", "onnx", "boto3", "sklearn", "scipy")
 CYCLES = 5
+RUNGS, FINALISTS = 3, 3
 
 LOAD_ALL = f"""
 import json
@@ -34,7 +35,7 @@ dags = {{
             task.task_id: {{
                 "upstream": sorted(task.upstream_task_ids), "pool": task.pool, "rule": str(task.trigger_rule), "mapped": task.is_mapped,
                 "retries": task.retries, "policy": type(task.retry_policy).__name__,
-                "links": [link.name for link in task.operator_extra_links],
+                "links": [link.name for link in task.operator_extra_links], "at_once": task.max_active_tis_per_dagrun,
             }} for task in dag.tasks
         }},
     }} for dag in bag.dags.values()
@@ -76,7 +77,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_every_dag_file_loads(loaded: dict[str, Any]) -> None:
     assert loaded["errors"] == {}
-    assert set(loaded["dags"]) >= {"prune_model", "rollback_model", "watch_registry", "monitor_model"}
+    assert set(loaded["dags"]) >= {"prune_model", "sweep_model", "rollback_model", "watch_registry", "monitor_model"}
 
 
 def test_every_dag_has_documentation_and_described_params(loaded: dict[str, Any]) -> None:
@@ -85,16 +86,18 @@ def test_every_dag_has_documentation_and_described_params(loaded: dict[str, Any]
         assert all(dag["params"].values())
 
 
-@pytest.mark.parametrize("dag", ["prune_model", "rollback_model", "monitor_model"])
+@pytest.mark.parametrize("dag", ["prune_model", "sweep_model", "rollback_model", "monitor_model"])
 def test_a_name_that_a_step_would_refuse_starts_no_run(loaded: dict[str, Any], dag: str) -> None:
     patterns = loaded["dags"][dag]["patterns"]
-    good = {"model": "Digits-cnn_2.b", "recipe": "digits", "version": "12", "to": "12"}
+    good = {"model": "Digits-cnn_2.b", "recipe": "digits", "sweep": "digits-sweep", "version": "12", "to": "12"}
     for name, pattern in patterns.items():
         if name not in good:
             continue
         assert re.search(pattern, good[name]), name
         for bad in ("", "../up", "a/b", "1\n", "a\n", "a\nb", "modèle", "$(id)", "-rf", "a b", "1" * 10_000):
             assert not re.search(pattern, bad), (name, bad)
+    candidates = ("digits-sweep:l2-0.5", "digits-sweep:l2-0.5:2")
+    assert all(re.search(patterns["recipe"], name) for name in candidates if "recipe" in patterns)
     assert all(re.search(patterns["to"], word) for word in ("previous", "dense") if "to" in patterns)
 
 
@@ -182,3 +185,26 @@ def test_what_serves_is_looked_at_hourly_one_run_at_a_time_each_model_by_itself(
     assert set(dag["tasks"]["follow"]["upstream"]) == {"look", "approve"}
     for task in ("ask", "follow", "tell"):  # one model that cannot be looked at keeps nothing from the others
         assert dag["tasks"][task]["rule"].lower().endswith("all_done")
+
+
+def test_a_sweep_runs_several_candidates_at_once_in_each_rung_and_one_finalist_after_the_other(
+    loaded: dict[str, Any],
+) -> None:
+    tasks = loaded["dags"]["sweep_model"]["tasks"]
+    for rung in range(1, RUNGS + 1):
+        assert tasks[f"rung_{rung}"]["mapped"]
+        assert tasks[f"rung_{rung}"]["at_once"] > 1
+        assert tasks[f"rung_{rung}"]["upstream"] == [f"start_{rung}"]
+        assert f"rung_{rung}" in tasks[f"compare_{rung}"]["upstream"]
+    for place in range(1, FINALISTS + 1):
+        assert tasks[f"final_{place}"]["at_once"] == 1
+        before = f"final_{place - 1}" if place > 1 else f"compare_{RUNGS}"
+        assert before in tasks[f"finalist_{place}"]["upstream"]
+    assert f"final_{FINALISTS}" in tasks["report"]["upstream"]
+    assert tasks["report"]["links"] == ["Report"]
+
+
+def test_a_sweep_goes_on_where_rungs_or_finalists_are_skipped(loaded: dict[str, Any]) -> None:
+    tasks = loaded["dags"]["sweep_model"]["tasks"]
+    for name in ("compare_1", f"compare_{RUNGS}", "finalist_1", f"finalist_{FINALISTS}", "report"):
+        assert tasks[name]["rule"].lower().endswith("none_failed")

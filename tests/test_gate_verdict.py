@@ -5,7 +5,7 @@ import math
 import pytest
 
 from secateur import InputError
-from secateur.gate.verdict import FAIL, INCONCLUSIVE, PASS, REPORTED, Rule, confidence_at, judge
+from secateur.gate.verdict import FAIL, INCONCLUSIVE, PASS, REPORTED, Rule, confidence_at, judge, percent, shared_out
 
 
 def rule(name: str, outcome: str, estimate: float = 1.0) -> Rule:
@@ -63,3 +63,21 @@ def test_rules_that_contradict_each_other_are_refused() -> None:
 @pytest.mark.parametrize(("look", "confidence"), [(1, 0.95), (10, 0.95), (11, 1 - 0.05 / 11), (50, 0.999)])
 def test_looks_beyond_the_free_ones_share_the_error(look: int, confidence: float) -> None:
     assert confidence_at(0.95, look, 10) == pytest.approx(confidence)
+
+
+@pytest.mark.parametrize(
+    ("look", "judged", "error"), [(1, 1, 0.05), (1, 2, 0.025), (3, 2, 0.025), (4, 2, 0.0125), (4, 8, 0.00625)]
+)
+def test_finalists_share_the_error_from_the_first_on_or_the_looks_where_they_are_more(
+    look: int, judged: int, error: float
+) -> None:
+    assert confidence_at(0.95, look, 3, judged) == pytest.approx(1 - error)
+
+
+def test_bounds_that_share_an_error_spend_all_of_it_and_no_more() -> None:
+    assert 7 * (1 - shared_out(0.9, 7)) == pytest.approx(0.1)
+    assert shared_out(0.9, 1) == pytest.approx(0.9)
+
+
+def test_a_high_confidence_is_not_rounded_to_certainty() -> None:
+    assert [percent(confidence) for confidence in (0.95, 1 - 0.05 / 6, 1 - 0.05 / 64)] == ["95%", "99.17%", "99.92%"]

@@ -16,6 +16,7 @@ import pytest
 
 from secateur.errors import InputError, NothingToDo
 from tasks.faults import is_io_fault
+from tasks.references import SCHEMA, Pinned
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -68,6 +69,44 @@ def test_plain_json_arrives_as_the_annotated_types(glue: ModuleType) -> None:
 def test_a_value_that_does_not_fit_its_type_is_refused(glue: ModuleType) -> None:
     with pytest.raises(ValueError, match="share"):
         glue.call(combine, {"name": "a"}, None, [], True)
+
+
+def look(pinned: Pinned) -> str:
+    """Say what it is about."""
+    return f"{pinned.model} {pinned.schema}"
+
+
+def pinned(**changes: Any) -> dict[str, Any]:
+    """What `resolve` of the first release left in XCom, but for `changes`."""
+    recipe = {"model": "m", "data": {"source": "digits"}, "goal": {"sparsity": 0.5}}
+    words = ("version", "recipe_name", "program_digest", "data_digest", "code_digest", "key", "experiment_id", "run_id")
+    words += ("dag_run_id", "objective", "metric")
+    values: dict[str, Any] = {"model": "m", "recipe": recipe, "program": {"uri": "models:/m/1", "sha256": "0"}}
+    return {**values, **dict.fromkeys(words, "1"), "inputs": ["x"], "examples": 9, **changes}
+
+
+def test_a_run_that_the_first_release_began_goes_on(glue: ModuleType) -> None:
+    assert glue.call(look, pinned()) == "m 1"
+
+
+@pytest.mark.parametrize(
+    ("handed", "seen"),
+    [
+        ({name: value for name, value in pinned().items() if name != "metric"}, r"pinned\.metric: .* Field required"),
+        (pinned(examples="many"), r"pinned\.examples: .* valid integer"),
+        (pinned(schema=SCHEMA + 1), rf"pinned\.schema: expected at most {SCHEMA}, .* got {SCHEMA + 1}"),
+        (pinned(recipe=pinned()["recipe"] | {"goals": {}}), r"pinned\.goals: .* Extra inputs"),
+    ],
+    ids=["a value is missing", "another type", "a later schema", "another recipe"],
+)
+def test_a_run_that_another_release_began_and_this_one_cannot_read_says_where_to_clear_it_from(
+    glue: ModuleType, handed: dict[str, Any], seen: str
+) -> None:
+    with pytest.raises(InputError, match=seen) as refused:
+        glue.call(look, handed)
+    assert "clear it from `resolve` on" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert glue.StepRetries().evaluate(refused.value, try_number=1, max_tries=3).action.value == "fail"
 
 
 def test_nothing_to_do_skips_the_task_and_keeps_the_reason(glue: ModuleType) -> None:

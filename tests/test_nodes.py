@@ -131,6 +131,11 @@ def test_outside_a_cluster_there_is_one_machine(monkeypatch: pytest.MonkeyPatch)
     nodes.check(1)
     with pytest.raises(InputError, match=r"^resources.nodes: expected 1 outside Kubernetes, got 2"):
         nodes.check(2)
+    monkeypatch.setenv(
+        "KUBERNETES_SERVICE_HOST", "10.0.0.1"
+    )  # a worker of Celery in a cluster, which is not told its name
+    with pytest.raises(InputError, match=r"which tells them POD_NAME and POD_NAMESPACE$"):
+        nodes.check(2)
 
 
 @dataclass

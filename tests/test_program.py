@@ -82,6 +82,15 @@ def test_lineage_comes_back_as_it_was_saved(saved: Path) -> None:
     assert programs.lineage(saved) == {"from": "dense", "cycle": 2}
 
 
+def test_a_lineage_of_a_later_release_is_refused(tmp_path: Path) -> None:
+    later = tmp_path / "later.pt2"
+    programs.save(
+        models.exported("perceptron"), later, {"schema": programs.LINEAGE_SCHEMA + 1, "cuts": "of another form"}
+    )
+    with pytest.raises(InputError, match=r"later\.pt2: .* schema 1 at most, got 2; a later release"):
+        programs.lineage(later)
+
+
 def test_a_file_without_lineage_has_an_empty_one(tmp_path: Path) -> None:
     torch.export.save(models.exported("perceptron"), tmp_path / "plain.pt2")
     assert programs.lineage(tmp_path / "plain.pt2") == {}

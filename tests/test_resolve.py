@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from services import EXAMPLES, MODEL, SIDE, Servers, examples, free_ports, network, recipe_for, runs_since, write_recipe
 from test_runtime import AZURE, needs_azure
+from wire import wire
 
 from secateur.errors import InputError
 from tasks import recipe as recipes
 from tasks import resolve, tracking
+from tasks.references import SCHEMA
 
 pytestmark = pytest.mark.usefixtures("services", "tiny")
 
@@ -104,7 +106,9 @@ def test_the_parent_run_holds_the_whole_recipe_and_where_everything_came_from() 
     run = tracking.client().get_run(pinned.run_id)
     assert run.data.tags["secateur.source"] == f"models:/{MODEL}/1"
     assert run.data.tags["secateur.program"] == pinned.program_digest
+    assert run.data.tags["secateur.schema"] == str(pinned.schema) == str(SCHEMA)
     assert run.data.params["model_version"] == "1"
+    assert run.data.params["schema"] == str(recipes.SCHEMA)
     assert run.data.params["goal.sparsity"] == "0.5"
     assert run.data.params["gate.confidence"] == "0.95"  # a default
     stored = json.loads(Path(tracking.client().download_artifacts(pinned.run_id, "recipe.json")).read_text())
@@ -295,6 +299,18 @@ def test_a_missing_file_is_named(npz: Path) -> None:
 def test_a_missing_object_is_named() -> None:
     name = write_recipe("bad", recipe_for("s3://models/gone.npz"))
     assert_names(refused(MODEL, "1", name), "data.path", "s3://models/gone.npz")
+
+
+# --- bucket
+
+
+def test_a_bucket_that_could_not_be_promoted_to_is_named_before_anything_is_trained(
+    services: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with wire(services["AWS_ENDPOINT_URL_S3"]) as s3:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.address)
+        s3.become("read-only")
+        assert_names(refused(MODEL, "latest", "tiny"), "s3://models", "s3:PutObject")
 
 
 # --- registry

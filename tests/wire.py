@@ -1,8 +1,11 @@
 """A wire between a client and a server that can fail as wires and servers do."""
 
 import contextlib
+import email.utils
+import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -20,17 +23,30 @@ ANSWERS = {
         b"<Error><Code>InternalError</Code><Message>it moved while it was read</Message></Error>",
         b"x-amz-checksum-crc32: AAAAAA==\r\n",
     ),
+    "read-only": (
+        b"PUT ",
+        b"403 Forbidden",
+        b"<Error><Code>AccessDenied</Code><Message>not yours</Message></Error>",
+        b"",
+    ),
+    "keeping": (
+        b"DELETE ",
+        b"403 Forbidden",
+        b"<Error><Code>AccessDenied</Code><Message>not yours</Message></Error>",
+        b"",
+    ),
 }
+LATE_S = 400  # what a late server's clock lacks
 HALF_WAY = 50_000  # bytes
 
 
 class Wire:
-    """Forwards bytes to a server, or does what it is told to `become`: refusing, stalling, dropping, full or failing."""
+    """Forwards bytes to a server, or does what it is told to `become`: refusing, stalling, dropping, late, or one of ANSWERS."""
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, host: str = "127.0.0.1") -> None:
         self.server = (urlsplit(server).hostname, urlsplit(server).port)
-        self.door = socket.create_server(("127.0.0.1", 0))
-        self.address = f"http://127.0.0.1:{self.door.getsockname()[1]}"
+        self.door = socket.create_server((host, 0))
+        self.address = f"http://{host}:{self.door.getsockname()[1]}"
         self.state = "whole"
         self.open: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -70,7 +86,7 @@ class Wire:
                     break
                 if sending and self.state == "dropping" and passed > HALF_WAY:
                     break
-                target.sendall(chunk)
+                target.sendall(_late(chunk) if self.state == "late" and not sending else chunk)
         for one in (source, target):
             self._cut(one)
 
@@ -81,10 +97,17 @@ class Wire:
         one.close()
 
 
+def _late(chunk: bytes) -> bytes:
+    """What a server answers, as it would if its clock were late."""
+    return re.sub(
+        rb"(?i)(?<=\r\ndate: )[^\r]+", email.utils.formatdate(time.time() - LATE_S, usegmt=True).encode(), chunk
+    )
+
+
 @contextlib.contextmanager
-def wire(server: str) -> Iterator[Wire]:
+def wire(server: str, host: str = "127.0.0.1") -> Iterator[Wire]:
     """A wire to a server for as long as the context lasts."""
-    made = Wire(server)
+    made = Wire(server, host)
     try:
         yield made
     finally:

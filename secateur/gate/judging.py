@@ -11,7 +11,7 @@ from secateur.errors import InputError
 from secateur.gate import rules, slices
 from secateur.gate.bounds import BINS, Answers, Bounds, paired_difference, resampled_difference
 from secateur.gate.evidence import Evidence, Seen, check
-from secateur.gate.verdict import INCONCLUSIVE, Rule, Verdict, confidence_at, judge
+from secateur.gate.verdict import INCONCLUSIVE, Rule, Verdict, confidence_at, judge, shared_out
 from secateur.objectives import Objective
 
 LARGEST_DIFFERENCE = 1.0  # of a share, where nothing is known of it
@@ -23,7 +23,9 @@ class Asked:
 
     Limits are in the units of the evidence: drops, shares and errors in 0..1, or in those of another metric. `look` is the
     how-manieth verdict on the model this is by this test set; beyond `looks` the confidence of whatever rests on it is
-    corrected. The measured figures carry the confidence that they were measured with.
+    corrected. Where a sweep has made `candidates`, of which one will serve, the test set judges `judged` of them, and what rests
+    on it is corrected for those; the measured figures, by which they were chosen, were measured with a confidence that is
+    corrected for all candidates (`figures_confidence`).
     """
 
     confidence: float = 0.95
@@ -47,6 +49,8 @@ class Asked:
     precision: str = ""  # a lower one of what ships, such as INT8, so that parity is said of another file
     look: int = 1
     looks: int = 3
+    candidates: int = 1
+    judged: int = 1
     seed: int = 0
 
 
@@ -78,7 +82,12 @@ def verdict_on(
 
 def confidence_of(asked: Asked) -> float:
     """What rests on the test set is judged with, at this look."""
-    return confidence_at(asked.confidence, asked.look, asked.looks)
+    return confidence_at(asked.confidence, asked.look, asked.looks, asked.judged)
+
+
+def figures_confidence(asked: Asked) -> float:
+    """What the measured figures are judged with."""
+    return shared_out(asked.confidence, asked.candidates)
 
 
 def unknown(name: str, drop: float, why: str) -> Rule:
@@ -182,12 +191,12 @@ def _of_classes(evidence: Evidence, asked: Asked, objective: Objective, confiden
 
 def _of_figures(evidence: Evidence, asked: Asked) -> list[Rule]:
     """What was measured of the file that ships."""
-    found = []
+    found, measured_with = [], figures_confidence(asked)
     if asked.speedup is not None:
-        found.append(rules.speedup_rule(*_figure(evidence, "speedup"), asked.speedup, asked.confidence))
+        found.append(rules.speedup_rule(*_figure(evidence, "speedup"), asked.speedup, measured_with))
     if asked.parity is not None:
         found.append(rules.parity_rule(_figure(evidence, "parity")[0], asked.parity, precision=asked.precision))
-    ceilings = {"p99_ms": ("ms", asked.confidence), "memory_mb": ("MB", asked.confidence), "size_mb": ("MB", None)}
+    ceilings = {"p99_ms": ("ms", measured_with), "memory_mb": ("MB", measured_with), "size_mb": ("MB", None)}
     for name, (unit, confidence) in ceilings.items():
         if (limit := getattr(asked, name)) is not None:
             found.append(rules.ceiling_rule(name, _figure(evidence, name), limit, unit, confidence))

@@ -24,7 +24,7 @@ from secateur.gate.bounds import (
     resampled_score,
     share,
 )
-from secateur.gate.verdict import FAIL, INCONCLUSIVE, PASS, REPORTED, Rule
+from secateur.gate.verdict import FAIL, INCONCLUSIVE, PASS, REPORTED, Rule, percent
 
 HOPELESS = "; more examples of the same kind would not let it pass"
 TESTED = "test examples"
@@ -45,7 +45,7 @@ def accuracy_rule(
     estimate, low, high = paired_difference(dense_right, pruned_right, confidence)
     outcome = _not_below(low, high, -drop)
     sentence = (
-        f"accuracy changed by {100 * estimate:+.2f} points on {len(dense_right)} {of}; with {confidence:.0%} "
+        f"accuracy changed by {100 * estimate:+.2f} points on {len(dense_right)} {of}; with {percent(confidence)} "
         f"confidence by no less than {100 * low:+.2f}, allowed {-100 * drop:+.2f}"
     )
     if outcome == INCONCLUSIVE:
@@ -68,7 +68,7 @@ def metric_rule(
     bounds = estimate, low, high = resampled_difference(dense, pruned, score, confidence, seed, documents)
     outcome = _not_below(low, high, -drop)
     sentence = (
-        f"{metric} changed by {estimate:+.4f} on {len(dense[0])} test examples; with {confidence:.0%} confidence by no less "
+        f"{metric} changed by {estimate:+.4f} on {len(dense[0])} test examples; with {percent(confidence)} confidence by no less "
         f"than {low:+.4f}, allowed {-drop:+.4f}"
     )
     if outcome == INCONCLUSIVE:
@@ -117,7 +117,7 @@ def worst_rule(
     bounds = worst.estimate, lowest.low, min(rule.high for rule in found)
     sentence = (
         f"{metric} changed most in {worst.name} of {len(parts)}, by {_points(metric, worst.estimate)} on "
-        f"{parts[worst.name][0]} {of}; with {confidence:.0%} confidence in none by less than {_points(metric, bounds[1])}"
+        f"{parts[worst.name][0]} {of}; with {percent(confidence)} confidence in none by less than {_points(metric, bounds[1])}"
     )
     if drop is None:
         return Rule(name, REPORTED, None, *bounds, sentence, confidence, tuple(found))
@@ -151,7 +151,7 @@ def floor_rule(
         bounds = share(int((answers == targets).sum()), len(answers), confidence)
     else:
         bounds = resampled_score(seen, score, confidence, seed, documents)
-    said = f"{metric} is {bounds[0]:.4f} on {len(answers)} test examples, with {confidence:.0%} confidence at least {bounds[1]:.4f}"
+    said = f"{metric} is {bounds[0]:.4f} on {len(answers)} test examples, with {percent(confidence)} confidence at least {bounds[1]:.4f}"
     return _rule("floor", said, bounds, floor, confidence, len(answers), most=False)
 
 
@@ -165,7 +165,7 @@ def exemplars_rule(dense_right: np.ndarray, pruned_right: np.ndarray, limit: flo
     bounds = share(lost, n, confidence)
     said = (
         f"{lost} of {n} test examples that the dense model gets right the pruned one gets wrong, {bounds[0]:.2%}, with "
-        f"{confidence:.0%} confidence at most {bounds[2]:.2%}"
+        f"{percent(confidence)} confidence at most {bounds[2]:.2%}"
     )
     return _rule("exemplars", said, bounds, limit, confidence, n, most=True, shown=".2%")
 
@@ -173,7 +173,7 @@ def exemplars_rule(dense_right: np.ndarray, pruned_right: np.ndarray, limit: flo
 def agreement_rule(dense: np.ndarray, pruned: np.ndarray, limit: float | None, confidence: float) -> Rule:
     """The share of examples that both models give the same answer [N] to, right or wrong."""
     bounds = share(int((dense == pruned).sum()), len(dense), confidence)
-    said = f"both models give the same answer to {bounds[0]:.2%} of {len(dense)} test examples, with {confidence:.0%} confidence to at least {bounds[1]:.2%}"
+    said = f"both models give the same answer to {bounds[0]:.2%} of {len(dense)} test examples, with {percent(confidence)} confidence to at least {bounds[1]:.2%}"
     return _rule("agreement", said, bounds, limit, confidence, len(dense), most=False, shown=".2%")
 
 
@@ -205,7 +205,7 @@ def brier_rule(dense: np.ndarray, pruned: np.ndarray, limit: float | None, confi
     Unlike the calibration error it is a mean over examples [N], so that models are compared in pairs.
     """
     bounds = mean_difference(dense, pruned, confidence, BRIER_SPAN)
-    said = f"the Brier score rose by {bounds[0]:+.4f} on {len(dense)} test examples, with {confidence:.0%} confidence by at most {bounds[2]:+.4f}"
+    said = f"the Brier score rose by {bounds[0]:+.4f} on {len(dense)} test examples, with {percent(confidence)} confidence by at most {bounds[2]:+.4f}"
     return _rule("brier", said, bounds, limit, confidence, len(dense), most=True)
 
 
@@ -217,7 +217,7 @@ def certainty_rule(dense: np.ndarray, pruned: np.ndarray, limit: float | None, c
     """
     bounds = estimate, low, high = mean_difference(dense, pruned, confidence, 1.0)
     sentence = (
-        f"the mean probability of the answers shifted by {estimate:+.4f} on {len(dense)} test examples, with {confidence:.0%} "
+        f"the mean probability of the answers shifted by {estimate:+.4f} on {len(dense)} test examples, with {percent(confidence)} "
         f"confidence either way by {low:+.4f} to {high:+.4f}"
     )
     if limit is None:
@@ -235,9 +235,7 @@ def speedup_rule(estimate: float, low: float, high: float, minimum: float, confi
     outcome = FAIL if not all(map(math.isfinite, (estimate, low, high))) else PASS if low >= minimum else INCONCLUSIVE
     if outcome == INCONCLUSIVE and high < minimum:
         outcome = FAIL
-    sentence = (
-        f"{estimate:.2f}x faster, {confidence:.0%} interval {low:.2f} to {high:.2f}; asked for at least {minimum:.2f}x"
-    )
+    sentence = f"{estimate:.2f}x faster, {percent(confidence)} interval {low:.2f} to {high:.2f}; asked for at least {minimum:.2f}x"
     return Rule("speedup", outcome, minimum, estimate, low, high, sentence, confidence)
 
 
@@ -247,7 +245,7 @@ def ceiling_rule(name: str, bounds: Bounds, limit: float, unit: str, confidence:
     `confidence` is None where there is nothing to be uncertain of, such as the size of a file.
     """
     estimate, low, high = bounds
-    between = "" if confidence is None else f", {confidence:.0%} interval {low:.4g} to {high:.4g}"
+    between = "" if confidence is None else f", {percent(confidence)} interval {low:.4g} to {high:.4g}"
     return _rule(name, f"{estimate:.4g} {unit}{between}", bounds, limit, confidence, None, most=True)
 
 

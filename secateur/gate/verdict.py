@@ -63,13 +63,26 @@ def judge(rules: Sequence[Rule]) -> Verdict:
     return Verdict(PASS, "; ".join(rule.sentence for rule in checked if rule.outcome == PASS), tuple(checked))
 
 
-def confidence_at(confidence: float, look: int, looks: int) -> float:
+def shared_out(confidence: float, among: int) -> float:
+    """The confidence of each of so many bounds that hold all at once with this one.
+
+    Bonferroni (Dunn, Journal of the American Statistical Association 56:52-64, 1961): whatever they depend on each other.
+    """
+    return 1 - (1 - confidence) / among
+
+
+def confidence_at(confidence: float, look: int, looks: int, judged: int = 1) -> float:
     """The confidence to judge with when a test set is used for its `look`-th verdict on a model, `looks` being free.
 
     Each further look is another chance for a model that is too bad. Beyond the limit the error is shared out over all looks
-    up to now (Bonferroni; Dunn, Journal of the American Statistical Association 56:52-64, 1961).
+    up to now, and where `judged` files wait for the place that one of them will take, over these from the first on.
     """
-    return confidence if look <= looks else 1 - (1 - confidence) / look
+    return shared_out(confidence, max(judged, look if look > looks else 1))
+
+
+def percent(confidence: float) -> str:
+    """A confidence as people read it, with as many digits as tell it from certainty."""
+    return f"{100 * confidence:.4g}%"
 
 
 def _finite(rule: Rule) -> bool:

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from tasks import certificates
 from tasks.cli.settings import setting
 
 FINISHED = frozenset({"success", "failed"})
@@ -33,20 +34,24 @@ class Task:
     scheduled: float | None
 
 
-def connect() -> httpx.Client:
+def connect(*, timeout: float = 20.0, attempts: int = _ATTEMPTS) -> httpx.Client:
     """A client with a fresh token, from `SECATEUR_AIRFLOW_URL`, `_USERNAME` and `_PASSWORD`."""
     url = setting("SECATEUR_AIRFLOW_URL").rstrip("/")
     credentials = {"username": setting("SECATEUR_AIRFLOW_USERNAME"), "password": setting("SECATEUR_AIRFLOW_PASSWORD")}
-    return open_client(url, credentials)
+    return open_client(url, credentials, timeout=timeout, attempts=attempts)
 
 
-def open_client(url: str, credentials: Mapping[str, str], *, timeout: float = 20.0) -> httpx.Client:
-    """A client of the Airflow at `url`, signed in."""
+def open_client(
+    url: str, credentials: Mapping[str, str], *, timeout: float = 20.0, attempts: int = _ATTEMPTS
+) -> httpx.Client:
+    """A client of the Airflow at `url`, signed in; `attempts` of signing in."""
     # A proxy that the environment names is for the world outside; it cannot reach our own loopback.
     outside = urlsplit(url).hostname not in {"127.0.0.1", "localhost", "::1"}
-    with httpx.Client(base_url=url, timeout=timeout, trust_env=outside) as door:
-        token = _send(door, "POST", "/auth/token", body=dict(credentials)).json()["access_token"]
-    return httpx.Client(base_url=url, timeout=timeout, trust_env=outside, headers={"Authorization": f"Bearer {token}"})
+    verify = certificates.trusted()
+    with httpx.Client(base_url=url, timeout=timeout, trust_env=outside, verify=verify) as door:
+        answer = _send(door, "POST", "/auth/token", body=dict(credentials), attempts=attempts)
+    headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
+    return httpx.Client(base_url=url, timeout=timeout, trust_env=outside, verify=verify, headers=headers)
 
 
 def trigger(client: httpx.Client, dag: str, conf: Mapping[str, object]) -> str:
@@ -116,6 +121,28 @@ def ensure_pool(client: httpx.Client, name: str, *, slots: int, description: str
 def dags(client: httpx.Client) -> list[str]:
     """The names of the DAGs that Airflow has read."""
     return sorted(dag["dag_id"] for dag in _get(client, "/api/v2/dags", what="its DAGs")["dags"])
+
+
+def paused(client: httpx.Client) -> dict[str, bool]:
+    """The DAGs that Airflow has read, and whether each is paused."""
+    found = _get(client, "/api/v2/dags", params={"limit": 100, "tags": "secateur"}, what="its DAGs")["dags"]
+    return {dag["dag_id"]: bool(dag["is_paused"]) for dag in found}
+
+
+def pools(client: httpx.Client) -> dict[str, int]:
+    """The slots of every pool."""
+    found = _get(client, "/api/v2/pools", params={"limit": 100}, what="its pools")["pools"]
+    return {pool["name"]: int(pool["slots"]) for pool in found}
+
+
+def health(client: httpx.Client) -> dict[str, Any]:
+    """What Airflow says of its parts: of each `status`, and when it was last seen."""
+    return _get(client, "/api/v2/monitor/health", what="its health")
+
+
+def release(client: httpx.Client) -> str:
+    """Airflow's version."""
+    return str(_get(client, "/api/v2/version", what="its version")["version"])
 
 
 def import_errors(client: httpx.Client) -> dict[str, str]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from secateur.errors import InputError
-from tasks import placement
+from tasks import certificates, placement
 from tasks.cli import (
     airflow_api,
     bar,
@@ -42,6 +42,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 Model = Annotated[str, typer.Argument(help="Name of the registered model, such as digits-cnn.")]
 Program = Annotated[Path, typer.Argument(help="An exported program, such as model.pt2.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+TlsCert = Annotated[
+    Path | None, typer.Option(help="PEM file of the certificate to show, with those between it and its authority.")
+]
+TlsKey = Annotated[Path | None, typer.Option(help="PEM file of its key, without a password.")]
 
 Collect = Callable[[httpx.Client, str, str, str], follow.Outcome]
 
@@ -73,6 +78,21 @@ def run(
 ) -> None:
     """Prune a registered model, prove the result, promote it. Exit status: 0 promoted, 3 refused by the gate, 1 error."""
     raise typer.Exit(_prune(model, version, recipe, fresh=fresh, as_json=as_json))
+
+
+@app.command()
+def sweep(
+    model: Model,
+    sweep: Annotated[str, typer.Option(help="Name of the sweep, a file in the recipes folder.")],
+    version: Annotated[str, typer.Option(help="Version of the registered model: a number, or latest.")] = "latest",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do every step again, whatever earlier sweeps left.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Prune a model in many ways, compare them on validation, promote the best. Exit status: 0 promoted, 3 nobody won, 1 error."""
+    conf = {"model": model, "version": version, "sweep": sweep, "fresh": fresh}
+    outcome = _trigger_and_follow("sweep_model", conf, follow.sweep_outcome)
+    _print(outcome, as_json)
+    raise typer.Exit(outcome.exit_code)
 
 
 @app.command()
@@ -422,6 +442,22 @@ def halve(
 
 
 @app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check the deployment that the environment leads to, end to end, with a remedy for each finding. Exit status: 1 when something cannot work."""
+    from tasks.cli import doctor
+
+    export_settings()
+    seen = []
+    for finding in doctor.examine():
+        seen.append(finding)
+        if not as_json:
+            typer.echo(str(finding))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in seen], indent=2))
+    raise typer.Exit(1 if any(finding.level == "fail" for finding in seen) else 0)
+
+
+@app.command()
 def pools() -> None:
     """Print the pools of the devices that are measured on, as `airflow pools import` reads them."""
     found = {
@@ -445,11 +481,13 @@ def down() -> None:
 
 @app.command("webhook")
 def receive(
-    host: Annotated[str, typer.Option(help="Address to listen on; TLS is a proxy's.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8787,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
 ) -> None:
     """Receive MLflow's webhooks and tell Airflow to look at the registry; SECATEUR_WEBHOOK_SECRET is what both know."""
-    webhook.serve(host, port, typer.echo)
+    webhook.serve(host, port, certificates.own(tls_cert, tls_key), typer.echo)
 
 
 @app.command()
@@ -457,7 +495,7 @@ def serve(
     models: Annotated[
         list[str] | None, typer.Argument(help="Source models, such as digits-cnn; without, all that serve.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; TLS is a proxy's.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8500,
     target: Annotated[
         Path | None, typer.Option(help="YAML like the target section of a recipe: provider, threads.")
@@ -472,8 +510,16 @@ def serve(
     drop: Annotated[list[str] | None, typer.Option(help="Input or metadata it never keeps; may be repeated.")] = None,
     flush_s: Annotated[float, typer.Option(help="Seconds between its files.")] = 10.0,
     poll_s: Annotated[float, typer.Option(help="Seconds between looks at what the bucket points to.")] = 2.0,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    auth: Annotated[
+        bool, typer.Option(help="Ask for SECATEUR_SERVE_TOKEN; --no-auth where something before the server asks.")
+    ] = True,
 ) -> None:
-    """Serve champions over the Open Inference Protocol v2, follow them without dropping a request, keep the inference log."""
+    """Serve champions over the Open Inference Protocol v2, follow them without dropping a request, keep the inference log.
+
+    Where SECATEUR_SERVE_TOKEN is set, everything but its health asks for it; beyond loopback it has to be.
+    """
     production.serve(
         production.Serve(
             tuple(models or ()),
@@ -490,6 +536,9 @@ def serve(
             tuple(drop or ()),
             flush_s,
             poll_s,
+            tls_cert,
+            tls_key,
+            auth,
         ),
         typer.echo,
     )

@@ -31,6 +31,7 @@ class Outcome:
     run_id: str | None = None
     mlflow_url: str | None = None
     report_url: str | None = None
+    sweep: Mapping[str, Any] | None = None  # what came of a sweep (`tasks.references.Swept`)
 
     @property
     def exit_code(self) -> int:
@@ -79,6 +80,23 @@ def _approval(answer: Mapping[str, Any] | None) -> str | None:
         return None
     person, words = answer["responded_by_user"], answer["params_input"]
     return Answer(tuple(answer["chosen_options"]), Person(**person) if person else None, words or {}).sentence
+
+
+def sweep_outcome(client: httpx.Client, dag: str, run: str, state: str) -> Outcome:
+    """What a finished run of `sweep_model` gave."""
+    failed, swept = state != "success", airflow_api.xcom(client, dag, run, "report")
+    remembered = mlflow_api.run(swept["run_id"]) if swept else None
+    return Outcome(
+        ending="failed" if failed or not swept else "promoted" if swept["winner"] else "refused",
+        dag_run_id=run,
+        airflow_url=airflow_api.run_url(str(client.base_url), dag, run),
+        error=failure(client, dag, run) if failed else None,
+        metric=swept["metric"] if swept else "accuracy",
+        run_id=swept["run_id"] if swept else None,
+        mlflow_url=remembered.url if remembered else None,
+        report_url=swept["address"] if swept else None,
+        sweep=swept,
+    )
 
 
 def rollback_outcome(client: httpx.Client, dag: str, run: str, state: str) -> Outcome:

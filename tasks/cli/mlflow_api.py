@@ -8,6 +8,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from tasks import certificates
 from tasks.cli.settings import setting
 
 
@@ -62,6 +63,7 @@ def _request(path: str, query: Mapping[str, str]) -> httpx.Response:
             headers={"Authorization": f"Bearer {token}"} if token else None,
             timeout=20.0,
             trust_env=outside,
+            verify=certificates.trusted(certificates.MLFLOW),
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise MlflowError(

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 
 from secateur.errors import InputError
+from tasks import preload
 from tasks.cli.settings import REPOSITORY
 
 LOOPBACK = "127.0.0.1"
@@ -38,34 +39,6 @@ NAMES = (
 # What the caller's shell says about these programs is about another installation.
 _FOREIGN_PREFIXES = ("AIRFLOW_", "MLFLOW_", "_MLFLOW", "AWS_", "RCLONE_", "SECATEUR_", "PYTHON", "GUNICORN_")
 _ALLOWED_OBJECTIVES = "SECATEUR_ALLOWED_OBJECTIVES"  # what the caller lets tasks import; secateur.objectives reads it
-
-# Imported once by the scheduler; its LocalExecutor forks every task process, which then finds them imported.
-_SHARED_IMPORTS = (
-    "airflow.sdk.execution_time.task_runner",
-    "boto3",
-    "mlflow",
-    "mlflow.pytorch",
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-    "pydantic",
-    "scipy.stats",
-    "sklearn.datasets",
-    "torch",
-    "torch.export",
-    "torch.onnx",
-)
-
-_LOCAL_SETTINGS = '''"""Written by `secateur up`: imports once, in the scheduler, what every task would import again."""
-
-import importlib
-import os
-
-if os.environ.get("SECATEUR_STACK_PIECE", "").startswith("airflow-scheduler:"):
-    for _name in {names!r}:
-        importlib.import_module(_name)
-'''
 
 
 @dataclass(frozen=True)
@@ -108,11 +81,11 @@ def pieces(stack: Stack) -> list[Piece]:
     """Every process of the stack, the slowest to start first."""
     airflow = airflow_environment(stack)
 
-    def component(name: str, *options: str) -> Piece:
+    def component(name: str, *options: str, **variables: str) -> Piece:
         return Piece(
             name=f"airflow-{name}",
             argv=(sys.executable, "-m", "airflow", name, *options),
-            env=airflow,
+            env={**airflow, **variables},
             ready=lambda since: _airflow_ready(stack, name, since),
             needs_database=True,
         )
@@ -130,7 +103,7 @@ def pieces(stack: Stack) -> list[Piece]:
             _server_environment(stack),
             lambda _: _answers(f"{stack.url('serve')}/v2/health/live"),
         ),
-        component("scheduler", "--skip-serve-logs"),
+        component("scheduler", "--skip-serve-logs", **{preload.VARIABLE: "1"}),
         component("api-server", "--host", LOOPBACK, "--port", str(stack.ports["airflow"])),
         component("dag-processor"),
         component("triggerer", "--skip-serve-logs"),
@@ -192,9 +165,9 @@ def _server_environment(stack: Stack) -> dict[str, str]:
 
 
 def write_configuration(stack: Stack) -> None:
-    """Write Airflow's configuration, its user and what its scheduler imports; make the bucket's folder."""
+    """Write Airflow's configuration and its user; make the bucket's folder."""
     home = stack.folder / "airflow"
-    (home / "config").mkdir(parents=True, exist_ok=True)
+    home.mkdir(exist_ok=True)
     (stack.folder / "s3" / BUCKET).mkdir(parents=True, exist_ok=True)
     (stack.folder / "mlflow").mkdir(exist_ok=True)
     configuration = configparser.ConfigParser(interpolation=None)
@@ -202,7 +175,6 @@ def write_configuration(stack: Stack) -> None:
     with os.fdopen(_open_private(home / "airflow.cfg"), "w") as sink:
         configuration.write(sink)
     write_private(home / "passwords.json", json.dumps({USER: stack.credentials.airflow_password}))
-    (home / "config" / "airflow_local_settings.py").write_text(_LOCAL_SETTINGS.format(names=_SHARED_IMPORTS))
 
 
 def write_private(path: Path, text: str) -> None:

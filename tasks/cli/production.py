@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,6 +37,9 @@ class Serve:
     drop: tuple[str, ...]
     flush_s: float
     poll_s: float
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    auth: bool = True
 
 
 def serve(asked: Serve, say: Callable[[str], None]) -> None:
@@ -45,6 +49,7 @@ def serve(asked: Serve, say: Callable[[str], None]) -> None:
         InputError: a setting that cannot be.
     """
     from secateur.inference_log.writer import Settings
+    from tasks import certificates
     from tasks.monitoring import observe
     from tasks.serving import main
     from tasks.serving.app import Limits
@@ -52,6 +57,8 @@ def serve(asked: Serve, say: Callable[[str], None]) -> None:
     for name in ("parallel", "waiting", "body_mb", "wait_s", "receive_s", "flush_s", "poll_s"):
         if getattr(asked, name) <= 0:
             raise InputError(f"--{name.replace('_', '-')}: expected more than 0, got {getattr(asked, name)}")
+    certificate = certificates.own(asked.tls_cert, asked.tls_key)
+    token = main.token_for(asked.host, os.environ.get(main.TOKEN, ""), asks=asked.auth)
     export_settings()
     limits = Limits(
         body_bytes=int(asked.body_mb * 1e6),
@@ -63,7 +70,8 @@ def serve(asked: Serve, say: Callable[[str], None]) -> None:
     )
     settings = Settings(sample=asked.sample, drop=asked.drop, flush_s=asked.flush_s)
     root = observe.log_root() if asked.log else None
-    main.run(asked.models, asked.host, asked.port, files.target_from(asked.target), limits, root, settings, say)
+    target = files.target_from(asked.target)
+    main.run(asked.models, asked.host, asked.port, target, limits, root, settings, say, certificate, token)
 
 
 def look(model: str) -> Look:

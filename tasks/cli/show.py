@@ -84,11 +84,13 @@ def result(outcome: Outcome) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if outcome.error:
         parts.append(Text.assemble(("Error: ", "bold red"), outcome.error))
+    if outcome.sweep:
+        parts += side_by_side(outcome.sweep)
     not_pruned = outcome.ending == "refused" and (outcome.plan or {}).get("method") == planner.NONE
     if outcome.plan and not_pruned:
         rows = [planner.Row(**row) for row in outcome.plan["reasons"]]
         parts += [Text.assemble(("Not pruned: ", "bold yellow"), rows[0].because), Text(planner.table(rows).rstrip())]
-    elif outcome.ending == "refused":
+    elif outcome.ending == "refused" and not outcome.sweep:
         reason = outcome.approval or (outcome.verdict or {}).get("reason", "the gate gave no verdict")
         parts.append(Text.assemble(("Not promoted: ", "bold red"), reason))
     if outcome.metrics and not outcome.error and not not_pruned:
@@ -118,6 +120,43 @@ def comparison(metrics: Mapping[str, float], metric: str = "accuracy", ships: st
         dense, shipped = metrics.get(f"dense.{row.metric}"), metrics.get(f"{ships}.{row.metric}")
         table.add_row(row.title, _value(row, dense), _value(row, shipped), _change(row, dense, shipped))
     return table
+
+
+def side_by_side(swept: Mapping[str, Any]) -> list[RenderableType]:
+    """What came of a sweep: every candidate on a line, and who won."""
+    table = Table()
+    accuracy = swept["metric"] == "accuracy"
+    table.add_column("candidate", no_wrap=True)
+    for title in ("removed", f"{swept['metric']} change", "speedup", "size", "p50", "rung"):
+        table.add_column(title, justify="right")
+    for title in ("validation", "test"):
+        table.add_column(title)
+    for one in swept["candidates"]:
+        name = Text(one["name"], style="bold green" if one["name"] == swept["winner"] else "")
+        if one["state"] != "measured":
+            table.add_row(name, *["-"] * 5, str(one["rung"]), one["state"], "-")
+            continue
+        low, high = (f"{value:.2f}" for value in one["speedup"][1:])
+        change = f"{100 * one['change'][0]:+.2f} points" if accuracy else f"{one['change'][0]:+.4f}"
+        verdict = (swept["judged"].get(one["name"]) or {}).get("outcome", "-")
+        table.add_row(
+            name,
+            f"{one['sparsity']:.0%}",
+            change,
+            f"{one['speedup'][0]:.2f}x ({low} to {high})",
+            f"{one['size_bytes'] / 1024:,.0f} KiB",
+            f"{one['p50_ms']:.3f} ms",
+            str(one["rung"]),
+            *(Text(said, style=_STYLE_OF_VERDICT.get(said, "dim")) for said in (one["outcome"], verdict)),
+        )
+    others = [
+        Text.assemble((f"{one['name']} {one['state']}: ", "bold"), one["reason"])
+        for one in swept["candidates"]
+        if one["state"] != "measured"
+    ]
+    won = ("Winner: ", "bold green") if swept["winner"] else ("No winner: ", "bold red")
+    told = f"{swept['winner']}, {swept['reason']}" if swept["winner"] else swept["reason"]
+    return [table, *others, Text.assemble(won, told)]
 
 
 def plan_sentence(plan: Mapping[str, Any]) -> str:

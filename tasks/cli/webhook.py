@@ -15,6 +15,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from secateur.errors import InputError
+from tasks.certificates import Certificate
 from tasks.cli import airflow_api
 from tasks.cli.airflow_api import AirflowError
 
@@ -26,14 +27,14 @@ _PATIENCE_S = 10.0
 _LEAST_SECRET = 16
 
 
-def serve(host: str, port: int, say: Callable[[str], None]) -> None:
+def serve(host: str, port: int, certificate: Certificate | None, say: Callable[[str], None]) -> None:
     """Listen for ever, with the secret of the environment; Airflow is that of the environment too, else the local stack's.
 
     Raises:
         InputError: no secret, or one that can be guessed, or an address that cannot be listened on.
     """
-    with listener(host, port, os.environ.get(SECRET, ""), ring, say) as server:
-        say(f"Listening on http://{host}:{server.server_port}")
+    with listener(host, port, os.environ.get(SECRET, ""), ring, say, certificate) as server:
+        say(f"Listening on {'http' if certificate is None else 'https'}://{host}:{server.server_port}")
         server.serve_forever()
 
 
@@ -44,7 +45,12 @@ def ring() -> None:
 
 
 def listener(
-    host: str, port: int, secret: str, ring: Callable[[], None], say: Callable[[str], None]
+    host: str,
+    port: int,
+    secret: str,
+    ring: Callable[[], None],
+    say: Callable[[str], None],
+    certificate: Certificate | None = None,
 ) -> ThreadingHTTPServer:
     """A server that calls `ring` for every genuine request, and says what it answered.
 
@@ -61,6 +67,12 @@ def listener(
 
     class Handler(BaseHTTPRequestHandler):
         timeout = _PATIENCE_S
+
+        def handle(self) -> None:
+            try:
+                super().handle()
+            except OSError as error:  # it went away, or speaks no TLS
+                say(f"{self.client_address[0]} {type(error).__name__}: {error}")
 
         def do_POST(self) -> None:
             status = self.judged()
@@ -85,10 +97,22 @@ def listener(
         def log_message(self, template: str, *values: object) -> None:
             say(f"{self.client_address[0]} {template % values}")
 
+    return _listening(host, port, Handler, certificate)
+
+
+def _listening(
+    host: str, port: int, handler: type[BaseHTTPRequestHandler], certificate: Certificate | None
+) -> ThreadingHTTPServer:
     try:
-        return ThreadingHTTPServer((host, port), Handler)
+        server = ThreadingHTTPServer((host, port), handler)
     except OSError as error:
         raise InputError(f"host, port: cannot listen on {host}:{port}: {error}; choose another with --port") from error
+    if certificate is not None:
+        # the handshake is the handler's: a client that does not finish one keeps nobody else waiting
+        server.socket = certificate.context().wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
+    return server
 
 
 def genuine(secret: str, headers: Mapping[str, str] | Message, body: bytes, now: float) -> bool:

@@ -106,7 +106,9 @@ def _side(rule: Bound) -> str:
     return ""
 
 
-def tradeoff(points: Sequence[Point], *, saving: bool, metric: str, least: float, write: Write) -> Markup:
+def tradeoff(
+    points: Sequence[Point], *, saving: bool, metric: str, least: float, write: Write, saved: str = "parameters removed"
+) -> Markup:
     """The metric of every model against the share that is gone (`saving`) or else against latency, and the budget's floor.
 
     A line joins the points that no other beats in both.
@@ -116,7 +118,7 @@ def tradeoff(points: Sequence[Point], *, saving: bool, metric: str, least: float
     heights = [height for _, point in shown for height in (point.accuracy, *(point.accuracy_interval or ()))]
     x = spanning([*(at for at, _ in shown), *(end for span in spans for end in span)], 52, WIDTH - 14, room=0.1)
     y = spanning([*heights, least], 206, 20)
-    title, tick = ("parameters removed", percent) if saving else ("latency p50, ms", plain)
+    title, tick = (saved, percent) if saving else ("latency p50, ms", plain)
     parts = [*_across(x, 206, title, tick), *_up(y, 52, WIDTH - 14, f"{metric}, validation", write)]
     parts.append(_line("budget", 52, y(least), WIDTH - 14, y(least)))
     middle = (52 + WIDTH - 14) / 2

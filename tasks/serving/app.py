@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import json
 import logging
 import time
@@ -205,8 +206,11 @@ class Server:
             self.writer.close()
 
 
-def application(server: Server) -> Starlette:
-    """The server as an ASGI application, which looks for champions from its start to its end."""
+def application(server: Server, token: str = "") -> Starlette:
+    """The server as an ASGI application, which looks for champions from its start to its end.
+
+    With a token, everything but its health is for those who show it: `Authorization: Bearer <token>`.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -220,23 +224,33 @@ def application(server: Server) -> Starlette:
             await asyncio.to_thread(server.close)
 
     one = "/v2/models/{model}"
-    routes = [("/v2", _about), ("/v2/health/live", _live), ("/v2/health/ready", _ready), ("/metrics", _metrics)]
+    health = [("/v2/health/live", _live), ("/v2/health/ready", _ready)]
+    routes = [("/v2", _about), ("/metrics", _metrics)]
     routes += [(f"{one}{version}{end}", found) for version in ("", "/versions/{version}") for end, found in _OF_MODELS]
     posted = [(f"{one}/labels", _label), (f"{one}/infer", _infer), (f"{one}/versions/{{version}}/infer", _infer)]
     made = Starlette(
         routes=[
-            *(Route(path, _guarded(found), methods=["GET"]) for path, found in routes),
-            *(Route(path, _guarded(found), methods=["POST"]) for path, found in posted),
+            *(Route(path, _guarded(found), methods=["GET"]) for path, found in health),
+            *(Route(path, _guarded(_admitted(found)), methods=["GET"]) for path, found in routes),
+            *(Route(path, _guarded(_admitted(found)), methods=["POST"]) for path, found in posted),
         ],
         lifespan=lifespan,
         exception_handlers={404: _told, 405: _told, 500: _told},
     )
     made.state.server = server
+    made.state.token = token.encode()
     return made
 
 
 def _server(request: Request) -> Server:
     return cast(Server, request.app.state.server)
+
+
+def _known(request: Request) -> bool:
+    """Whether the request shows the token, or nobody is asked for one."""
+    wanted: bytes = request.app.state.token
+    scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
+    return not wanted or (scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), wanted))
 
 
 async def _about(_: Request) -> Response:
@@ -249,7 +263,8 @@ async def _live(_: Request) -> Response:
 
 async def _ready(request: Request) -> Response:
     server = _server(request)
-    return JSONResponse({"ready": server.ready, "versions": server.versions}, 200 if server.ready else 503)
+    versions = {"versions": server.versions} if _known(request) else {}
+    return JSONResponse({"ready": server.ready, **versions}, 200 if server.ready else 503)
 
 
 async def _model(request: Request) -> Response:
@@ -283,6 +298,17 @@ def _named(request: Request) -> Served:
     return _server(request).served(request.path_params["model"], request.path_params.get("version"))
 
 
+def _admitted(function: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """Answer those alone who show the token."""
+
+    async def answered(request: Request) -> Response:
+        if not _known(request):
+            raise ProtocolError(401, "expected the header Authorization: Bearer <token> with this server's token")
+        return await function(request)
+
+    return answered
+
+
 def _guarded(function: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
     """Answer what is refused in the protocol's form, and count what was answered."""
 
@@ -292,7 +318,9 @@ def _guarded(function: Callable[[Request], Awaitable[Response]]) -> Callable[[Re
             response = await function(request)
         except ProtocolError as refused:
             headers = {"Retry-After": RETRY_AFTER_S} if refused.status == 503 else {}
-            if refused.status in (408, 413):
+            if refused.status == 401:
+                headers["WWW-Authenticate"] = "Bearer"
+            if refused.status in (401, 408, 413):
                 headers["Connection"] = "close"  # what it still sends is not read
             response = _error(refused.status, str(refused), headers)
         except ClientDisconnect:
