@@ -53,6 +53,7 @@ EXPOSED = {
     "images": {"pullSecrets": ["registry"]},
     "prepare": {"adminSecretName": "admin"},
     "recipes": {"mine.yaml": "model: digits-cnn\n"},
+    "global": {"secateur": {"authoritiesConfigMapName": "authorities"}},
 }
 MONITORED = {"serving": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}}}
 THEIRS = {"mlflow": {"enabled": False, "uri": "https://mlflow.example", "secretName": ""}}
@@ -60,6 +61,7 @@ BARE = {"serving": {"enabled": False, "secretName": ""}, "networkPolicies": {"en
 
 # what `airflow:` sets, by the names of the official chart 1.22.0's own values.yaml; below them is Kubernetes' or free
 OFFICIAL = yaml.safe_load("""[
+workers.celery.persistence.size, workers.kubernetes.resources, scheduler.serviceAccount.automountServiceAccountToken,
 airflowVersion, apiSecretKeySecretName, config, createUserJob.enabled, data.brokerUrlSecretName, data.metadataSecretName, executor, extraEnv,
 extraEnvFrom, fernetKeySecretName, images.airflow.repository, images.airflow.tag, images.pod_template.repository, images.pod_template.tag,
 jwtSecretName, migrateDatabaseJob.serviceAccount.automountServiceAccountToken, postgresql.enabled, redis.enabled, securityContexts.containers,
@@ -438,6 +440,20 @@ def test_the_server_of_models_asks_for_a_token(rendered: dict[str, list[Object]]
     assert endpoint["scheme"] == "https"
 
 
+def test_own_authorities_are_known_to_every_client(rendered: dict[str, list[Object]]) -> None:
+    shared = the(rendered["exposed"], "ConfigMap", "team-environment")["data"]
+    names = ("REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "PGSSLROOTCERT")
+    assert {shared[name] for name in names} == {"/etc/secateur-authorities/ca.crt"}
+    for name, pod in pods(rendered["exposed"]):
+        mounts = {one["mountPath"] for container in pod["containers"] for one in container["volumeMounts"]}
+        assert "/etc/secateur-authorities" in mounts, name
+        sources = [one["configMap"]["name"] for one in pod["volumes"] if one["name"] == "authorities"]
+        assert sources == ["authorities"], name
+    server = dict(pods(rendered["exposed"]))["Deployment team-mlflow"]["containers"][0]
+    assert variables(server)["PGSSLROOTCERT"] == "/etc/secateur-authorities/ca.crt"
+    assert "REQUESTS_CA_BUNDLE" not in the(rendered["kubernetes"], "ConfigMap", "team-environment")["data"]
+
+
 def test_ways_in_end_in_tls(rendered: dict[str, list[Object]]) -> None:
     ways = [one for one in rendered["exposed"] if one["kind"] == "Ingress"]
     assert len(ways) == 2
@@ -590,6 +606,7 @@ spec:
     - name: scheduler
       envFrom: {{- tpl .Values.extraEnvFrom . | nindent 8 }}
       env: {{- tpl .Values.extraEnv . | nindent 8 }}
+        - {name: AIRFLOW__KUBERNETES_EXECUTOR__IMAGE, value: '{{ tpl .Values.config.kubernetes_executor.worker_container_repository . }}'}
         - {name: AIRFLOW__CORE__EXECUTION_API_SERVER_URL, value: {{ tpl .Values.config.core.execution_api_server_url . }}}
       volumeMounts: {{- tpl (toYaml .Values.scheduler.extraVolumeMounts) . | nindent 8 }}
   volumes: {{- tpl (toYaml .Values.scheduler.extraVolumes) . | nindent 4 }}
@@ -608,6 +625,7 @@ def test_airflow_is_told_what_steps_need(tmp_path: Path) -> None:
     told = variables(pod["containers"][0])
     assert told["AWS_SECRET_ACCESS_KEY"] == {"secretKeyRef": {"name": "steps", "key": "AWS_SECRET_ACCESS_KEY"}}
     assert told["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] == "http://team-airflow-api-server:8080/execution/"
+    assert told["AIRFLOW__KUBERNETES_EXECUTOR__IMAGE"] == "secateur-worker"
     shared = the(found, "ConfigMap", pod["containers"][0]["envFrom"][0]["configMapRef"]["name"])["data"]
     assert shared["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
     mounts = {one["name"]: one["mountPath"] for one in pod["containers"][0]["volumeMounts"]}

@@ -1,6 +1,7 @@
 {{/* Names. Those that the Airflow chart uses as well depend on the release alone. */}}
 {{- define "secateur.placementName" -}}{{ .Release.Name }}-placement{{- end }}
 {{- define "secateur.recipesName" -}}{{ .Release.Name }}-recipes{{- end }}
+{{- define "secateur.authoritiesName" -}}{{ .Values.global.secateur.authoritiesConfigMapName | default (printf "%s-no-authorities" .Release.Name) }}{{- end }}
 {{- define "secateur.environmentName" -}}{{ .Release.Name }}-environment{{- end }}
 
 {{/* What the Airflow chart calls its own objects. */}}
@@ -87,6 +88,8 @@ tolerations: {{- toYaml . | nindent 2 }}
 
 {{- define "secateur.stepsEnvironment" -}}
 {{- include "secateur.fromSecret" (list .Values.global.secateur.stepsSecretName "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD") | trim }}
+- name: SECATEUR_NOTIFY_WEBHOOK
+  valueFrom: {secretKeyRef: {name: {{ .Values.global.secateur.stepsSecretName }}, key: SECATEUR_NOTIFY_WEBHOOK, optional: true}}
 {{- end }}
 
 {{/* What Airflow's parts share, for workers and jobs of this chart. */}}
@@ -106,21 +109,48 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
+{{/* Whom servers are trusted by, in the variables of each client. */}}
+{{- define "secateur.authorities" -}}
+{{- if .Values.global.secateur.authoritiesConfigMapName }}
+{{- range list "REQUESTS_CA_BUNDLE" "AWS_CA_BUNDLE" "SSL_CERT_FILE" "PGSSLROOTCERT" }}
+{{ . }}: /etc/secateur-authorities/ca.crt
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "secateur.authoritiesEnvironment" -}}
+{{- range $name, $value := include "secateur.authorities" . | fromYaml }}
+- {name: {{ $name }}, value: {{ $value }}}
+{{- end }}
+{{- end }}
+
+{{- define "secateur.authoritiesMount" -}}
+- {name: authorities, mountPath: /etc/secateur-authorities, readOnly: true}
+{{- end }}
+
+{{- define "secateur.authoritiesVolume" -}}
+- {name: authorities, configMap: {name: {{ include "secateur.authoritiesName" . }}, optional: true}}
+{{- end }}
+
 {{/* Airflow's home is a volume, with the Airflow chart's configuration in it. */}}
 {{- define "secateur.airflowMounts" -}}
 - {name: home, mountPath: /opt/airflow}
 - {name: tmp, mountPath: /tmp}
+- {name: shm, mountPath: /dev/shm}
 - {name: airflow-config, mountPath: /opt/airflow/airflow.cfg, subPath: airflow.cfg, readOnly: true}
 - {name: placement, mountPath: /etc/secateur, readOnly: true}
 - {name: recipes, mountPath: /etc/secateur-recipes, readOnly: true}
+{{ include "secateur.authoritiesMount" . }}
 {{- end }}
 
 {{- define "secateur.airflowVolumes" -}}
 - {name: home, emptyDir: {}}
 - {name: tmp, emptyDir: {}}
+- {name: shm, emptyDir: {medium: Memory}}
 - {name: airflow-config, configMap: {name: {{ include "secateur.airflowName" . }}-config}}
 - {name: placement, configMap: {name: {{ include "secateur.placementName" . }}}}
 - {name: recipes, configMap: {name: {{ include "secateur.recipesName" . }}, optional: true}}
+{{ include "secateur.authoritiesVolume" . }}
 {{- end }}
 
 {{/* A place in the form of the file that SECATEUR_PLACEMENT names. */}}
