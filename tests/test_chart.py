@@ -230,9 +230,17 @@ def test_a_trial_makes_each_password_anew_and_fits_them_together(rendered: dict[
     assert steps["AWS_SECRET_ACCESS_KEY"] == mlflow["AWS_SECRET_ACCESS_KEY"] == own["s3-secret"]
     assert f":{own['airflow-database']}@team-postgres:5432/" in first["secateur-demo-airflow-database"]["connection"]
     assert len(base64.urlsafe_b64decode(first["secateur-demo-fernet"]["fernet-key"])) == 32
+    for name, values in first.items():
+        for key, value in values.items():  # none is one of the chart's
+            known = key.endswith(("USERNAME", "EMAIL"))
+            assert known or any(one in value or value == _encoded(one) for one in own.values()), (name, key)
     for _, pod in pods(rendered["demo"]):
         for wanted in (key for one in containers(pod) for key in _references(one)):
             assert wanted["key"] in first[wanted["name"]]
+
+
+def _encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
 
 
 def _references(container: Object) -> list[Object]:
@@ -523,6 +531,11 @@ REFUSED: dict[str, Values] = {
     "mlflow.uri: expected none where mlflow.enabled": {"mlflow": {"uri": "https://mlflow.example"}},
     "mlflow.uri: expected the address of your MLflow": {"mlflow": {"enabled": False}},
     "mlflow.database.host: expected the host of a Postgres": {"mlflow": {"database": {"host": ""}}},
+    "airflow.volumes: expected secateur-home of values.yaml beside": {
+        "airflow": {"volumes": [{"name": "x", "emptyDir": {}}]}
+    },
+    "airflow.extraEnv: expected secateur.stepsEnvironment": {"airflow": {"extraEnv": "- {name: A, value: b}"}},
+    "airflow.scheduler.extraVolumes: expected secateur-placement": {"airflow": {"scheduler": {"extraVolumes": []}}},
     "images.serve.tag: expected a release, got latest": {"images": {"serve": {"tag": "latest"}}},
 }
 
@@ -646,8 +659,8 @@ def test_airflow_is_told_what_steps_need(tmp_path: Path) -> None:
     assert shared["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
     mounts = {one["name"]: one["mountPath"] for one in pod["containers"][0]["volumeMounts"]}
     maps = {one["name"]: one["configMap"]["name"] for one in pod["volumes"]}
-    assert shared["SECATEUR_PLACEMENT"] == f"{mounts['secateur']}/placement.yaml"
-    assert the(found, "ConfigMap", maps["secateur"])["data"]["placement.yaml"]
+    assert shared["SECATEUR_PLACEMENT"] == f"{mounts['secateur-placement']}/placement.yaml"
+    assert the(found, "ConfigMap", maps["secateur-placement"])["data"]["placement.yaml"]
 
 
 def test_notes_say_what_to_open() -> None:
