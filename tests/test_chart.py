@@ -466,11 +466,8 @@ def test_own_authorities_are_known_to_every_client(rendered: dict[str, list[Obje
 
 
 def test_its_options_are_those_of_the_command(rendered: dict[str, list[Object]]) -> None:
-    known = {
-        option
-        for one in typer.main.get_command(app).commands["serve"].params
-        for option in (*one.opts, *one.secondary_opts)
-    }  # type: ignore[attr-defined]
+    options = typer.main.get_group(app).commands["serve"].params
+    known = {name for option in options for name in (*option.opts, *option.secondary_opts)}
     guarded = render(together(EXTERNAL, {"serving": {"auth": False}}))
     for found in (rendered["exposed"], guarded):
         args = dict(pods(found))["Deployment team-serving"]["containers"][0]["args"]
