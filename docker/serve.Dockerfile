@@ -1,6 +1,7 @@
 # The reference server: champions over HTTP by the Open Inference Protocol v2, without torch, MLflow or Airflow.
 #   docker build -f docker/serve.Dockerfile -t secateur-serve .
-#   docker run -p 127.0.0.1:8500:8500 -e SECATEUR_BUCKET=s3://... -e AWS_ENDPOINT_URL_S3=... secateur-serve
+#   docker run -p 127.0.0.1:8500:8500 -e SECATEUR_SERVE_TOKEN -e SECATEUR_BUCKET=s3://... -e AWS_ENDPOINT_URL_S3=... \
+#       secateur-serve
 ARG PYTHON=3.11.13-slim-bookworm
 
 FROM python:${PYTHON} AS build

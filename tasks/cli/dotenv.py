@@ -38,5 +38,6 @@ def _fresh() -> dict[str, str]:
         "S3_KEY": made.s3_key,
         "S3_SECRET": made.s3_secret,
         "MLFLOW_SECRET_KEY": secrets.token_hex(32),
+        "SERVE_TOKEN": secrets.token_urlsafe(32),
         **{f"{name}_PASSWORD": secrets.token_hex(24) for name in hexadecimal},
     }
