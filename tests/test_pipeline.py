@@ -112,7 +112,7 @@ def test_the_verdict_and_its_evidence_are_an_artifact_and_the_reason_opens_the_r
     assert evidence["data_digest"] == job.pinned.data_digest
     assert evidence["files"]["pruned"]["sha256"] == job.exported.pruned.sha256
     assert tracking.digest(evidence) == job.verdict.evidence
-    assert evidence["look"] == {"number": 1, "free": 3, "confidence": 0.95}
+    assert evidence["look"] == {"number": 1, "free": 3, "judged": 1, "confidence": 0.95}
     assert evidence["incumbent"] == "not asked for"
     run = client.get_run(job.pinned.run_id)
     assert run.data.tags["mlflow.note.content"].startswith(f"**pass** · {job.verdict.reason}")
@@ -433,7 +433,7 @@ def test_each_file_is_one_look_at_the_test_set_and_a_retry_is_none(job: Job) -> 
     assert other.look == 2
     evidence = tracking.get_json(another_job(job.pinned, "looks other", model).run_id, "gate/verdict.json")
     assert evidence is not None
-    assert evidence["look"] == {"number": 2, "free": 1, "confidence": pytest.approx(0.975)}
+    assert evidence["look"] == {"number": 2, "free": 1, "judged": 1, "confidence": pytest.approx(0.975)}
     assert "97%" in other.rules[0].sentence or "98%" in other.rules[0].sentence
 
 
