@@ -214,7 +214,8 @@ def walk(model: str, recipe: str, *, fresh: bool = False, dag_run_id: str = "tes
     pinned = resolve.run(model, "latest", recipe, fresh, dag_run_id)
     base = baseline.run(pinned)
     schedule = plan.run(pinned, base)
-    cuts, recovered, cycles = [], [], []
+    cuts, recovered = [], []
+    cycles: list[Cycle] = []
     with contextlib.suppress(NothingToDo):
         for number in range(1, 6):
             cuts.append(cut.run(pinned, base, schedule, number, cycles[-1] if cycles else None))

@@ -117,7 +117,7 @@ class Cluster:
     def query(self, database: str, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """The rows that a statement gives."""
         with psycopg.connect(self.postgres.get_uri(database=database), autocommit=True) as connection:
-            answer = connection.execute(statement, values)  # type: ignore[arg-type]  # statements of this benchmark
+            answer = connection.execute(statement, values)
             return answer.fetchall() if answer.description else []
 
     def size(self, database: str) -> int:
