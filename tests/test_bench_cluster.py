@@ -35,7 +35,7 @@ def test_steps_inside_a_cycle_are_recorded_by_its_number() -> None:
 
 
 def test_a_replayed_step_sends_what_was_recorded_under_the_names_of_now(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, httpserver_of_echoes: list[tuple[str, str]]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[tuple[str, str]]
 ) -> None:
     entry: dict[str, Any] = {
         "given": {"pinned": {"run_id": RUN}, "baseline": {}},
@@ -48,21 +48,21 @@ def test_a_replayed_step_sends_what_was_recorded_under_the_names_of_now(
     (tmp_path / "plan.json").write_text(json.dumps(entry))
     monkeypatch.setenv(replay.RECORDING, str(tmp_path))
     done = replay.replayed(plan.run)({"run_id": OTHER}, {})
-    assert httpserver_of_echoes == [("GET", f"/runs?id={OTHER}")]
+    assert asked == [("GET", f"/runs?id={OTHER}")]
     assert done.shares == (0.5,)
 
 
 @pytest.fixture
-def httpserver_of_echoes(monkeypatch: pytest.MonkeyPatch) -> Any:
+def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A server that answers {} and keeps what it was asked; MLflow's address leads to it."""
     import threading
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
-    asked: list[tuple[str, str]] = []
+    seen: list[tuple[str, str]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append((self.command, self.path))
+            seen.append((self.command, self.path))
             self.send_response(200)
             self.end_headers()
             self.wfile.write(b"{}")
@@ -70,7 +70,7 @@ def httpserver_of_echoes(monkeypatch: pytest.MonkeyPatch) -> Any:
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_address[1]}")
-        yield asked
+        yield seen
         server.shutdown()
 
 
@@ -96,6 +96,10 @@ def test_cores_in_use_are_seconds_over_seconds_and_what_ended_used_none() -> Non
         "new": 0.5,
         "again": 0.0,
     }
+
+
+def test_what_a_run_keeps_is_its_part_of_what_all_wrote_at_their_start_and_of_what_was_done() -> None:
+    assert figures.kept_per_run(grown=1000.0, at_start=400.0, started=4, done=2.0) == 100.0 + 300.0
 
 
 def test_sizing_follows_from_the_costs_of_one_pruning() -> None:

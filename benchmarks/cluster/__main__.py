@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.cluster import load, recording, report, servers
+from benchmarks.cluster import figures, load, recording, report, servers
 from benchmarks.cluster.servers import Cluster, Setting
 from benchmarks.context import Row, say
 
@@ -115,15 +115,25 @@ def under_load(cluster: Cluster, source: str, result: Row, asked: argparse.Names
 
 
 def sizes(cluster: Cluster, result: Row) -> Row:
-    """What the databases have grown by; all runs have their tasks' rows from their start, values and events as they are done."""
+    """What the databases have grown by, and what one run keeps of it.
+
+    In Airflow's a run has its tasks' rows from its start, values and events as they are done. In MLflow's a step that comes
+    late leaves more than an early one, so whole runs count: those that were sent to MLflow alone.
+    """
     done, per_run = load.progress(cluster), len(result["recorded"]["steps"])
     after = {name: cluster.size(name) for name in servers.DATABASES}
-    runs = done["tasks"] / per_run
+    runs, started = done.pop("tasks") / per_run, sum(done.values())
     tables = {name: load.biggest(cluster, name) for name in servers.DATABASES}
+    at_start = sum(tables["airflow"].get(name, 0) for name in ("task_instance", "dag_run"))
+    grown = after["airflow"] - result["sizes_before"]["airflow"]
     return {
         "sizes_after": after,
+        "runs_started": started,
         "runs_done": runs,
-        "kept_per_run": {name: (after[name] - result["sizes_before"][name]) / runs for name in servers.DATABASES},
+        "kept_per_run": {
+            "airflow": figures.kept_per_run(grown, at_start, started, runs),
+            "mlflow": max(row["bytes_per_run"] for row in result["mlflow"]),
+        },
         "tables": tables,
         "airflow_cleaned": load.cleaned(cluster),
         "logs_per_run": disk(cluster.folder / "airflow" / "logs") / runs,

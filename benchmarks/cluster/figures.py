@@ -44,6 +44,14 @@ def used(before: Mapping[str, float], after: Mapping[str, float], seconds: float
     return {name: max(after[name] - before.get(name, 0.0), 0.0) / seconds for name in after}
 
 
+def kept_per_run(grown: float, at_start: float, started: int, done: float) -> float:
+    """Bytes that a run leaves in a database: what every started run wrote at its start, and the rest by what was done.
+
+    `grown` is all that the database grew by while `started` runs started and tasks worth `done` runs were done.
+    """
+    return at_start / started + max(grown - at_start, 0.0) / done
+
+
 def sizing(per_day: int, costs: Costs) -> dict[str, float | int | list[int]]:
     """What so many prunings a day need.
 

@@ -137,7 +137,7 @@ def window(cluster: Cluster, seconds: float, counted: Row) -> Row:
         time.sleep(min(5.0, max(begun + seconds - time.monotonic(), 0)))
     lasted, ended = time.monotonic() - begun, now()
     cores = figures.used(before, processor_seconds(cluster), lasted)
-    other = figures.used(machine, machine_seconds(), lasted)
+    others = max(figures.used(machine, machine_seconds(), lasted)["busy"] - sum(cores.values()), 0.0)
     tasks = cluster.query("airflow", _RAN, (at, ended))
     per_run = len(counted["steps"])
     requests = sum(counted["steps"].get(figures.recorded_as(task[0]), 0) for task in tasks)
@@ -153,7 +153,8 @@ def window(cluster: Cluster, seconds: float, counted: Row) -> Row:
         "queued_to_running_s": figures.spread([float(task[2]) for task in tasks if task[2] is not None]),
         "running_s": figures.spread([float(task[3]) for task in tasks]),
         "cores": cores,
-        "cores_of_others": max(other["busy"] - sum(cores.values()), 0.0),
+        "cores_of_others": others,
+        "cores_left": psutil.cpu_count() - others,
         "memory_mb": memory(cluster),
         "mean_states": {name: count / looks for name, count in sorted(states.items())},
         **loops(cluster.loops, at.timestamp(), ended.timestamp()),
