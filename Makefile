@@ -19,7 +19,7 @@ UV_ENV = $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(subst $(space),$(comma),$(strip
 TOGETHER := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow up down env lint audit sbom bench-overhead bench-engine bench-recovery bench-accuracy bench-scale bench-ab bench-predict bench-speed bench-registry bench-gate bench-monitor
+.PHONY: help run test test-slow up down env lint audit sbom bench-overhead bench-engine bench-recovery bench-accuracy bench-scale bench-ab bench-predict bench-speed bench-registry bench-gate bench-cluster bench-monitor
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -84,6 +84,10 @@ bench-gate: $(STAMP) ## What the gate lets pass: simulated models that are too b
 
 bench-monitor: $(BENCH_STAMP) ## Watching what serves, on the running stack with the sample promoted, into benchmarks/results; DATA=<folder>, PARTS="shifts ...", SHIFT='"contrast 3" ...'
 	@$(BIN)/python -W ignore -m benchmarks.monitor $(if $(DATA),--data "$(DATA)",) $(if $(PARTS),--parts $(PARTS),) $(if $(SHIFT),--shift $(SHIFT),)
+
+bench-cluster: $(STAMP) ## Many prunings at once, without their science, into benchmarks/results; RUNS=<n>, MODELS=<n>, MINUTES=<n>
+	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.cluster \
+		$(if $(RUNS),--runs $(RUNS),) $(if $(MODELS),--models $(MODELS),) $(if $(MINUTES),--minutes $(MINUTES),)
 
 bench-engine: $(BENCH_STAMP) ## The engine beside a peer, into benchmarks/results; DATA=<folder> for trained models, PARTS="resnet20 ..." for some
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -W ignore -m benchmarks.engine \

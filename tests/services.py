@@ -17,13 +17,12 @@ from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
 import pytest
 import yaml
-from authority import Authority
 
 from tasks import certificates
 from tasks.references import (
@@ -41,6 +40,9 @@ from tasks.references import (
     Selected,
     Validated,
 )
+
+if TYPE_CHECKING:
+    from authority import Authority
 
 LOOPBACK = "127.0.0.1"
 BUCKET = "models"
@@ -84,7 +86,7 @@ def serving(
     folder: Path,
     administrator: tuple[str, str] | None = None,
     database: str | None = None,
-    authority: Authority | None = None,
+    authority: "Authority | None" = None,
 ) -> Iterator[Servers]:
     """A tracking server and an S3 endpoint on free ports of loopback, all that they keep in the folder.
 
@@ -227,7 +229,8 @@ def walk(
     pinned = resolve.run(model, "latest", recipe, fresh, dag_run_id, trial, sweep)
     base = baseline.run(pinned)
     schedule = plan.run(pinned, base)
-    cuts, recovered, cycles = [], [], []
+    cuts, recovered = [], []
+    cycles: list[Cycle] = []
     with contextlib.suppress(NothingToDo):
         for number in range(1, 6):
             cuts.append(cut.run(pinned, base, schedule, number, cycles[-1] if cycles else None))
