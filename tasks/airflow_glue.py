@@ -1,4 +1,4 @@
-"""What is Airflow's but must be importable everywhere: the one module outside `dags/` that knows Airflow.
+"""What is Airflow's but must be importable everywhere. Outside `dags/` only `tasks/airflow_*.py` know Airflow.
 
 It turns a plain step function into a task, asks a person, watches the registry and starts runs. A step takes and returns
 small dataclasses. Between tasks they travel as plain JSON, so that a reader of the UI, of the REST API or of another

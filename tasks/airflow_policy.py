@@ -1,7 +1,6 @@
 """Puts task instances where `tasks.placement` says, when Airflow's scheduler makes them.
 
-Beside `tasks.airflow_glue` the one module outside `dags/` that knows Airflow: its settings load it (entry point
-`airflow.policy`), in every one of its processes, so it imports next to nothing.
+Airflow's settings load it in every one of its processes (entry point `airflow.policy`), so it imports next to nothing.
 """
 
 from __future__ import annotations
