@@ -5,7 +5,9 @@ Airflow's settings load it in every one of its processes (entry point `airflow.p
 
 from __future__ import annotations
 
+import functools
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 from airflow import settings
@@ -15,8 +17,10 @@ from tasks.preload import preload
 
 if TYPE_CHECKING:
     from tasks.placement import Place
+    from tasks.recipe import Recipe
 
 DAG = "prune_model"
+FRESH_S = 10.0  # after which a recipe is read again
 CONTAINER = "base"  # Airflow's name of the one that runs the task
 
 log = logging.getLogger("secateur.placement")
@@ -45,15 +49,22 @@ def task_instance_mutation_hook(task_instance: Any, dag_run: Any) -> None:
 
 def _place(task_instance: Any, name: str | None) -> None:
     from tasks import placement
-    from tasks import recipe as recipes
 
-    step = task_instance.task_id.rpartition(".")[2]
-    recipe = recipes.load(name) if name else None
-    place, pool = placement.asked(placement.load(), step, recipe, task_instance.map_index)
+    step, places = task_instance.task_id.rpartition(".")[2], placement.load()
+    recipe = _recipe(name, time.monotonic() // FRESH_S) if name and (places.targets or _in_pods()) else None
+    place, pool = placement.asked(places, step, recipe, task_instance.map_index)
     task_instance.queue = place.queue or task_instance.queue
     task_instance.pool = pool or task_instance.pool
     if _in_pods():
         task_instance.executor_config = {"pod_override": pod(place, pool)}
+
+
+@functools.lru_cache(maxsize=64)
+def _recipe(name: str, _moment: float) -> Recipe:
+    """A run makes some thirty task instances at once, inside the scheduler's loop: its recipe is read for all of them together."""
+    from tasks import recipe
+
+    return recipe.load(name)
 
 
 def _in_pods() -> bool:
