@@ -48,6 +48,7 @@ LOOPBACK = "127.0.0.1"
 BUCKET = "models"
 STARTS_WITHIN_S = 60
 MODEL = "tiny"
+TRAININGS = "models of the tests"  # an experiment
 CLASSES, SIDE, CHANNELS, EXAMPLES = 3, 4, 16, 240
 ALIGN = 4
 EPOCHS = 3  # over both cycles
@@ -177,20 +178,27 @@ def tiny(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def register_tiny(folder: Path) -> None:
-    """Train the network, register it as MODEL, write its examples to the folder and the recipe `tiny`."""
-    import mlflow
-    import torch
-
+    """Register the network as MODEL, write its examples to the folder and the recipe `tiny`."""
     inputs, labels = examples()
     path = folder / "tiny.npz"
     np.savez(path, inputs=inputs, labels=labels)
     write_recipe("tiny", recipe_for(path, target={"batches": [4]}))
-    with mlflow.start_run(experiment_id=mlflow.create_experiment("models of the tests")):
+    register(MODEL)
+
+
+def register(model: str) -> None:
+    """Train the network and register it under a name."""
+    import mlflow
+    import torch
+
+    inputs, labels = examples()
+    place = mlflow.get_experiment_by_name(TRAININGS)
+    with mlflow.start_run(experiment_id=place.experiment_id if place else mlflow.create_experiment(TRAININGS)):
         mlflow.pytorch.log_model(
             trained(inputs, labels),
             name="model",
             input_example=inputs[:2],
-            registered_model_name=MODEL,
+            registered_model_name=model,
             pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from cluster import Cluster, cluster, finished
-from services import MODEL, examples, recipe_for, register_tiny, trained, using, versions_of, write_recipe
+from services import MODEL, recipe_for, register, register_tiny, using, versions_of, write_recipe
 
 from tasks import tracking
 from tasks.cli import airflow_api
@@ -45,22 +45,6 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         made.worker("bench", "bench")
         made.worker("edge", "edge", SECATEUR_DEVICE="edge-cpu")
         yield made
-
-
-def register(name: str) -> None:
-    """The network of `tiny`, as a model of its own."""
-    import mlflow
-    import torch
-
-    inputs, labels = examples()
-    with mlflow.start_run(experiment_id=mlflow.create_experiment(f"models of {name}")):
-        mlflow.pytorch.log_model(
-            trained(inputs, labels),
-            name="model",
-            input_example=inputs[:2],
-            registered_model_name=name,
-            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
-        )
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from services import CHANNELS, MODEL, Job, Servers, another_job, recipe_for, runs_since, using, walk, write_recipe
+from services import (
+    CHANNELS,
+    MODEL,
+    Job,
+    Servers,
+    another_job,
+    recipe_for,
+    register,
+    runs_since,
+    using,
+    walk,
+    write_recipe,
+)
 
 from secateur import planner
 from secateur.errors import InputError, NothingToDo
@@ -176,18 +188,22 @@ def pruned(start: Start) -> Ended:
 
 @pytest.mark.slow
 def test_a_sweep_compares_halves_judges_and_promotes_one(tiny: str) -> None:
-    write_recipe("quick", recipe_for(npz(), budget={"accuracy_drop": 0.2, "recovery_epochs": 4, "measuring_s": 3}))
+    model = "tiny-swept"  # whose test split nothing else has judged
+    register(model)
+    write_recipe(
+        "quick", recipe_for(npz(), model, budget={"accuracy_drop": 0.2, "recovery_epochs": 4, "measuring_s": 3})
+    )
     goals = [{"sparsity": 0.3}, {"sparsity": 0.5}, {"kv_cache": 0.5}]
     write_sweep("whole", {"base": "quick", "matrix": {"goal": goals}, "halving": HALVED})
-    begun = sweep.begin(tiny, "latest", "whole", False, "sweep-1")
-    before = looks_at(tiny)
+    begun = sweep.begin(model, "latest", "whole", False, "sweep-1")
+    before = looks_at(model)
     first = sweep.compare(begun, 1, None, [pruned(start) for start in sweep.starts(begun, 1, None)])
     states = {one.name: one.state for one in first.candidates}
     assert states == {"sparsity-0.3": "measured", "sparsity-0.5": "measured", "kv_cache-0.5": "failed"}
     assert "expected a model with attention" in first.candidates[2].reason
     (second,) = sweep.starts(begun, 2, first)
     standings = sweep.compare(begun, 2, first, [pruned(second)])
-    assert looks_at(tiny) == before  # no trial has seen the test split
+    assert looks_at(model) == before  # no trial has seen the test split
 
     going = next(one for one in standings.candidates if one.rung == 2)
     shorter = next(one for one in first.candidates if one.name == going.name)
@@ -200,11 +216,11 @@ def test_a_sweep_compares_halves_judges_and_promotes_one(tiny: str) -> None:
 
     (last,) = sweep.final(begun, standings, 1)
     assert pruned(last).state == "success"
-    assert looks_at(tiny) == before + 1
+    assert looks_at(model) == before + 1
     assert sweep.final(begun, standings, 2) == []
     swept = side_by_side.run(begun, standings)
     assert swept.winner == going.name
-    assert registry.champion(tiny) is not None
+    assert registry.champion(model) is not None
     assert b"<svg" in (tracking.get_bytes(begun.run_id, "report/report.html") or b"")
 
 
