@@ -22,6 +22,13 @@ _OF_A_VERSION = {
     ),
 }
 
+_FRESH = Param(
+    False,
+    type="boolean",
+    title="Fresh",
+    description="Do every step again, also those whose result an earlier run with the same inputs left in MLflow.",
+)
+
 PRUNE = {
     **_OF_A_VERSION,
     "recipe": Param(
@@ -31,12 +38,7 @@ PRUNE = {
         "sweep's candidate, `<sweep>:<candidate>`.",
         pattern=rf"^{_NAME}(:{_NAME}(:[1-9])?)?$(?!\n)",  # of a candidate also the rung
     ),
-    "fresh": Param(
-        False,
-        type="boolean",
-        title="Fresh",
-        description="Do every step again, also those whose result an earlier run with the same inputs left in MLflow.",
-    ),
+    "fresh": _FRESH,
     "trial": Param(
         False,
         type="boolean",
@@ -60,12 +62,7 @@ SWEEP = {
         description="Name of the sweep, a file `<name>.yaml` in the recipes folder: recipes, or a matrix over one.",
         pattern=rf"^{_NAME}$(?!\n)",
     ),
-    "fresh": Param(
-        False,
-        type="boolean",
-        title="Fresh",
-        description="Do every step again, also those whose result an earlier sweep with the same inputs left in MLflow.",
-    ),
+    "fresh": _FRESH,
 }
 
 ROLLBACK = {
