@@ -22,6 +22,8 @@ from tasks import certificates, references
 from tasks.references import File, Pinned
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
     from mlflow import MlflowClient
     from torch.export import ExportedProgram
@@ -52,7 +54,7 @@ def client() -> MlflowClient:
         import httpx
 
         try:
-            _http().get(f"{uri.rstrip('/')}/health").raise_for_status()
+            _http(certificates.trusted(certificates.MLFLOW)).get(f"{uri.rstrip('/')}/health").raise_for_status()
         except httpx.HTTPError as error:
             raise RegistryDownError(
                 f"MLFLOW_TRACKING_URI: expected an MLflow server at {uri}, got: {error}; is it up?"
@@ -98,12 +100,11 @@ def impatient() -> typing.Iterator[None]:
 
 
 @functools.cache
-def _http() -> httpx.Client:
-    """One client per process: making one costs more than the request."""
+def _http(verify: ssl.SSLContext) -> httpx.Client:
+    """One client per process and whom it trusts: making one costs more than the request."""
     import httpx
 
     # The server closes what was idle for five seconds, and a question sent at that moment is lost: ask on a new connection.
-    verify = certificates.trusted(certificates.MLFLOW)
     return httpx.Client(timeout=5, limits=httpx.Limits(keepalive_expiry=1), verify=verify)
 
 

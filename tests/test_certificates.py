@@ -235,10 +235,8 @@ def test_steps_and_commands_work_over_tls_and_trust_nobody_else(
 
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     monkeypatch.delenv("AWS_CA_BUNDLE")
-    tracking._http.cache_clear()
     with pytest.raises(tracking.RegistryDownError, match="CERTIFICATE_VERIFY_FAILED"):
         tracking.client()
     (untrusted,) = registry.check()
     assert "is not trusted here" in untrusted.what
     assert "CERTIFICATE_VERIFY_FAILED" in next(storage.check()).what
-    tracking._http.cache_clear()
