@@ -19,7 +19,7 @@ UV_ENV = $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(subst $(space),$(comma),$(strip
 TOGETHER := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow up down env lint audit sbom bench-overhead bench-engine bench-recovery bench-accuracy bench-scale bench-ab bench-predict bench-speed bench-registry bench-gate bench-cluster bench-monitor
+.PHONY: help run test test-slow up down env lint audit sbom bench-overhead bench-engine bench-recovery bench-accuracy bench-scale bench-ab bench-predict bench-speed bench-registry bench-gate bench-cluster bench-sweep bench-monitor
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -88,6 +88,10 @@ bench-monitor: $(BENCH_STAMP) ## Watching what serves, on the running stack with
 bench-cluster: $(STAMP) ## Many prunings at once, without their science, into benchmarks/results; RUNS=<n>, MODELS=<n>, MINUTES=<n>
 	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.cluster \
 		$(if $(RUNS),--runs $(RUNS),) $(if $(MODELS),--models $(MODELS),) $(if $(MINUTES),--minutes $(MINUTES),)
+
+bench-sweep: $(STAMP) ## A sweep of six recipes on one worker and on two; EPOCHS=<n> of recovery, WORKERS="2 1"
+	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.sweep \
+		$(if $(EPOCHS),--epochs $(EPOCHS),) $(if $(WORKERS),--workers $(WORKERS),)
 
 bench-engine: $(BENCH_STAMP) ## The engine beside a peer, into benchmarks/results; DATA=<folder> for trained models, PARTS="resnet20 ..." for some
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -W ignore -m benchmarks.engine \

@@ -1,0 +1,126 @@
+"""The same sweep of six recipes on one worker and on two: how much sooner it ends.
+
+A real deployment, the one that the tests start: Postgres, Redis, S3, MLflow, Airflow with the CeleryExecutor, each worker a process
+of one slot that takes every kind of step. `make bench-sweep` prints the result; EPOCHS=<n> of recovery, WORKERS="1 2".
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster import Cluster, cluster, finished
+from services import MODEL, recipe_for, register_tiny, using, write_recipe
+
+from benchmarks import machine
+from benchmarks.context import say
+from tasks import tracking
+from tasks.cli import airflow_api
+
+QUEUES = ("control", "train", "bench")
+MATRIX = {"prune.criterion": ["l1", "l2"], "goal.sparsity": [0.3, 0.4, 0.5]}
+WITHIN_S = 3600.0
+ASKED = 0.65  # of the time on one worker, on two
+
+
+@dataclass(frozen=True)
+class Swept:
+    """One sweep: how long it took, and what its steps took, summed, by the name of the step."""
+
+    workers: int
+    seconds: float
+    candidates: int  # that were measured
+    steps: Mapping[str, float]  # seconds
+
+
+def main() -> int:
+    """Run it and print what came of it; the exit status is 1 when two workers gained less than is asked."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--epochs", type=int, default=8000)
+    parser.add_argument("--workers", type=int, nargs="+", default=[2, 1])
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="secateur-sweep-") as folder:
+        say("starting the deployment")
+        with cluster(Path(folder), {name: {"queue": name} for name in QUEUES}) as made:
+            prepare(made, Path(folder), asked.epochs)
+            swept = [sweep(made, workers) for workers in asked.workers]
+    print(told(swept, asked.epochs))
+    seconds = {one.workers: one.seconds for one in swept}
+    return int({1, 2} <= set(seconds) and seconds[2] > ASKED * seconds[1])
+
+
+def prepare(made: Cluster, folder: Path, epochs: int) -> None:
+    """A model, a recipe of one cycle with so much recovery, and the sweep `six` of it."""
+    data = folder / "data"
+    data.mkdir()
+    with using(made.servers):
+        register_tiny(data)
+        budget = {"accuracy_drop": 0.2, "recovery_epochs": epochs, "measuring_s": 3}
+        write_recipe("base", recipe_for(data / "tiny.npz", budget=budget, prune={"align": 4, "cycles": 1}))
+        write_recipe("six", {"base": "base", "matrix": MATRIX, "halving": "off", "finalists": 1})
+
+
+def sweep(made: Cluster, workers: int) -> Swept:
+    """One sweep that finds nothing of another's, on so many workers."""
+    names = [f"worker-{workers}-{number}" for number in range(1, workers + 1)]
+    for name in names:
+        made.worker(name, ",".join(QUEUES))
+    time.sleep(15)  # they have started
+    say(f"sweeping on {workers} worker(s)")
+    begun = time.monotonic()
+    with made.client() as client:
+        run = airflow_api.trigger(client, "sweep_model", {"model": MODEL, "sweep": "six", "fresh": True})
+    state = finished(made, [run], WITHIN_S, "sweep_model")[run]
+    seconds = time.monotonic() - begun
+    for name in names:
+        made.stop(name)
+    with made.client() as client, using(made.servers):
+        sweeping = airflow_api.xcom(client, "sweep_model", run, "begin") or {}
+        candidates = (tracking.get_json(sweeping["run_id"], "standings/1.json") or {})["candidates"]
+        measured = sum(one["state"] == "measured" for one in candidates)
+        if state != "success" or measured != len(candidates):
+            raise RuntimeError(f"the sweep ended as {state}: {candidates}")
+        swept = Swept(workers, seconds, measured, steps_of(client, run))
+    say(f"{workers} worker(s): {swept.seconds:.0f} s")
+    return swept
+
+
+def steps_of(client: Any, sweep_run: str) -> dict[str, float]:
+    """Seconds of all runs of a sweep, by step."""
+    found: dict[str, float] = {}
+    query = {"limit": 100}
+    for run in client.get("/api/v2/dags/prune_model/dagRuns", params=query).json()["dag_runs"]:
+        if run["dag_run_id"].startswith(sweep_run):
+            path = f"/api/v2/dags/prune_model/dagRuns/{run['dag_run_id']}/taskInstances"
+            for one in client.get(path, params=query).json()["task_instances"]:
+                step = one["task_id"].rpartition(".")[2]
+                found[step] = found.get(step, 0.0) + (one["duration"] or 0.0)
+    return found
+
+
+def told(swept: Sequence[Swept], epochs: int) -> str:
+    """The result in words."""
+    lines = []
+    for one in sorted(swept, key=lambda one: one.workers):
+        longest = sorted(one.steps.items(), key=lambda item: -item[1])[:4]
+        parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in longest)
+        lines.append(
+            f"{one.workers} worker(s): {one.seconds:.0f} s, {one.candidates} candidates measured; "
+            f"steps {sum(one.steps.values()):.0f} s in all: {parts}"
+        )
+    seconds = {one.workers: one.seconds for one in swept}
+    if {1, 2} <= set(seconds):
+        lines.append(f"Two workers take {seconds[2] / seconds[1]:.2f} of the time on one; asked: at most {ASKED}")
+    lines.append(f"{epochs} epochs of recovery each; {os.cpu_count()} cores for all parts of the deployment together")
+    lines.append(f"{machine.in_words()}; code {machine.commit()}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
