@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tasks.placement import Place
     from tasks.recipe import Recipe
 
-DAG = "prune_model"
 FRESH_S = 10.0  # after which a recipe is read again
 CONTAINER = "base"  # Airflow's name of the one that runs the task
 
@@ -37,10 +36,11 @@ def task_instance_mutation_hook(task_instance: Any, dag_run: Any) -> None:
 
     An error would stop the scheduler. What is wrong with placement or recipe the run's first step says in a sentence.
     """
-    if task_instance.dag_id != DAG or dag_run is None:
-        return
     from secateur.errors import InputError
+    from tasks import placement
 
+    if task_instance.dag_id not in placement.DAGS or dag_run is None:
+        return
     try:
         _place(task_instance, (dag_run.conf or {}).get("recipe"))
     except InputError as error:

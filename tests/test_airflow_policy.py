@@ -12,8 +12,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tasks import placement
+
 REPOSITORY = Path(__file__).parents[1]
 PLACES = {
+    "control": {"queue": "control"},
     "train": {"queue": "train", "cpus": 4, "memory_gb": 16, "gpus": 1},
     "bench": {"queue": "bench", "cpus": 0.5},
     "targets": {
@@ -94,13 +97,23 @@ def test_a_step_goes_to_the_queue_of_its_kind_or_of_its_recipes_target(ask: Ask)
     steps += [("validate", -1, conf[3]), ("validate", -1, None), ("validate", -1, conf[1], "a DAG of others")]
     found = ask(*steps, executor="CeleryExecutor")
     assert [one["queue"] for one in found] == [
-        *("default", "train", "bench", "edge", "bench", "edge", "edge"),
+        *("control", "train", "bench", "edge", "bench", "edge", "edge"),
         *("default", "default", "default"),
     ]
     assert [one["pool"] for one in found[:7]] == [
         *("default_pool", "default_pool", "bench", "bench-edge-cpu", "bench", "bench-edge-cpu", "bench-edge-cpu"),
     ]
     assert not any(one["pod"] for one in found)
+
+
+def test_all_steps_of_our_other_dags_are_control(ask: Ask) -> None:
+    named = {path.stem: path.read_text() for path in (REPOSITORY / "dags").glob("*.py")}
+    assert set(named) == set(placement.DAGS)
+    others = [dag for dag in named if dag != "prune_model"]
+    for dag in others:
+        assert not {name for name in placement.NEEDS if f'task_id="{name}"' in named[dag]}
+    found = ask(*(("a step", -1, {}, dag) for dag in others), executor="CeleryExecutor")
+    assert {(one["queue"], one["pool"]) for one in found} == {("control", "default_pool")}
 
 
 def test_in_a_cluster_it_gets_a_pod_with_what_it_needs(ask: Ask) -> None:

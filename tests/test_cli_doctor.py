@@ -427,10 +427,6 @@ def test_airflow_that_does_not_answer_or_is_not_named(monkeypatch: pytest.Monkey
     assert "does not answer (ConnectError)" in only(orchestration.check, "fail")
 
 
-def test_it_knows_every_dag() -> None:
-    assert sorted(path.stem for path in (REPOSITORY / "dags").glob("*.py")) == sorted(orchestration.DAGS)
-
-
 @pytest.fixture
 def airflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An Airflow, over TLS, of which only the API server lives, with a broken DAG, without pools, all its DAGs paused."""

@@ -16,7 +16,6 @@ from tasks.cli.airflow_api import AirflowError
 from tasks.cli.doctor import asking
 from tasks.cli.doctor.finding import Finding
 
-DAGS = ("monitor_model", "prune_model", "rollback_model", "sweep_model", "watch_registry")
 _PATIENCE_S = 11.0
 _PARTS = {
     "scheduler": "no step is started",
@@ -114,18 +113,18 @@ def _dags(client: httpx.Client) -> Iterator[Finding]:
         yield Finding(
             "fail", f"Airflow cannot read {file}: {last[:200]}", "mend what it says, or install what is missing there"
         )
-    missing = [dag for dag in DAGS if dag not in paused]
+    missing = [dag for dag in placement.DAGS if dag not in paused]
     if missing:
         yield Finding(
             "fail",
             f"Airflow has no DAG {', '.join(missing)}",
             "put the folder `dags` where [core] dags_folder says, and see that the DAG processor reads it",
         )
-    for dag in DAGS:
+    for dag in placement.DAGS:
         if paused.get(dag):
             yield Finding("warn", f"DAG {dag} is paused: its runs wait", f"run `airflow dags unpause {dag}`")
-    if not missing and not any(paused[dag] for dag in DAGS):
-        yield Finding("ok", f"Airflow has the DAGs {', '.join(DAGS)}, none is paused")
+    if not missing and not any(paused[dag] for dag in placement.DAGS):
+        yield Finding("ok", f"Airflow has the DAGs {', '.join(placement.DAGS)}, none is paused")
 
 
 def _pools(client: httpx.Client) -> Iterator[Finding]:
