@@ -20,8 +20,7 @@ from services import MODEL, recipe_for, register_tiny, using, write_recipe
 
 from benchmarks import machine
 from benchmarks.context import say
-from tasks import tracking
-from tasks.cli import airflow_api
+from tasks.cli import airflow_api, follow
 
 QUEUES = ("control", "train", "bench")
 MATRIX = {"prune.criterion": ["l1", "l2"], "goal.sparsity": [0.3, 0.4, 0.5]}
@@ -63,7 +62,7 @@ def prepare(made: Cluster, folder: Path, epochs: int) -> None:
         register_tiny(data)
         budget = {"accuracy_drop": 0.2, "recovery_epochs": epochs, "measuring_s": 3}
         write_recipe("base", recipe_for(data / "tiny.npz", budget=budget, prune={"align": 4, "cycles": 1}))
-        write_recipe("six", {"base": "base", "matrix": MATRIX, "halving": "off", "finalists": 1})
+        write_recipe("six", {"base": "base", "matrix": MATRIX, "halving": False, "finalists": 1})
 
 
 def sweep(made: Cluster, workers: int) -> Swept:
@@ -81,12 +80,13 @@ def sweep(made: Cluster, workers: int) -> Swept:
     for name in names:
         made.stop(name)
     with made.client() as client, using(made.servers):
-        sweeping = airflow_api.xcom(client, "sweep_model", run, "begin") or {}
-        candidates = (tracking.get_json(sweeping["run_id"], "standings/1.json") or {})["candidates"]
-        measured = sum(one["state"] == "measured" for one in candidates)
-        if state != "success" or measured != len(candidates):
-            raise RuntimeError(f"the sweep ended as {state}: {candidates}")
-        swept = Swept(workers, seconds, measured, steps_of(client, run))
+        outcome = follow.sweep_outcome(client, "sweep_model", run, state)
+        if outcome.sweep is None:
+            raise RuntimeError(f"the sweep ended as {outcome.ending}: {outcome.error}")
+        states = [one["state"] for one in outcome.sweep["candidates"]]
+        if set(states) != {"measured"} or outcome.ending != "promoted":
+            raise RuntimeError(f"the sweep ended as {outcome.ending}, its candidates as {states}: {outcome.sweep}")
+        swept = Swept(workers, seconds, len(states), steps_of(client, run))
     say(f"{workers} worker(s): {swept.seconds:.0f} s")
     return swept
 
