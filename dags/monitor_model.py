@@ -3,7 +3,7 @@
 from airflow.sdk import dag
 
 from tasks import airflow_params
-from tasks.airflow_glue import Notifier, approval, each, start_run, step
+from tasks.airflow_glue import URGENT, Notifier, approval, each, start_run, step
 from tasks.monitoring import act, look
 from tasks.monitoring.look import Look
 from tasks.references import Answer
@@ -33,6 +33,7 @@ def tell(looks: list[Look] | None, done: list[str] | None) -> list[str]:
     max_active_runs=1,  # two at once would look at the same hours
     params=airflow_params.MONITOR,
     on_failure_callback=Notifier("monitor_model {{ run_id }} failed: what serves was not looked at"),
+    default_args=URGENT,
     tags=["secateur"],
     dag_display_name="Monitor what serves",
 )

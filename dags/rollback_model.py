@@ -3,13 +3,14 @@
 from airflow.sdk import dag
 
 from tasks import airflow_params, rollback
-from tasks.airflow_glue import step
+from tasks.airflow_glue import URGENT, step
 
 
 @dag(
     schedule=None,
     catchup=False,
     params=airflow_params.ROLLBACK,
+    default_args=URGENT,
     tags=["secateur"],
     dag_display_name="Roll a model back",
 )

@@ -3,7 +3,7 @@
 from airflow.sdk import Asset, AssetWatcher, dag
 
 from tasks import watch
-from tasks.airflow_glue import NewVersions, start_run, step
+from tasks.airflow_glue import URGENT, NewVersions, start_run, step
 
 registry = Asset("secateur_registry", watchers=[AssetWatcher(name="new_versions", trigger=NewVersions())])
 
@@ -17,6 +17,7 @@ def start() -> list[str]:
     schedule=[registry],
     catchup=False,
     max_active_runs=1,  # two at once would start runs out of order
+    default_args=URGENT,
     tags=["secateur"],
     dag_display_name="Watch the registry",
 )

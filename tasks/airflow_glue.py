@@ -35,6 +35,7 @@ FIRST_DELAY = timedelta(seconds=5)
 LONGEST_DELAY = timedelta(minutes=2)
 LOOK_SECONDS = 5.0  # between two looks at whether a run has ended
 RING_AGAIN = 60.0  # seconds after which versions that still wait are told once more
+URGENT = {"priority_weight": 1000}  # of DAGs whose steps are short and wait behind no pruning
 _LOGGED_CHARACTERS = 500
 
 
@@ -78,7 +79,7 @@ def step(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         "show_return_value_in_logs": False,  # `call` logs it, in one line of bounded length
         "on_failure_callback": _tell_sweep,
     }
-    return typing.cast(Callable[..., Any], task(**{**settings, **_retried(), **options})(run))
+    return typing.cast(Callable[..., Any], task(**{**settings, **_common(), **options})(run))
 
 
 def each(
@@ -113,7 +114,7 @@ def runs(task_id: str, dag: str, starts: Any, at_once: int) -> Any:
         trigger_dag_id=dag,
         max_active_tis_per_dagrun=at_once,
         map_index_template="{{ task.run_id }}",
-        **_retried(),
+        **_common(),
     )
     return wanted.expand_kwargs(starts).output
 
@@ -150,9 +151,10 @@ class _Run(BaseOperator):
         return {"run_id": self.run_id, "state": str(event[1][self.run_id])}
 
 
-def _retried() -> dict[str, Any]:
-    """How every task is retried."""
+def _common() -> dict[str, Any]:
+    """What every task has: how it is retried, and that where runs compete, the later step goes first, so that what is begun ends."""
     return {
+        "weight_rule": "upstream",
         "retries": RETRIES,
         "retry_delay": FIRST_DELAY,
         "retry_exponential_backoff": 2.0,
@@ -171,7 +173,7 @@ def approval(questions: Any) -> Any:
 
     words = Param("", type="string", title="Your words", description="They are kept in the promotion journal.")
     asked = ApprovalOperator.partial(
-        task_id="approve", defaults=ApprovalOperator.REJECT, params={"words": words}, **_retried()
+        task_id="approve", defaults=ApprovalOperator.REJECT, params={"words": words}, **_common()
     )
     return asked.expand_kwargs(questions.map(_for_a_person)).output
 

@@ -49,6 +49,7 @@ class Cluster:
     servers: Servers
     postgres: Any
     airflow: Mapping[str, str]  # the environment of every part of Airflow
+    signing: Mapping[str, str]  # of API server and scheduler alone
     url: str
     password: str
     parts: dict[str, Part] = field(default_factory=dict)
@@ -135,9 +136,10 @@ def cluster(folder: Path, placement: Mapping[str, Any]) -> Iterator[Cluster]:
         ).stdout
         (folder / "pools.json").write_text(pools)
         _run(made, "pools", "import", str(folder / "pools.json"))
-        made.start("api-server", "api-server", "--host", LOOPBACK, "--port", str(airflow_port))
-        for name in ("scheduler", "dag-processor", "triggerer"):
-            made.start(name, name, *(["--skip-serve-logs"] if name != "dag-processor" else []))
+        made.start("api-server", "api-server", "--host", LOOPBACK, "--port", str(airflow_port), **made.signing)
+        made.start("scheduler", "scheduler", "--skip-serve-logs", **made.signing)
+        made.start("dag-processor", "dag-processor")
+        made.start("triggerer", "triggerer", "--skip-serve-logs")
         _await(made)
         yield made
 
@@ -164,7 +166,6 @@ def _airflow(folder: Path, servers: Servers, postgres: Any, redis_password: str,
         "API__PORT": str(port),
         "API__WORKERS": "1",
         "API__SECRET_KEY": secrets.token_hex(32),
-        "API_AUTH__JWT_SECRET": secrets.token_hex(32),
         "CELERY__BROKER_URL": f"redis://:{redis_password}@{LOOPBACK}:{redis_port}/0",
         "CELERY__RESULT_BACKEND": f"db+{postgres.get_uri(driver=None, database='airflow')}",
         "LOGGING__REMOTE_LOGGING": "False",
@@ -186,7 +187,8 @@ def _airflow(folder: Path, servers: Servers, postgres: Any, redis_password: str,
         "OMP_NUM_THREADS": "1",
         "AIRFLOW_HOME": str(folder / "home"),
     }
-    return Cluster(folder, servers, postgres, environment, url, password)
+    signing = {"AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32)}
+    return Cluster(folder, servers, postgres, environment, signing, url, password)
 
 
 def _start_redis(stack: contextlib.ExitStack, folder: Path, password: str, port: int) -> None:

@@ -286,6 +286,9 @@ def test_celery_has_a_worker_for_each_queue(rendered: dict[str, list[Object]]) -
     assert {name.split("-")[-1] for name, kind in strategy.items() if kind == "RollingUpdate"} == {"control", "train"}
     shared = the(rendered["celery"], "ConfigMap", "team-environment")["data"]
     assert shared["AIRFLOW__OPERATORS__DEFAULT_QUEUE"] == queues["Deployment team-worker-control"]
+    assert not any("JWT" in str(pod) for name, pod in pods(rendered["celery"]) if "worker" in name)
+    a_day = 24 * 3600  # after which Redis would give a step to a second worker
+    assert int(shared["AIRFLOW__CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT"]) > a_day
     for case in ("kubernetes", "local"):
         assert not [name for name, _ in pods(rendered[case]) if "worker" in name]
 
@@ -523,7 +526,20 @@ REFUSED: dict[str, Values] = {
     "airflow.ingress.apiServer.hosts: expected tls.enabled": {
         "airflow": {"ingress": {"apiServer": {"enabled": True, "hosts": [{"name": "a.example"}]}}}
     },
-    "airflow.createUserJob.enabled: expected false": {"airflow": {"createUserJob": {"enabled": True}}},
+    "airflow.ingress.apiServer.hosts: expected tls.enabled and tls.secretName of b.example": {
+        "airflow": {"ingress": {"apiServer": {"enabled": True, "hosts": ["b.example"]}}}
+    },
+    "airflow.ingress.enabled, airflow.ingress.apiServer.host: expected none": {
+        "airflow": {"ingress": {"enabled": True}}
+    },
+    "airflow.createUserJob.enabled, airflow.webserver.defaultUser.enabled: expected false": {
+        "airflow": {"createUserJob": {"enabled": True}}
+    },
+    "expected false, for it makes a user with a password": {
+        "airflow": {"webserver": {"defaultUser": {"enabled": True}}}
+    },
+    "airflow.useStandardNaming, airflow.nameOverride: expected true": {"airflow": {"useStandardNaming": False}},
+    "expected true and none, for parts of this chart": {"airflow": {"nameOverride": "flow"}},
     "bucket.uri: expected an address like s3://": {"bucket": {"uri": ""}},
     "mlflow.uri: expected none where mlflow.enabled": {"mlflow": {"uri": "https://mlflow.example"}},
     "mlflow.uri: expected the address of your MLflow": {"mlflow": {"enabled": False}},
@@ -623,7 +639,6 @@ def test_airflow_is_set_by_names_that_its_chart_has() -> None:
 
 
 STAND_IN = """
-{{- define "airflow.fullname" -}}{{ .Release.Name }}-airflow{{- end }}
 apiVersion: v1
 kind: Pod
 metadata: {name: scheduler}
@@ -633,7 +648,6 @@ spec:
       envFrom: {{- tpl .Values.extraEnvFrom . | nindent 8 }}
       env: {{- tpl .Values.extraEnv . | nindent 8 }}
         - {name: AIRFLOW__KUBERNETES_EXECUTOR__IMAGE, value: '{{ tpl .Values.config.kubernetes_executor.worker_container_repository . }}'}
-        - {name: AIRFLOW__CORE__EXECUTION_API_SERVER_URL, value: {{ tpl .Values.config.core.execution_api_server_url . }}}
       volumeMounts: {{- tpl (toYaml .Values.scheduler.extraVolumeMounts) . | nindent 8 }}
   volumes: {{- tpl (toYaml .Values.scheduler.extraVolumes) . | nindent 4 }}
 """
@@ -644,13 +658,11 @@ def test_airflow_is_told_what_steps_need(tmp_path: Path) -> None:
     airflow = chart / "charts" / "airflow"
     (airflow / "templates").mkdir(parents=True)
     (airflow / "Chart.yaml").write_text("{apiVersion: v2, name: airflow, version: 1.22.0}")
-    (airflow / "values.yaml").write_text("ports: {apiServer: 8080}")
     (airflow / "templates" / "scheduler.yaml").write_text(STAND_IN)
     found = render(EXTERNAL, chart, under="")
     pod = the(found, "Pod", "scheduler")["spec"]
     told = variables(pod["containers"][0])
     assert told["AWS_SECRET_ACCESS_KEY"] == {"secretKeyRef": {"name": "steps", "key": "AWS_SECRET_ACCESS_KEY"}}
-    assert told["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] == "http://team-airflow-api-server:8080/execution/"
     assert told["AIRFLOW__KUBERNETES_EXECUTOR__IMAGE"] == "secateur-worker"
     shared = the(found, "ConfigMap", pod["containers"][0]["envFrom"][0]["configMapRef"]["name"])["data"]
     assert shared["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"

@@ -68,11 +68,16 @@ def test_make_env_writes_every_setting_and_none_in_vain(settings: dict[str, str]
 def test_it_holds_no_secret_of_its_own() -> None:
     for name, service in SERVICES.items():
         for variable, value in service.get("environment", {}).items():
-            if re.search(r"PASSWORD|SECRET|_KEY|CLI_AUTH|BROKER", variable):
+            if re.search(r"PASSWORD|SECRET|_KEY|CLI_AUTH|BROKER_URL", variable):
                 assert re.search(r"\$\{\w+:\?run make env\}", value), f"{name}: {variable}"
     assert "://" not in re.sub(
         r"://(:\$\{REDIS_PASSWORD:\?run make env\}@redis|\w+@postgres/)", "", re.sub(r"(http|s3)://[\w.]+", "", text())
     )
+
+
+def test_who_runs_steps_cannot_sign_for_others() -> None:
+    holding = {name for name, one in SERVICES.items() if "AIRFLOW__API_AUTH__JWT_SECRET" in one.get("environment", {})}
+    assert holding == {"api-server", "scheduler"}
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))

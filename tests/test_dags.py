@@ -21,7 +21,9 @@ RUNGS, FINALISTS = 3, 3
 
 LOAD_ALL = f"""
 import json
+from types import SimpleNamespace
 from airflow.dag_processing.dagbag import DagBag
+from airflow.task.priority_strategy import validate_and_load_priority_weight_strategy as strategy
 bag = DagBag({str(DAGS)!r})
 dags = {{
     dag.dag_id: {{
@@ -34,7 +36,7 @@ dags = {{
         "tasks": {{
             task.task_id: {{
                 "upstream": sorted(task.upstream_task_ids), "pool": task.pool, "rule": str(task.trigger_rule), "mapped": task.is_mapped,
-                "retries": task.retries, "policy": type(task.retry_policy).__name__,
+                "retries": task.retries, "weight": strategy(task.weight_rule).get_weight(SimpleNamespace(task=task)), "policy": type(task.retry_policy).__name__,
                 "links": [link.name for link in task.operator_extra_links], "at_once": task.max_active_tis_per_dagrun,
             }} for task in dag.tasks
         }},
@@ -153,6 +155,18 @@ def test_steps_that_measure_take_the_bench(loaded: dict[str, Any]) -> None:
     measure = {name for name in tasks if placement.NEEDS.get(name.rpartition(".")[2]) == "bench"}
     assert measure == on_bench
     assert {name.rpartition(".")[2] for name in tasks} >= set(placement.NEEDS)  # none of them is a step that was
+
+
+def test_later_steps_go_before_earlier_ones_and_short_dags_before_long_ones(loaded: dict[str, Any]) -> None:
+    weights = {
+        dag: {name: task["weight"] for name, task in made["tasks"].items()} for dag, made in loaded["dags"].items()
+    }
+    for dag, made in loaded["dags"].items():
+        for name, task in made["tasks"].items():
+            assert all(weights[dag][before] < weights[dag][name] for before in task["upstream"])
+    long = max(max(weights[dag].values()) for dag in ("prune_model", "sweep_model"))
+    for dag in ("monitor_model", "rollback_model", "watch_registry"):
+        assert min(weights[dag].values()) > long
 
 
 def test_dag_files_load_nothing_heavy_and_load_in_under_a_second(tmp_path: Path) -> None:

@@ -101,8 +101,6 @@ tolerations: {{- toYaml . | nindent 2 }}
   valueFrom: {secretKeyRef: {name: {{ $airflow.fernetKeySecretName }}, key: fernet-key}}
 - name: AIRFLOW__API__SECRET_KEY
   valueFrom: {secretKeyRef: {name: {{ $airflow.apiSecretKeySecretName }}, key: api-secret-key}}
-- name: AIRFLOW__API_AUTH__JWT_SECRET
-  valueFrom: {secretKeyRef: {name: {{ $airflow.jwtSecretName }}, key: jwt-secret}}
 {{- if contains "CeleryExecutor" $airflow.executor }}
 - name: AIRFLOW__CELERY__BROKER_URL
   valueFrom: {secretKeyRef: {name: {{ $airflow.data.brokerUrlSecretName }}, key: connection}}
