@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 
     import httpx
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
     from torch.export import ExportedProgram
 
 KEY = "secateur.key"
 SETTLED_S = 1.0  # from a run's beginning until everybody sees it
+MOST_POINTS = 1000  # that MLflow takes in one request
+_OF_RUN = "runs:/"
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 Step = typing.TypeVar("Step", bound=Callable[..., Any])
@@ -200,15 +204,29 @@ def log(
     run_id: str, metrics: Mapping[str, float | None], step: int = 0, model_id: str | None = None, **tags: str
 ) -> None:
     """Log metrics (those that are not None) and tags to a run that need not be active."""
-    from mlflow.entities import Metric, RunTag
+    from mlflow.entities import RunTag
+
+    client().log_batch(
+        run_id, _points(run_id, metrics, step, model_id), tags=[RunTag(f"secateur.{k}", v) for k, v in tags.items()]
+    )
+
+
+def log_curves(run_id: str, steps: Mapping[int, Mapping[str, float | None]]) -> None:
+    """Log metrics of many steps at once."""
+    points = [point for step, metrics in steps.items() for point in _points(run_id, metrics, step)]
+    for first in range(0, len(points), MOST_POINTS):
+        client().log_batch(run_id, points[first : first + MOST_POINTS])
+
+
+def _points(run_id: str, metrics: Mapping[str, float | None], step: int, model_id: str | None = None) -> list[Metric]:
+    from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    entries = [
+    return [
         Metric(name, float(value), now, step, model_id=model_id, run_id=run_id if model_id else None)
         for name, value in metrics.items()
         if value is not None
     ]
-    client().log_batch(run_id, entries, tags=[RunTag(f"secateur.{k}", v) for k, v in tags.items()])
 
 
 def find_run(experiment_id: str, key: str) -> str | None:
@@ -296,7 +314,7 @@ def finish(run_id: str) -> None:
 def put(run_id: str, local: Path, folder: str) -> File:
     """Store a file in a run."""
     client().log_artifact(run_id, str(local), folder)
-    return File(f"runs:/{run_id}/{folder}/{local.name}", sha256_of(local))
+    return File(f"{_OF_RUN}{run_id}/{folder}/{local.name}", sha256_of(local))
 
 
 @contextmanager
@@ -306,7 +324,11 @@ def fetched(file: File) -> typing.Iterator[Path]:
 
     client()
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-        path = Path(download_artifacts(artifact_uri=file.uri, dst_path=folder))
+        if file.uri.startswith(_OF_RUN):
+            run_id, _, place = file.uri.removeprefix(_OF_RUN).partition("/")
+            path = Path(_artifacts(run_id).download_artifacts(place, folder))
+        else:
+            path = Path(download_artifacts(artifact_uri=file.uri, dst_path=folder))
         if sha256_of(path) != file.sha256:
             raise OSError(f"{file.uri}: expected SHA-256 {file.sha256[:12]}, got {sha256_of(path)[:12]}")
         yield path
@@ -339,12 +361,24 @@ def put_bytes(run_id: str, content: bytes, folder: str, name: str) -> None:
 
 def get_bytes(run_id: str, path: str) -> bytes | None:
     """An artifact's bytes, or None when there is none yet."""
-    mlflow = client()
-    folder = str(Path(path).parent)
-    if path not in {entry.path for entry in mlflow.list_artifacts(run_id, None if folder == "." else folder)}:
+    client()
+    folder, kept = str(Path(path).parent), _artifacts(run_id)
+    if path not in {entry.path for entry in kept.list_artifacts(None if folder == "." else folder)}:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        return Path(mlflow.download_artifacts(run_id, path, folder)).read_bytes()
+        return Path(kept.download_artifacts(path, folder)).read_bytes()
+
+
+def _artifacts(run_id: str) -> ArtifactRepository:
+    """What a run keeps. By the address `runs:/` MLflow would look up the run, and models that it may mean, at every read."""
+    return _artifacts_at(os.environ.get("MLFLOW_TRACKING_URI", ""), run_id)
+
+
+@functools.lru_cache(maxsize=64)
+def _artifacts_at(uri: str, run_id: str) -> ArtifactRepository:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(client().get_run(run_id).info.artifact_uri, tracking_uri=uri or None)
 
 
 def get_json(run_id: str, path: str) -> Any | None:
