@@ -24,6 +24,7 @@ from tasks.cli import airflow_api, follow
 
 QUEUES = ("bench", "control", "train")  # the first that has a step: what is begun ends before a long recovery begins
 IN_ORDER = {"AIRFLOW__CELERY_BROKER_TRANSPORT_OPTIONS__QUEUE_ORDER_STRATEGY": "priority"}
+CALM = {"SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "1"}  # Airflow's default: the machine is for the workers
 MATRIX = {"prune.criterion": ["l1", "l2"], "goal.sparsity": [0.3, 0.4, 0.5]}
 WITHIN_S = 3600.0
 ASKED = 0.65  # of the time on one worker, on two
@@ -42,12 +43,12 @@ class Swept:
 def main() -> int:
     """Run it and print what came of it; the exit status is 1 when two workers gained less than is asked."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--epochs", type=int, default=1500)
+    parser.add_argument("--epochs", type=int, default=4000)
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 1])
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="secateur-sweep-") as folder:
         say("starting the deployment")
-        with cluster(Path(folder), {name: {"queue": name} for name in QUEUES}) as made:
+        with cluster(Path(folder), {name: {"queue": name} for name in QUEUES}, **CALM) as made:
             prepare(made, Path(folder), asked.epochs)
             swept = [sweep(made, workers) for workers in asked.workers]
     print(told(swept, asked.epochs))

