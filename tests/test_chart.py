@@ -484,6 +484,16 @@ def test_ways_in_end_in_tls(rendered: dict[str, list[Object]]) -> None:
     assert all(one["spec"]["tls"] == [{"hosts": ["it.example"], "secretName": "certificate"}] for one in ways)
 
 
+def test_workers_keep_their_logs_where_airflows_chart_keeps_them() -> None:
+    kept = {"airflow": {"logs": {"persistence": {"enabled": True, "subPath": "airflow"}}}}
+    workers = {name: pod for name, pod in pods(render(together(EXTERNAL, CELERY, kept))) if "worker" in name}
+    assert workers
+    for pod in workers.values():
+        assert {"name": "logs", "persistentVolumeClaim": {"claimName": "team-logs"}} in pod["volumes"]
+        mount = {"name": "logs", "mountPath": "/opt/airflow/logs", "subPath": "airflow"}
+        assert mount in pod["containers"][0]["volumeMounts"]
+
+
 def test_deployments_have_disruption_budgets(rendered: dict[str, list[Object]]) -> None:
     for found in rendered.values():
         budgets = [one["spec"]["selector"] for one in found if one["kind"] == "PodDisruptionBudget"]
