@@ -34,10 +34,7 @@ def train(pinned: Pinned, run_id: str, program: File, kept: Kept | None) -> File
     settings = Settings(epochs=wanted.epochs, seed=recipe.seed, **recipe.recovery.training)
     with tracking.fetched(program) as path:
         dense = programs.load(path)
-    with (
-        training.checkpoint(run_id, "sparse_learning.pt") as checkpoint,
-        training.epochs(run_id, "sparse_learning", pinned.metric, settings.epochs) as on_epoch,
-    ):
+    with training.checkpoint(run_id, "sparse_learning.pt") as checkpoint:
         learned = learn_sparsity(
             dense,
             datasets.load(recipe, pinned.inputs),
@@ -47,7 +44,7 @@ def train(pinned: Pinned, run_id: str, program: File, kept: Kept | None) -> File
             kept=kept,
             objective=recipe.objective,
             checkpoint=checkpoint,
-            on_epoch=on_epoch,
+            on_epoch=lambda epoch: training.log_epoch(run_id, "sparse_learning", pinned.metric, epoch, settings.epochs),
             on_step=training.reporter(run_id, "sparse_learning", settings.batch),
         )
     if distributed.rank() != 0:

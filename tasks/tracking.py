@@ -26,13 +26,11 @@ if TYPE_CHECKING:
 
     import httpx
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
     from torch.export import ExportedProgram
 
 KEY = "secateur.key"
 SETTLED_S = 1.0  # from a run's beginning until everybody sees it
-MOST_POINTS = 1000  # that MLflow takes in one request
 _OF_RUN = "runs:/"
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
@@ -204,29 +202,15 @@ def log(
     run_id: str, metrics: Mapping[str, float | None], step: int = 0, model_id: str | None = None, **tags: str
 ) -> None:
     """Log metrics (those that are not None) and tags to a run that need not be active."""
-    from mlflow.entities import RunTag
-
-    client().log_batch(
-        run_id, _points(run_id, metrics, step, model_id), tags=[RunTag(f"secateur.{k}", v) for k, v in tags.items()]
-    )
-
-
-def log_curves(run_id: str, steps: Mapping[int, Mapping[str, float | None]]) -> None:
-    """Log metrics of many steps at once."""
-    points = [point for step, metrics in steps.items() for point in _points(run_id, metrics, step)]
-    for first in range(0, len(points), MOST_POINTS):
-        client().log_batch(run_id, points[first : first + MOST_POINTS])
-
-
-def _points(run_id: str, metrics: Mapping[str, float | None], step: int, model_id: str | None = None) -> list[Metric]:
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, RunTag
 
     now = int(time.time() * 1000)
-    return [
+    entries = [
         Metric(name, float(value), now, step, model_id=model_id, run_id=run_id if model_id else None)
         for name, value in metrics.items()
         if value is not None
     ]
+    client().log_batch(run_id, entries, tags=[RunTag(f"secateur.{k}", v) for k, v in tags.items()])
 
 
 def find_run(experiment_id: str, key: str) -> str | None:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tasks.recipe import Recipe
     from tasks.references import File, Pinned
 
-LOG_SECONDS = 1
 REPORT_SECONDS = 60
 STORE_SECONDS = 300  # between two states in MLflow
 
@@ -47,7 +46,7 @@ def taught(
         student, lineage = programs.load(path), programs.lineage(path)
     with tracking.fetched(pinned.program) as path:
         teacher = programs.load(path)
-    with checkpoint(run_id, place) as kept, epochs(run_id, phase, pinned.metric, settings.epochs) as on_epoch:
+    with checkpoint(run_id, place) as kept:
         recovered = recovery.recover(
             student,
             teacher,
@@ -57,34 +56,21 @@ def taught(
             masks=sparsity.recorded_masks(student, lineage),
             rounding=rounding,
             checkpoint=kept,
-            on_epoch=on_epoch,
+            on_epoch=lambda epoch: log_epoch(run_id, phase, pinned.metric, epoch, settings.epochs),
             on_step=reporter(run_id, phase, settings.batch),
         )
     return recovered, lineage
 
 
-@contextmanager
-def epochs(run_id: str, phase: str, metric: str, of: int) -> Iterator[Callable[[Epoch], None]]:
-    """Prints and logs what each epoch ended with; short ones together, once a second, for MLflow would take as long as they."""
-    waiting: dict[int, dict[str, float | None]] = {}
-    last_time = 0.0
-
-    def on_epoch(epoch: Epoch) -> None:
-        nonlocal last_time
-        print(
-            f"epoch {epoch.epoch}/{of}: {f'loss {epoch.loss:.4f}' if epoch.epoch else 'as it was cut'}, validation {metric} "
-            f"{epoch.accuracy:.4f}, {epoch.seconds:.1f} s",
-            flush=True,
-        )
-        loss = epoch.loss if epoch.epoch else None
-        waiting[epoch.epoch] = {f"{phase}_loss": loss, f"{phase}_{metric}": epoch.accuracy}
-        if time.monotonic() >= last_time + LOG_SECONDS:
-            tracking.log_curves(run_id, waiting)
-            waiting.clear()
-            last_time = time.monotonic()
-
-    yield on_epoch
-    tracking.log_curves(run_id, waiting)
+def log_epoch(run_id: str, phase: str, metric: str, epoch: Epoch, of: int) -> None:
+    """Print and log what an epoch ended with."""
+    print(
+        f"epoch {epoch.epoch}/{of}: {f'loss {epoch.loss:.4f}' if epoch.epoch else 'as it was cut'}, validation {metric} "
+        f"{epoch.accuracy:.4f}, {epoch.seconds:.1f} s",
+        flush=True,
+    )
+    loss = epoch.loss if epoch.epoch else None
+    tracking.log(run_id, {f"{phase}_loss": loss, f"{phase}_{metric}": epoch.accuracy}, step=epoch.epoch)
 
 
 def reporter(run_id: str, phase: str, batch: int) -> Callable[[int, int, float], None]:

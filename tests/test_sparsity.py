@@ -338,18 +338,27 @@ def test_sparsegpt_keeps_more_of_a_convolutions_output_than_magnitude(
         pytest.skip("a group of one output and one input: no fours, and from left to right no choice")
     mixing = torch.linspace(-1, 1, size[0] ** 2).sin().reshape(size[0], size[0])  # correlated channels
     x = torch.einsum("ij,nj...->ni...", mixing, torch.randn(16, *size, generator=torch.Generator().manual_seed(0)))
-    program = models.export(conv, x)
-    sparse, masks, report = sparsify(
-        program, pattern=pattern, criterion="sparsegpt", calibration=[(x[:8], x[:8]), (x[8:], x[8:])]
-    )
-    assert report.layers[0].zeros == round(0.5 * conv.weight.numel())
-    if isinstance(pattern, NM):
-        assert (masks["weight"].unflatten(1, (-1, 4)).sum(2) == 2).all()
-    by_magnitude, _, _ = sparsify(program, pattern=pattern)
-    dense = programs.graph_module(program)(x)
-    lost_now, lost_by_magnitude = (
-        float((programs.graph_module(made)(x) - dense).square().sum().detach()) for made in (sparse, by_magnitude)
-    )
+    lost_now = lost_by_magnitude = 0.0
+    for seed in range(
+        5
+    ):  # of a layer this small, now and then one draw of weights loses more: from left to right is no optimum
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            drawn = copy.deepcopy(conv)
+            drawn.reset_parameters()
+        program = models.export(drawn, x)
+        sparse, masks, report = sparsify(
+            program, pattern=pattern, criterion="sparsegpt", calibration=[(x[:8], x[:8]), (x[8:], x[8:])]
+        )
+        assert report.layers[0].zeros == round(0.5 * conv.weight.numel())
+        if isinstance(pattern, NM):
+            assert (masks["weight"].unflatten(1, (-1, 4)).sum(2) == 2).all()
+        by_magnitude, _, _ = sparsify(program, pattern=pattern)
+        dense = programs.graph_module(program)(x)
+        now, then = (
+            float((programs.graph_module(made)(x) - dense).square().sum().detach()) for made in (sparse, by_magnitude)
+        )
+        lost_now, lost_by_magnitude = lost_now + now, lost_by_magnitude + then
     assert lost_now < lost_by_magnitude
 
 

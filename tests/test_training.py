@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 
 from secateur.checkpoints import Checkpoint, newest, pack, unpack
-from secateur.training import Epoch
 from tasks import tracking, training
 
 KEY = "c" * 64
@@ -107,27 +106,6 @@ def test_after_the_end_the_last_state_is_in_the_run_alone(run_id: str) -> None:
             checkpoint.save(packed(step))
     assert sorted(stored_in(run_id).values()) == [1, 3]
     assert not Path(os.environ["XDG_CACHE_HOME"], "secateur", run_id, "last.pt").exists()
-
-
-def test_epochs_are_printed_as_they_end_and_logged_at_most_once_a_second(
-    run_id: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = 100.0
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now))
-
-    def logged() -> list[int]:
-        return [one.step for one in tracking.client().get_metric_history(run_id, "recovery_accuracy")]
-
-    with training.epochs(run_id, "recovery", "accuracy", 5) as on_epoch:
-        for number in range(6):
-            on_epoch(Epoch(number, 0.5, number / 10, 0.4))
-            now += 0.4
-            if number == 4:
-                assert logged() == [0, 1, 2, 3]
-    assert logged() == [0, 1, 2, 3, 4, 5]
-    losses = tracking.client().get_metric_history(run_id, "recovery_loss")
-    assert [one.step for one in losses] == [1, 2, 3, 4, 5]  # before the first there was no training
-    assert capsys.readouterr().out.splitlines()[0].startswith("epoch 0/5: as it was cut, validation accuracy 0.0000")
 
 
 def test_a_long_training_prints_and_logs_a_line_a_minute(
