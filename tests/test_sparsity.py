@@ -339,9 +339,8 @@ def test_sparsegpt_keeps_more_of_a_convolutions_output_than_magnitude(
     mixing = torch.linspace(-1, 1, size[0] ** 2).sin().reshape(size[0], size[0])  # correlated channels
     x = torch.einsum("ij,nj...->ni...", mixing, torch.randn(16, *size, generator=torch.Generator().manual_seed(0)))
     lost_now = lost_by_magnitude = 0.0
-    for seed in range(
-        5
-    ):  # of a layer this small, now and then one draw of weights loses more: from left to right is no optimum
+    # Of a layer this small, now and then one draw of weights loses more: from left to right is no optimum.
+    for seed in range(5):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             drawn = copy.deepcopy(conv)
