@@ -51,6 +51,7 @@ class Servers:
     tasks: list[dict[str, Any]] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
     refuse_trigger: tuple[int, str] | None = None
+    lost_answers: int = 0  # so many runs start and their answer is an error
     password: str = "right"
     sent: list[dict[str, Any]] = field(default_factory=list)
 
@@ -61,7 +62,7 @@ class Servers:
             ("/xcomEntries/return_value", lambda: self._xcom(path)),
             ("/logs/", lambda: (200, {"content": self.log})),
             ("/taskInstances", lambda: (200, {"task_instances": self.tasks})),
-            (f"/dagRuns/{RUN}", lambda: (200, {"state": self.state})),
+            ("/dagRuns/manual__", lambda: (200, {"state": self.state})),
             ("/dagRuns", lambda: self._trigger(body)),
             ("/api/2.0/mlflow/runs/get", lambda: (200, self._mlflow_run())),
         ]
@@ -75,10 +76,15 @@ class Servers:
         )
 
     def _trigger(self, body: dict[str, Any]) -> tuple[int, Any]:
+        started = body["dag_run_id"] in {sent["dag_run_id"] for sent in self.sent}
         self.sent.append(body)
+        if started and not self.refuse_trigger:
+            return 409, {"detail": "Unique constraint violation"}
+        if len(self.sent) <= self.lost_answers:
+            return 500, {"detail": "Database error"}
         if self.refuse_trigger:
             return self.refuse_trigger[0], {"detail": self.refuse_trigger[1]}
-        return 200, {"dag_run_id": RUN}
+        return 200, {"dag_run_id": body["dag_run_id"]}
 
     def _xcom(self, path: str) -> tuple[int, Any]:
         name = path.split("/taskInstances/")[1].split("/")[0]
@@ -324,6 +330,16 @@ def test_what_airflow_refuses_is_one_sentence(
     said = capsys.readouterr().err
     assert sentence in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_a_run_whose_answer_was_lost_starts_once(
+    servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers.xcoms = {"rollback": {**PROMOTION, "previous": "2", "version": "1"}}
+    servers.lost_answers = 1
+    assert secateur("rollback", "digits-cnn", "--to", "previous", "--reason", "worse on Mondays") == 0
+    assert [sent["dag_run_id"] for sent in servers.sent] == [servers.sent[0]["dag_run_id"]] * 2
+    assert "Champion is version 1" in capsys.readouterr().out
 
 
 def test_a_wrong_password_is_named(

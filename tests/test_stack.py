@@ -337,9 +337,9 @@ def test_the_whole_stack_serves_heals_watches_asks_and_stops(folder: Path) -> No
     examined = subprocess.run(doctor, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
     assert {line.split()[0] for line in examined} == {"ok"}, examined
     with airflow_api.connect() as client:
+        patch(client, "/api/v2/dags/prune_model", {"is_paused": True}).raise_for_status()  # runs wait, do no work
         looked = [airflow_api.trigger(client, "monitor_model", conf) for conf in ({}, {"model": "watched"})]
         asked = airflow_api.trigger(client, "ask_a_person", {})
-        client.patch("/api/v2/dags/prune_model", json={"is_paused": True}).raise_for_status()  # runs wait, do no work
         mlflow().create_registered_model("watched", tags={watch.RECIPE: "digits"})
         wait_for(lambda: watch.SEEN in mlflow().get_registered_model("watched").tags, 120)
         # the first task of a fresh Airflow waits for its API server to become ready for tasks
@@ -399,8 +399,8 @@ def check_what_each_may_do(folder: Path, asked: str) -> None:
         wait_for(lambda: airflow_api.run_state(uwe, "rollback_model", back) == "failed", 60)  # nothing served yet
         wait_for(lambda: vera.get(question_of(asked, "yes")).is_success, 60)
         answer = {"chosen_options": ["Approve"], "params_input": {"words": "mine"}}
-        refused = [client.patch(question_of(asked, "yes"), json=answer).status_code for client in (vera, uwe)]
-        assert refused == [403, 403]
+        for client in (vera, uwe):
+            assert patch(client, question_of(asked, "yes"), answer).status_code == 403
 
 
 def signed_in(name: str, folder: Path) -> httpx.Client:
@@ -456,8 +456,14 @@ def answered(client: httpx.Client, run: str, answers: Mapping[str, tuple[str, st
         question = client.get(path)
         if question.is_success and not question.json()["response_received"]:
             answer = {"chosen_options": [option], "params_input": {"words": words}}
-            client.patch(path, json=answer).raise_for_status()
+            patch(client, path, answer).raise_for_status()
     return airflow_api.run_state(client, "ask_a_person", run) in airflow_api.FINISHED
+
+
+def patch(client: httpx.Client, path: str, body: Mapping[str, object]) -> httpx.Response:
+    """Send this, once again where Airflow's SQLite was locked: its audit log and a task's result can wait for each other."""
+    answer = client.patch(path, json=body)
+    return client.patch(path, json=body) if answer.is_server_error else answer
 
 
 def question_of(run: str, case: str) -> str:

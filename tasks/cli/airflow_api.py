@@ -1,10 +1,11 @@
 """A small client of Airflow's REST API (v2): trigger a DAG run, follow it, read what its tasks returned."""
 
 import json
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -56,10 +57,12 @@ def open_client(
 
 def trigger(client: httpx.Client, dag: str, conf: Mapping[str, object]) -> str:
     """Start a run of `dag` with these params; returns the run's id."""
-    body = {"logical_date": None, "conf": dict(conf)}
-    # Never tried twice: an answer that got lost may belong to a run that was started.
-    response = _send(client, "POST", f"/api/v2/dags/{quote(dag)}/dagRuns", body=body, what=f"DAG {dag!r}", attempts=1)
-    return str(response.json()["dag_run_id"])
+    # The id is ours, so that an answer that got lost is asked for again without a second run. The servers fail
+    # now and then: on SQLite, Airflow's audit log and a task's result can wait for each other until one gives up.
+    run = f"manual__{datetime.now(UTC).isoformat()}_{secrets.token_hex(4)}"
+    body = {"dag_run_id": run, "logical_date": None, "conf": dict(conf)}
+    _send(client, "POST", f"/api/v2/dags/{quote(dag)}/dagRuns", body=body, what=f"DAG {dag!r}", made_is_fine=True)
+    return run
 
 
 def run_state(client: httpx.Client, dag: str, run: str) -> str:
@@ -115,7 +118,7 @@ def ensure_pool(client: httpx.Client, name: str, *, slots: int, description: str
     """Make a pool unless it exists."""
     body = {"name": name, "slots": slots, "description": description, "include_deferred": False}
     if not _send(client, "GET", f"/api/v2/pools/{quote(name)}", missing_is_fine=True).is_success:
-        _send(client, "POST", "/api/v2/pools", body=body, what=f"pool {name!r}")
+        _send(client, "POST", "/api/v2/pools", body=body, what=f"pool {name!r}", made_is_fine=True)
 
 
 def dags(client: httpx.Client) -> list[str]:
@@ -200,6 +203,7 @@ def _send(
     what: str = "the page",
     attempts: int = _ATTEMPTS,
     missing_is_fine: bool = False,
+    made_is_fine: bool = False,
     params: Mapping[str, str | int] | None = None,
     body: object = None,
 ) -> httpx.Response:
@@ -217,7 +221,9 @@ def _send(
     if response.status_code == httpx.codes.BAD_REQUEST:
         # The first line is the sentence; what follows is the JSON schema that refused.
         raise AirflowError(_detail(response).partition("\n")[0])
-    if response.is_error and response.status_code != httpx.codes.NOT_FOUND:
+    # A conflict is the second answer to what an earlier attempt made.
+    fine = {httpx.codes.NOT_FOUND, *({httpx.codes.CONFLICT} if made_is_fine else ())}
+    if response.is_error and response.status_code not in fine:
         raise AirflowError(
             f"Airflow at {client.base_url} answered {response.status_code} to {what}: {_detail(response)}"
         )
@@ -229,13 +235,15 @@ def _reach(
 ) -> httpx.Response:
     for attempt in range(1, attempts + 1):
         try:
-            return client.request(method, path, params=params, json=body)
+            response = client.request(method, path, params=params, json=body)
+            if attempt == attempts or not response.is_server_error:
+                return response
         except httpx.HTTPError as error:
             if attempt == attempts:
                 raise AirflowError(
                     f"Airflow at {client.base_url} does not answer ({type(error).__name__}); `make up` starts a local one."
                 ) from error
-            time.sleep(0.5 * attempt)
+        time.sleep(0.5 * attempt)
     raise AssertionError("unreachable")
 
 
