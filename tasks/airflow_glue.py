@@ -70,7 +70,11 @@ def step(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        return call(function, *args, **kwargs)
+        try:
+            return call(function, *args, **kwargs)
+        except AirflowSkipException:
+            _skip_what_follows()
+            raise
 
     settings: dict[str, Any] = {
         "task_id": function.__module__.rpartition(".")[2],
@@ -80,6 +84,27 @@ def step(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         "on_failure_callback": _tell_sweep,
     }
     return typing.cast(Callable[..., Any], task(**{**settings, **_common(), **options})(run))
+
+
+def _skip_what_follows() -> None:
+    """Skip all that can only be skipped where this task is, at once: the scheduler would take a turn for each one of them in a row."""
+    from airflow.sdk import get_current_context
+    from airflow.sdk.execution_time.comms import SkipDownstreamTasks
+    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+    if following := _only_after(get_current_context()["task"]):
+        SUPERVISOR_COMMS.send(SkipDownstreamTasks(tasks=following))
+
+
+def _only_after(operator: Any) -> list[str]:
+    """The tasks that are skipped where this one is: what needs it to succeed, what needs that, and so on; sorted names."""
+    found: set[str] = set()
+    reached = [operator]
+    while reached:
+        needing = {one for one in reached.pop().downstream_list if one.trigger_rule == "all_success"}
+        reached += [one for one in needing if one.task_id not in found]
+        found |= {one.task_id for one in needing}
+    return sorted(found)
 
 
 def each(
