@@ -21,7 +21,7 @@ from tasks import (
     validate,
     validate_on,
 )
-from tasks.airflow_glue import approval, each, linked, step
+from tasks.airflow_glue import BEHIND_CUTS, approval, each, linked, step
 from tasks.placement import BENCH
 
 MAX_CYCLES = 5
@@ -34,7 +34,7 @@ def one_cycle(number: int, pinned: Any, base: Any, schedule: Any, previous: Any)
     def cycle() -> Any:
         smaller = step(cut.run, pool=BENCH)(pinned, base, schedule, number, previous)
         recovered = step(recover.run)(pinned, schedule, smaller)
-        return step(evaluate.run, pool=BENCH)(pinned, base, recovered)
+        return step(evaluate.run, pool=BENCH, **BEHIND_CUTS)(pinned, base, recovered)
 
     return cycle()
 
@@ -67,7 +67,7 @@ def prune_model() -> None:
         cycles.append(one_cycle(number, pinned, base, schedule, cycles[-1] if cycles else None))
     selected = step(select.run, trigger_rule="none_failed_min_one_success")(pinned, base, schedule, cycles)
     exported = step(export.run)(pinned, base, selected)
-    validated = step(validate.run, pool=BENCH)(pinned, base, exported)
+    validated = step(validate.run, pool=BENCH, **BEHIND_CUTS)(pinned, base, exported)
     others = step(validate_on.targets, task_id="other_targets")(pinned, validated)
     given = {"pinned": pinned, "exported": exported, "validated": validated}
     elsewhere = each(validate_on.run, given, pool=BENCH, target=others)

@@ -36,6 +36,8 @@ LONGEST_DELAY = timedelta(minutes=2)
 LOOK_SECONDS = 5.0  # between two looks at whether a run has ended
 RING_AGAIN = 60.0  # seconds after which versions that still wait are told once more
 URGENT = {"priority_weight": 1000}  # of DAGs whose steps are short and wait behind no pruning
+# Of steps on a device by which no recovery waits: behind any cut, which has weight 4 at least, before a baseline, which has 2.
+BEHIND_CUTS = {"weight_rule": "absolute", "priority_weight": 3}
 _LOGGED_CHARACTERS = 500
 
 
