@@ -33,6 +33,7 @@ CALM = {  # the machine is for the workers, and no DAG file changes
 MATRIX = {"prune.criterion": ["l1", "l2"], "goal.sparsity": [0.3, 0.4, 0.5]}
 TIMES = 20
 WITHIN_S = 3600.0
+READY_S = 120.0
 ASKED = 0.65  # of the time on one worker, on two
 
 
@@ -69,7 +70,7 @@ def prepare(made: Cluster, folder: Path, epochs: int) -> None:
     with using(made.servers):
         register_tiny(data)
         budget = {"accuracy_drop": 0.2, "recovery_epochs": epochs, "measuring_s": 3}
-        small = {"learning_rate": 0.003, "batch": 4}  # epochs of about a second: a real one is no mere log entry either
+        small = {"learning_rate": 0.003, "batch": 4}  # epochs of half a second: a real one is no mere log entry either
         recipe = recipe_for(more_examples(data), budget=budget, recovery=small, prune={"align": 4, "cycles": 1})
         write_recipe("base", recipe)
         write_recipe("six", {"base": "base", "matrix": MATRIX, "halving": False, "finalists": 1})
@@ -91,8 +92,12 @@ def sweep(made: Cluster, workers: int) -> Swept:
     names = [f"worker-{workers}-{number}" for number in range(1, workers + 1)]
     for name in names:
         made.worker(name, ",".join(QUEUES), **IN_ORDER)
-    while not all(f"{name}@" in made.log(name) and "ready" in made.log(name) for name in names):
-        time.sleep(1)
+    for name in names:
+        started = time.monotonic()
+        while f"{name}@" not in (log := made.log(name)) or "ready" not in log:
+            if made.parts[name].process.poll() is not None or time.monotonic() > started + READY_S:
+                raise RuntimeError(f"worker {name} did not come up:\n{log}")
+            time.sleep(1)
     say(f"sweeping on {workers} worker(s)")
     begun = time.monotonic()
     with made.client() as client:

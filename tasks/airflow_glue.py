@@ -36,7 +36,7 @@ LONGEST_DELAY = timedelta(minutes=2)
 LOOK_SECONDS = 5.0  # between two looks at whether a run has ended
 RING_AGAIN = 60.0  # seconds after which versions that still wait are told once more
 URGENT = {"priority_weight": 1000}  # of DAGs whose steps are short and wait behind no pruning
-# Of steps on a device by which no recovery waits: behind any cut, which has weight 4 at least, before a baseline, which has 2.
+# Of `evaluate` and `validate`: behind every cut, which has 4 at least and a recovery waits for, before a baseline, which has 2.
 BEHIND_CUTS = {"weight_rule": "absolute", "priority_weight": 3}
 _LOGGED_CHARACTERS = 500
 
@@ -91,21 +91,31 @@ def step(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 def _skip_what_follows() -> None:
     """Skip all that can only be skipped where this task is, at once: the scheduler would take a turn for each one of them in a row."""
     from airflow.sdk import get_current_context
+    from airflow.sdk.exceptions import AirflowRuntimeError
     from airflow.sdk.execution_time.comms import SkipDownstreamTasks
     from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
 
-    if following := _only_after(get_current_context()["task"]):
-        SUPERVISOR_COMMS.send(SkipDownstreamTasks(tasks=following))
+    if following := only_after(get_current_context()["task"]):
+        try:
+            SUPERVISOR_COMMS.send(SkipDownstreamTasks(tasks=following))
+        except AirflowRuntimeError as error:  # then the scheduler skips them, in its own time
+            log.warning("What follows is not skipped at once: %s", error)
 
 
-def _only_after(operator: Any) -> list[str]:
-    """The tasks that are skipped where this one is: what needs it to succeed, what needs that, and so on; sorted names."""
+def only_after(operator: Any) -> list[str]:
+    """The tasks that are skipped where this one is, whatever else happens: those that need it, or such a one, to succeed; sorted names.
+
+    One that also needs a task of another branch is not among them: that one may have failed, which Airflow must see.
+    """
+    decided = {operator.task_id, *operator.get_flat_relative_ids(upstream=True)}
     found: set[str] = set()
     reached = [operator]
     while reached:
-        needing = {one for one in reached.pop().downstream_list if one.trigger_rule == "all_success"}
-        reached += [one for one in needing if one.task_id not in found]
-        found |= {one.task_id for one in needing}
+        for one in reached.pop().downstream_list:
+            if one.trigger_rule == "all_success" and one.task_id not in found and one.upstream_task_ids <= decided:
+                found.add(one.task_id)
+                decided.add(one.task_id)
+                reached.append(one)
     return sorted(found)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow import settings
 from airflow.policies import hookimpl
 
+from tasks import DAGS
 from tasks.preload import preload
 
 if TYPE_CHECKING:
@@ -36,11 +37,10 @@ def task_instance_mutation_hook(task_instance: Any, dag_run: Any) -> None:
 
     An error would stop the scheduler. What is wrong with placement or recipe the run's first step says in a sentence.
     """
-    from secateur.errors import InputError
-    from tasks import placement
-
-    if task_instance.dag_id not in placement.DAGS or dag_run is None:
+    if task_instance.dag_id not in DAGS or dag_run is None:
         return
+    from secateur.errors import InputError
+
     try:
         _place(task_instance, (dag_run.conf or {}).get("recipe"))
     except InputError as error:

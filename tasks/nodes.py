@@ -39,11 +39,30 @@ T = TypeVar("T")
 
 def check(nodes: int) -> None:
     """Raise InputError unless so many machines can be had from here."""
-    if nodes > 1 and not all(name in os.environ for name in ("KUBERNETES_SERVICE_HOST", *OWN)):
+    if nodes == 1:
+        return
+    if not all(name in os.environ for name in ("KUBERNETES_SERVICE_HOST", *OWN)):
         raise InputError(
             f"resources.nodes: expected 1 outside Kubernetes, got {nodes}; ask for more processes or GPUs of one machine, or run "
             f"the steps by the KubernetesExecutor, which tells them {' and '.join(OWN)}"
         )
+    if not _may_make_jobs():
+        raise InputError(
+            f"resources.nodes: expected an account of the steps that may make jobs, which {nodes} machines take; set "
+            "recovery.distributed: true in the chart's values"
+        )
+
+
+def _may_make_jobs() -> bool:
+    from kubernetes import client, config
+
+    try:
+        config.load_config()
+    except config.ConfigException:  # the account's pods have no token
+        return False
+    wanted = {"group": "batch", "resource": "jobs", "verb": "create", "namespace": os.environ["POD_NAMESPACE"]}
+    review = {"spec": {"resourceAttributes": wanted}}
+    return bool(client.AuthorizationV1Api().create_self_subject_access_review(review).status.allowed)
 
 
 def share(function: Callable[..., T | None], resources: Resources, processes: int, run_id: str, **arguments: Any) -> T:

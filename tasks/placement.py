@@ -20,7 +20,6 @@ from tasks.sections.section import Section
 
 VARIABLE = "SECATEUR_PLACEMENT"
 HERE = "SECATEUR_DEVICE"  # on a worker: the name of the target that it is
-DAGS = ("monitor_model", "prune_model", "rollback_model", "sweep_model", "watch_registry")  # whose steps are placed
 BENCH = "bench"  # a pool with one slot: two measurements at once would measure each other
 MAPPED = "validate_on"  # the step that runs once on each target of a recipe's `also_on`
 TRAINED = "recover"  # the step that takes the GPUs of a recipe's `resources`

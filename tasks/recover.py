@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from secateur.errors import InputError
 from tasks import nodes, tracking, training, workers
 from tasks.recipe import Recipe
 from tasks.references import Cut, Pinned, Plan, Recovered
@@ -20,12 +21,23 @@ def run(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered:
 
 
 def train(pinned: Pinned, plan: Plan, cut: Cut) -> Recovered | None:
-    """The step in one of its processes; the first of them logs, stores and answers."""
+    """The step in one of its processes; the first of them logs, stores and answers.
+
+    Raises:
+        InputError: the machine has fewer GPUs than the recipe asks for.
+    """
+    import torch
+
     from secateur import distributed
     from secateur import program as programs
     from secateur.training import Settings
 
     recipe = Recipe.model_validate(pinned.recipe)
+    if (gpus := torch.cuda.device_count()) < recipe.resources.gpus:
+        raise InputError(
+            f"resources.gpus: expected {recipe.resources.gpus} on the machine that trains, found {gpus}; look at the place "
+            "`train` of the placement and at its workers' devices, or leave it out to train on processors"
+        )
     settings = Settings(epochs=plan.epochs[cut.cycle - 1], seed=recipe.seed, **recipe.recovery.training)
     recovered, lineage = training.taught(
         pinned, recipe, cut.program, settings, run_id=cut.run_id, phase="recovery", place="last.pt"

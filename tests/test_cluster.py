@@ -1,5 +1,6 @@
 """A deployment of several machines, really run: queues, a worker that dies, a database that restarts, several models at once."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from cluster import Cluster, cluster, finished
 from services import MODEL, recipe_for, register, register_tiny, using, versions_of, write_recipe
 
-from tasks import tracking
+from tasks import bucket, tracking
 from tasks.cli import airflow_api
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -32,7 +33,8 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         (folder / "data").mkdir()
         with using(made.servers):
             register_tiny(folder / "data")
-            examples_at = folder / "data" / "tiny.npz"
+            examples_at = bucket.upload(folder / "data" / "tiny.npz", "data", "tiny.npz")
+            shutil.rmtree(folder / "data")  # the machines share the bucket alone
             write_recipe("edge", recipe_for(examples_at, also_on=[{"name": "edge-cpu"}]))
             register(OTHER)
             long = {"accuracy_drop": 0.2, "recovery_epochs": 1500, "measuring_s": 6}  # to be killed in the middle of

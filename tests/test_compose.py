@@ -21,7 +21,7 @@ from tasks.cli import dotenv
 # Of the compose specification (github.com/compose-spec/compose-spec), Apache-2.0, unchanged.
 SCHEMA = Path(__file__).with_name("compose-spec.json")
 PINNED = re.compile(r"[a-z/]+:\d+\.\d+[\w.-]*")
-ONCE = {"bucket", "mlflow-database", "prepare"}
+ONCE = {"bucket", "doctor", "mlflow-database", "prepare"}
 
 
 @pytest.fixture(scope="module")

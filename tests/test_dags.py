@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tasks import DAGS as OURS
 from tasks import placement
 from tasks.cli import webhook
 
@@ -155,6 +156,12 @@ def test_steps_that_measure_take_the_bench(loaded: dict[str, Any]) -> None:
     measure = {name for name in tasks if placement.NEEDS.get(name.rpartition(".")[2]) == "bench"}
     assert measure == on_bench
     assert {name.rpartition(".")[2] for name in tasks} >= set(placement.NEEDS)  # none of them is a step that was
+
+
+def test_no_step_of_our_other_dags_has_the_name_of_one_that_measures_or_trains(loaded: dict[str, Any]) -> None:
+    assert set(loaded["dags"]) == set(OURS)
+    others = [loaded["dags"][dag]["tasks"] for dag in OURS if dag != "prune_model"]
+    assert not placement.NEEDS.keys() & {name.rpartition(".")[2] for steps in others for name in steps}
 
 
 def test_later_steps_go_before_earlier_ones_and_short_dags_before_long_ones(loaded: dict[str, Any]) -> None:

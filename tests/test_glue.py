@@ -168,6 +168,48 @@ def test_only_faults_of_the_wire_are_tried_again(glue: ModuleType, error: Except
     assert decision.action.value == ("retry" if again else "fail")
 
 
+def test_what_needs_another_branch_too_is_left_to_the_scheduler(glue: ModuleType) -> None:
+    from airflow.providers.standard.operators.empty import EmptyOperator
+    from airflow.sdk import DAG
+
+    with DAG("diamond", schedule=None):
+        first, skipped, other, after, both = (
+            EmptyOperator(task_id=name) for name in ("first", "skipped", "other", "after", "both")
+        )
+        collected = EmptyOperator(task_id="collected", trigger_rule="none_failed")
+        first >> [skipped, other]
+        [first, skipped] >> after >> both >> collected
+        other >> both
+    assert glue.only_after(skipped) == ["after"]
+    assert glue.only_after(first) == ["after", "both", "other", "skipped"]
+
+
+def test_a_skip_stays_one_where_airflow_does_not_skip_what_follows(
+    glue: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.providers.standard.operators.empty import EmptyOperator
+    from airflow.sdk import DAG
+    from airflow.sdk.exceptions import AirflowRuntimeError, AirflowSkipException, ErrorType
+    from airflow.sdk.execution_time.comms import ErrorResponse
+
+    class Refusing:
+        def send(self, message: object) -> None:
+            asked.append(message)
+            raise AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR))
+
+    asked: list[object] = []
+    with DAG("one", schedule=None):
+        task = EmptyOperator(task_id="task")
+        task >> EmptyOperator(task_id="after")
+    monkeypatch.setattr("airflow.sdk.get_current_context", lambda: {"task": task})
+    monkeypatch.setattr("airflow.sdk.execution_time.task_runner.SUPERVISOR_COMMS", Refusing(), raising=False)
+    with DAG("two", schedule=None):
+        stopping = glue.step(stop_here)().operator.python_callable
+    with pytest.raises(AirflowSkipException, match="The goal is met"):
+        stopping()
+    assert [message.tasks for message in asked] == [["after"]]  # type: ignore[attr-defined]
+
+
 def test_faults_of_other_libraries_are_known_by_name() -> None:
     import botocore.exceptions
     import httpx

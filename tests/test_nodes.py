@@ -143,6 +143,7 @@ class Stage:
     """What the server made, and the processes of the job."""
 
     environment: dict[str, str]
+    allowed: bool = True
     made: list[dict[str, Any]] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -213,6 +214,11 @@ def _handler(stage: Stage) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             made = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path.endswith("/selfsubjectaccessreviews"):
+                wanted = made["spec"]["resourceAttributes"]
+                right = {"group": "batch", "resource": "jobs", "verb": "create", "namespace": "prune"}
+                self.answer({**made, "status": {"allowed": stage.allowed and wanted == right}}, 201)
+                return
             stage.made.append(made)
             if made["kind"] == "Job":
                 stage.start(made)
@@ -235,6 +241,19 @@ def run_id(services: Servers) -> str:
 
 def shared(function: Callable[..., Any], run_id: str, start: int) -> Any:
     return nodes.share(function, Resources(nodes=COUNT), PER_NODE, run_id, start=start)
+
+
+def test_an_account_that_may_make_no_jobs_is_found_before_any_step_trains(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes.check(2)
+    stage.allowed = False
+    with pytest.raises(InputError, match=r"^resources.nodes: expected an account .* set recovery.distributed: true"):
+        nodes.check(2)
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", "/nowhere")  # no token either
+    monkeypatch.setattr("kubernetes.config.KUBE_CONFIG_DEFAULT_LOCATION", "/nowhere")
+    with pytest.raises(InputError, match=r"set recovery.distributed: true in the chart's values$"):
+        nodes.check(2)
 
 
 @pytest.mark.slow

@@ -695,6 +695,14 @@ def test_a_model_that_is_only_quantised_runs_no_cycle_and_is_judged_like_any_oth
     assert registry.dense(model, done.promotion.version) == "1" != done.promotion.version
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has GPUs")
+def test_a_recovery_that_asks_for_a_gpu_trains_on_no_processor_instead(job: Job) -> None:
+    pinned, schedule, smaller = recovery_of(job, "no GPU")
+    recipe = pinned.recipe | {"resources": {"gpus": 1}}
+    with pytest.raises(InputError, match=r"^resources.gpus: expected 1 on the machine that trains, found 0; "):
+        recover.run(replace(pinned, recipe=recipe), schedule, smaller)
+
+
 @pytest.mark.slow
 def test_a_recovery_of_two_processes_killed_in_the_middle_ends_as_that_of_one(
     job: Job, services: Servers, processes: Any

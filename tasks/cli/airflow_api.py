@@ -22,6 +22,10 @@ class AirflowError(RuntimeError):
     """Airflow could not be reached, refused us, or does not know what was asked for."""
 
 
+class UnansweredError(AirflowError):
+    """No answer, or one that tells of a fault of the server: what was asked for may have been done."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One task instance of a run, at its latest try. Times are seconds since the epoch; None before they exist."""
@@ -61,7 +65,12 @@ def trigger(client: httpx.Client, dag: str, conf: Mapping[str, object]) -> str:
     # now and then: on SQLite, Airflow's audit log and a task's result can wait for each other until one gives up.
     run = f"manual__{datetime.now(UTC).isoformat()}_{secrets.token_hex(4)}"
     body = {"dag_run_id": run, "logical_date": None, "conf": dict(conf)}
-    _send(client, "POST", f"/api/v2/dags/{quote(dag)}/dagRuns", body=body, what=f"DAG {dag!r}", made_is_fine=True)
+    try:
+        _send(client, "POST", f"/api/v2/dags/{quote(dag)}/dagRuns", body=body, what=f"DAG {dag!r}", made_is_fine=True)
+    except UnansweredError as error:
+        raise AirflowError(
+            f"{error} Run {run} may have been started all the same: look before you start another."
+        ) from error
     return run
 
 
@@ -224,9 +233,8 @@ def _send(
     # A conflict is the second answer to what an earlier attempt made.
     fine = {httpx.codes.NOT_FOUND, *({httpx.codes.CONFLICT} if made_is_fine else ())}
     if response.is_error and response.status_code not in fine:
-        raise AirflowError(
-            f"Airflow at {client.base_url} answered {response.status_code} to {what}: {_detail(response)}"
-        )
+        kind = UnansweredError if response.is_server_error else AirflowError
+        raise kind(f"Airflow at {client.base_url} answered {response.status_code} to {what}: {_detail(response)}.")
     return response
 
 
@@ -240,7 +248,7 @@ def _reach(
                 return response
         except httpx.HTTPError as error:
             if attempt == attempts:
-                raise AirflowError(
+                raise UnansweredError(
                     f"Airflow at {client.base_url} does not answer ({type(error).__name__}); `make up` starts a local one."
                 ) from error
         time.sleep(0.5 * attempt)

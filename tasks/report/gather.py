@@ -446,8 +446,7 @@ def _promises(metrics: Mapping[str, float]) -> tuple[Promise, ...]:
 
 def _converted(run_id: str) -> dict[str, str]:
     """What was said of each file in lower precision, or of why it was left out."""
-    folders = [tracking.client().list_artifacts(run_id, precision) for precision in precisions.ALL]
-    paths = [entry.path for entries in folders for entry in entries if entry.path.endswith(".txt")]
+    paths = [path for one in precisions.ALL for path in tracking.listed(run_id, one) if path.endswith(".txt")]
     return {
         path.rpartition("/")[2].removesuffix(".txt"): (tracking.get_bytes(run_id, path) or b"").decode()
         for path in paths

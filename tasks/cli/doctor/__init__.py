@@ -52,6 +52,9 @@ def _gather(name: str, check: Check, found: list[Finding]) -> None:
             found.append(finding)
     except InputError as error:
         found.append(refused(error))
+    except ImportError as error:
+        where = "run it where steps run: on a worker, or as docs/deploying.md and docs/kubernetes.md say"
+        found.append(Finding("warn", f"{name} cannot be checked here, {error.name or error} is not installed", where))
     except Exception as error:  # whatever it is, the other checks go on
         found.append(Finding("fail", f"{name} could not be checked", f"{type(error).__name__}: {_one_line(error)}"))
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx
 
@@ -18,11 +18,13 @@ _ADDRESSES = (
     "AWS_ENDPOINT_URL",
     "AIRFLOW__CELERY__BROKER_URL",
 )
+_DATABASES = ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "MLFLOW_BACKEND_STORE_URI")
+_ENFORCED = {"require", "verify-ca", "verify-full"}  # modes of Postgres' clients that use TLS or nothing
 _PLAIN = {"http": "https", "redis": "rediss", "amqp": "amqps"}  # and the same with TLS
 
 
 def check() -> Iterator[Finding]:
-    """Addresses without TLS, and what each server gives to nobody in particular."""
+    """Addresses without TLS, databases that may be reached without, and what each server gives to nobody in particular."""
     for name in _ADDRESSES:
         url = asking.named(name)
         scheme = url.partition("://")[0]
@@ -32,6 +34,8 @@ def check() -> Iterator[Finding]:
                 f"{name} goes to {asking.shown(url)} without TLS: who listens on the way reads data and passwords",
                 f"give the server a certificate and use {_PLAIN[scheme]}:// (docs/security.md)",
             )
+    for name in _DATABASES:
+        yield from _of_database(name)
     for what, url, remedy, *trusting in _doors():
         try:
             answer = asking.get(url, *trusting)
@@ -39,6 +43,26 @@ def check() -> Iterator[Finding]:
             continue
         if answer.response.is_success:
             yield Finding("warn", f"{what} to whoever reaches it", remedy)
+
+
+def _of_database(name: str) -> Iterator[Finding]:
+    url = asking.named(name)
+    if not url.startswith("postgresql") or asking.is_loopback(url) or not urlsplit(url).hostname:
+        return
+    said = parse_qs(urlsplit(url).query).get("sslmode", [])
+    mode = next(iter(said), os.environ.get("PGSSLMODE", "prefer"))
+    if mode not in _ENFORCED:
+        yield Finding(
+            "warn",
+            f"{name} goes to {asking.shown(url)} with sslmode {mode}: who listens on the way may read data and passwords",
+            "give Postgres a certificate and set PGSSLMODE=verify-full (docs/security.md)",
+        )
+    if said and name == _DATABASES[0]:
+        yield Finding(
+            "warn",
+            f"{name} has sslmode in its address: asyncpg, by which Airflow's API server asks too, refuses that word",
+            f"leave it out and set PGSSLMODE={mode} on every part of Airflow",
+        )
 
 
 def _doors() -> Iterator[tuple[str, str, str, *tuple[str, ...]]]:

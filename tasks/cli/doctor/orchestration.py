@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from tasks import placement
+from tasks import DAGS, placement
 from tasks.cli import airflow_api
 from tasks.cli.airflow_api import AirflowError
 from tasks.cli.doctor import asking
@@ -113,18 +113,18 @@ def _dags(client: httpx.Client) -> Iterator[Finding]:
         yield Finding(
             "fail", f"Airflow cannot read {file}: {last[:200]}", "mend what it says, or install what is missing there"
         )
-    missing = [dag for dag in placement.DAGS if dag not in paused]
+    missing = [dag for dag in DAGS if dag not in paused]
     if missing:
         yield Finding(
             "fail",
             f"Airflow has no DAG {', '.join(missing)}",
             "put the folder `dags` where [core] dags_folder says, and see that the DAG processor reads it",
         )
-    for dag in placement.DAGS:
+    for dag in DAGS:
         if paused.get(dag):
             yield Finding("warn", f"DAG {dag} is paused: its runs wait", f"run `airflow dags unpause {dag}`")
-    if not missing and not any(paused[dag] for dag in placement.DAGS):
-        yield Finding("ok", f"Airflow has the DAGs {', '.join(placement.DAGS)}, none is paused")
+    if not missing and not any(paused[dag] for dag in DAGS):
+        yield Finding("ok", f"Airflow has the DAGs {', '.join(DAGS)}, none is paused")
 
 
 def _pools(client: httpx.Client) -> Iterator[Finding]:

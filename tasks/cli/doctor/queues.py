@@ -9,13 +9,15 @@ from tasks.cli.doctor import asking
 from tasks.cli.doctor.finding import Finding
 
 BROKER = "AIRFLOW__CELERY__BROKER_URL"
+_TARGET = "target "
 _ASKED_S = 2.0  # workers answer within
 
 
 def check() -> Iterator[Finding]:
-    """Ask the broker, and through it the workers; nothing where another executor is."""
+    """The queues of the placement, the broker, and through it the workers; nothing where another executor is."""
     if "CeleryExecutor" not in os.environ.get("AIRFLOW__CORE__EXECUTOR", ""):
         return
+    yield from _shared()
     url = os.environ.get(BROKER)
     if not url:
         if not any(os.environ.get(BROKER + end) for end in ("_CMD", "_SECRET")):
@@ -56,6 +58,19 @@ def _unheard(heard: set[str]) -> Iterator[Finding]:
             )
 
 
+def _shared() -> Iterator[Finding]:
+    """The targets whose steps a worker of something else could take."""
+    for queue, places in _wanted().items():
+        for target in (place for place in places if place.startswith(_TARGET)):
+            if others := [place for place in places if place != target]:
+                yield Finding(
+                    "fail",
+                    f"{target} has no queue of its own: steps of {', '.join(others)} go to {queue} too, and its measurements "
+                    "could be another device's",
+                    f"name a queue for it alone in the file of {placement.VARIABLE}, and start its worker",
+                )
+
+
 def _wanted() -> dict[str, list[str]]:
     default = os.environ.get("AIRFLOW__OPERATORS__DEFAULT_QUEUE", "default")
     try:
@@ -63,7 +78,7 @@ def _wanted() -> dict[str, list[str]]:
     except InputError:  # another check says so
         return {default: ["every kind"]}
     places = {"control": placed.control, "train": placed.train, "bench": placed.bench}
-    places |= {f"target {name}": place for name, place in placed.targets.items()}
+    places |= {f"{_TARGET}{name}": place for name, place in placed.targets.items()}
     wanted: dict[str, list[str]] = {}
     for name, place in places.items():
         wanted.setdefault(place.queue or default, []).append(name)
