@@ -34,6 +34,7 @@ MATRIX = {"prune.criterion": ["l1", "l2"], "goal.sparsity": [0.3, 0.4, 0.5]}
 TIMES = 20
 WITHIN_S = 3600.0
 READY_S = 120.0
+LOOK_S = 3.0
 ASKED = 0.65  # of the time on one worker, on two
 
 
@@ -102,7 +103,7 @@ def sweep(made: Cluster, workers: int) -> Swept:
     begun = time.monotonic()
     with made.client() as client:
         run = airflow_api.trigger(client, "sweep_model", {"model": MODEL, "sweep": "six", "fresh": True})
-    state = finished(made, [run], WITHIN_S, "sweep_model")[run]
+    state = finished(made, [run], WITHIN_S, "sweep_model", LOOK_S)[run]
     seconds = time.monotonic() - begun
     for name in names:
         made.stop(name)

@@ -231,12 +231,14 @@ def _await(made: Cluster) -> None:
         time.sleep(0.5)
 
 
-def finished(made: Cluster, runs: Sequence[str], within_s: float, dag: str = "prune_model") -> dict[str, str]:
-    """The end state of each run, waited for while Airflow may be away."""
+def finished(
+    made: Cluster, runs: Sequence[str], within_s: float, dag: str = "prune_model", every_s: float = 0.5
+) -> dict[str, str]:
+    """The end state of each run, looked at every so often while Airflow may be away."""
     end, states = time.monotonic() + within_s, dict.fromkeys(runs, "")
     while not set(states.values()) <= airflow_api.FINISHED:
         assert time.monotonic() < end, states
-        time.sleep(0.5)
+        time.sleep(every_s)
         made.revive()
         with contextlib.suppress(httpx.HTTPError, airflow_api.AirflowError), made.client() as client:
             states = {run: airflow_api.run_state(client, dag, run) for run in runs}
