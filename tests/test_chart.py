@@ -45,7 +45,7 @@ EDGE = {
     "nodeSelector": {"kubernetes.io/arch": "arm64"},
     "tolerations": [{"key": "edge", "operator": "Exists", "effect": "NoSchedule"}],
 }
-TARGETS = {"targets": {"edge-cpu": EDGE, "server-cpu": {"queue": "server"}}}
+TARGETS = {"targets": {"edge-cpu": EDGE, "server-cpu": {"queue": "server", "nodeSelector": {"pool": "server"}}}}
 GPUS = {"steps": {"train": {"gpus": 2, "nodeSelector": {"pool": "gpu"}}}, "recovery": {"distributed": True}}
 INGRESS = {"enabled": True, "host": "it.example", "className": "nginx", "tlsSecretName": "certificate"}
 EXPOSED = {
@@ -259,7 +259,7 @@ def test_where_steps_run_is_a_placement(rendered: dict[str, list[Object]], case:
         edge, server = places.targets["edge-cpu"], places.targets["server-cpu"]
         assert (edge.cpus, edge.memory_gb, edge.node_selector) == (1.5, 8, EDGE["nodeSelector"])
         assert edge.tolerations[0].key == "edge"
-        assert (server.cpus, server.node_selector) == (2, {})
+        assert (server.cpus, server.node_selector) == (2, {"pool": "server"})
 
 
 def test_celery_has_a_worker_for_each_queue(rendered: dict[str, list[Object]]) -> None:
@@ -515,6 +515,8 @@ REFUSED: dict[str, Values] = {
     "targets.edge.queue: expected a queue of its own with the CeleryExecutor, got none": together(
         CELERY, {"targets": {"edge": {"cpus": 1}}}
     ),
+    "targets.edge.nodeSelector: expected labels of the nodes that are this device": {"targets": {"edge": {"cpus": 1}}},
+    "targets.edge-cpu: expected none with the LocalExecutor": together(LOCAL, {"targets": {"edge-cpu": EDGE}}),
     "targets.two.queue: expected a queue of its own, got q, which is that of targets.one": {
         "targets": {"one": {"queue": "q"}, "two": {"queue": "q"}}
     },
