@@ -51,7 +51,7 @@ class Swept:
 def main() -> int:
     """Run it and print what came of it; the exit status is 1 when two workers gained less than is asked."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--epochs", type=int, default=220)
+    parser.add_argument("--epochs", type=int, default=450)
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 1])
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="secateur-sweep-") as folder:
