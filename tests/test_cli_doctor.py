@@ -374,7 +374,8 @@ def test_airflows_secrets_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "sqlite:////tmp/none.db")
     monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "given")
     monkeypatch.setenv("AIRFLOW__API__SECRET_KEY_CMD", "cat /run/secrets/key")
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)  # as airflow", "scheduler"]) as signer:
+    signing = ["airflow", "-c", "import time; time.sleep(60)", "scheduler"]  # what it calls itself
+    with subprocess.Popen(signing, executable=sys.executable) as signer:
         assert "AIRFLOW__API_AUTH__JWT_SECRET" in only(environment.check, "warn")
         signer.kill()
     monkeypatch.setattr("psutil.process_iter", lambda _: [])  # whatever else runs on the machine of the tests
@@ -391,6 +392,22 @@ def test_a_server_that_others_reach_without_tls_or_sign_in(services: Servers, mo
     found = only(exposure.check, "warn")
     assert "goes to redis://redis:6379/0 without TLS" in found
     assert "use rediss://" in found
+
+
+def test_a_database_that_others_can_listen_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+    monkeypatch.delenv("PGSSLMODE", raising=False)
+    monkeypatch.setenv(name, "postgresql+psycopg2://airflow:hidden@postgres.example/airflow")
+    found = only(exposure.check, "warn")
+    assert f"{name} goes to postgresql+psycopg2://postgres.example/airflow with sslmode prefer" in found
+    assert "hidden" not in found
+    monkeypatch.setenv("PGSSLMODE", "verify-full")
+    assert problems(exposure.check) == []
+    monkeypatch.setenv(name, "postgresql+psycopg2://airflow@postgres.example/airflow?sslmode=require")
+    assert "asyncpg" in only(exposure.check, "warn")
+    monkeypatch.setenv("PGSSLMODE", "disable")
+    monkeypatch.setenv(name, "postgresql+psycopg2://airflow@127.0.0.1/airflow")
+    assert problems(exposure.check) == []
 
 
 def test_servers_that_ask_nobody_who_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

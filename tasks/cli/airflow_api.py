@@ -234,7 +234,8 @@ def _send(
     fine = {httpx.codes.NOT_FOUND, *({httpx.codes.CONFLICT} if made_is_fine else ())}
     if response.is_error and response.status_code not in fine:
         kind = UnansweredError if response.is_server_error else AirflowError
-        raise kind(f"Airflow at {client.base_url} answered {response.status_code} to {what}: {_detail(response)}.")
+        said = _detail(response).rstrip(".")
+        raise kind(f"Airflow at {client.base_url} answered {response.status_code} to {what}: {said}.")
     return response
 
 

@@ -12,7 +12,11 @@ _EVERYWHERE = {
     "AIRFLOW__API__SECRET_KEY": "each API server makes its own, and sign-ins at one do not count at another",
 }
 _SIGNING = {"AIRFLOW__API_AUTH__JWT_SECRET": "each part makes its own, and tasks are not let in by the API server"}
-_SIGNERS = {"api-server", "scheduler"}  # where steps run, who can sign could speak for every task
+_SIGNERS = {
+    "api-server",
+    "api_server",
+    "scheduler",
+}  # as processes call themselves; where steps run, who can sign could speak for every task
 
 
 def check() -> Iterator[Finding]:
@@ -32,5 +36,5 @@ def _missing(secrets: Mapping[str, str], remedy: str) -> Iterator[Finding]:
 
 def _signs() -> bool:
     """Whether an API server or a scheduler runs here, in this container."""
-    lines = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
-    return any("airflow" in " ".join(line[:3]) and _SIGNERS & set(line) for line in lines)
+    lines = (" ".join(process.info["cmdline"] or []).split() for process in psutil.process_iter(["cmdline"]))
+    return any("airflow" in " ".join(words[:3]) and _SIGNERS & set(words) for words in lines)
