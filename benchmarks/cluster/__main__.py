@@ -25,8 +25,10 @@ CHANGES: tuple[dict[str, int], ...] = (
     {},
     {"bench_slots": 8},
     {"parallelism": 8},
+    {"active_runs": 64},
     {"api_workers": 2},
     {"schedulers": 2, "parallelism": 4},
+    {"schedulers": 1, "parallelism": 8, "celery_slots": 8},
 )
 MLFLOW_WORKERS, CLIENTS = (1, 2), 4
 SETTLE_S = 10.0

