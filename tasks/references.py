@@ -393,18 +393,20 @@ def read(kind: Any, value: Any, name: str) -> Any:
     from tasks.recipe import Recipe
 
     again = (
-        "another release of Secateur began this run: clear it from its first step on, `resolve` in prune_model, and it begins "
-        "anew with this one"
+        "another release of Secateur began this run: clear it from its first step on, `resolve` in prune_model or `begin` in "
+        "sweep_model, and it begins anew with this one"
     )
+    where: tuple[Any, ...] = (name,)
     try:
         found = TypeAdapter(kind).validate_python(value)
         if isinstance(found, Pinned):
+            where = (name, "recipe")
             Recipe.model_validate(found.recipe)
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(map(str, (name, *problem["loc"])))
+        setting = ".".join(map(str, (*where, *problem["loc"])))
         raise InputError(
-            f"{where}: expected what this release hands from step to step, got {problem['msg']}; {again}"
+            f"{setting}: expected what this release hands from step to step, got {problem['msg']}; {again}"
         ) from error
     if isinstance(found, Pinned) and found.schema > SCHEMA:
         raise InputError(

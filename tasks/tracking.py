@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from secateur.errors import InputError
 from tasks import certificates, references
@@ -47,11 +48,16 @@ def client() -> MlflowClient:
 
     Raises:
         RegistryDownError: nothing answers there; found within seconds, where MLflow's own retries take minutes.
-        InputError: it asks who we are, and does not know us.
+        InputError: it asks who we are, and does not know us, or its address says who.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if "@" in urlsplit(uri).netloc:
+        raise InputError(
+            "MLFLOW_TRACKING_URI: expected an address without a user, which would stand in links, logs and questions, got one; "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     if uri.startswith("http") and os.environ.get(_RETRIES) != "0":  # who asks once, finds out as quickly by asking
         import httpx
 

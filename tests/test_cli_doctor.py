@@ -158,9 +158,11 @@ def test_servers_that_hang_do_not_hang_it(services: Servers, monkeypatch: pytest
 
 def test_mlflow_that_is_not_named_or_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     (port,) = free_ports(1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{LOOPBACK}:{port}")
+    assert f"MLflow at http://{LOOPBACK}:{port} does not answer (ConnectError" in only(registry.check, "fail")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:secret-word@{LOOPBACK}:{port}")
     found = only(registry.check, "fail")
-    assert f"MLflow at http://{LOOPBACK}:{port} does not answer (ConnectError" in found
+    assert f"set MLFLOW_TRACKING_URI=http://{LOOPBACK}:{port} with MLFLOW_TRACKING_USERNAME" in found
     assert "secret-word" not in found
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert "it is not set: set MLFLOW_TRACKING_URI" in only(registry.check, "fail")

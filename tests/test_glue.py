@@ -16,7 +16,7 @@ import pytest
 
 from secateur.errors import InputError, NothingToDo
 from tasks.faults import is_io_fault
-from tasks.references import SCHEMA, Pinned
+from tasks.references import Pinned
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -73,39 +73,12 @@ def test_a_value_that_does_not_fit_its_type_is_refused(glue: ModuleType) -> None
 
 def look(pinned: Pinned) -> str:
     """Say what it is about."""
-    return f"{pinned.model} {pinned.schema}"
+    return pinned.model
 
 
-def pinned(**changes: Any) -> dict[str, Any]:
-    """What `resolve` of the first release left in XCom, but for `changes`."""
-    recipe = {"model": "m", "data": {"source": "digits"}, "goal": {"sparsity": 0.5}}
-    words = ("version", "recipe_name", "program_digest", "data_digest", "code_digest", "key", "experiment_id", "run_id")
-    words += ("dag_run_id", "objective", "metric")
-    values: dict[str, Any] = {"model": "m", "recipe": recipe, "program": {"uri": "models:/m/1", "sha256": "0"}}
-    return {**values, **dict.fromkeys(words, "1"), "inputs": ["x"], "examples": 9, **changes}
-
-
-def test_a_run_that_the_first_release_began_goes_on(glue: ModuleType) -> None:
-    assert glue.call(look, pinned()) == "m 1"
-
-
-@pytest.mark.parametrize(
-    ("handed", "seen"),
-    [
-        ({name: value for name, value in pinned().items() if name != "metric"}, r"pinned\.metric: .* Field required"),
-        (pinned(examples="many"), r"pinned\.examples: .* valid integer"),
-        (pinned(schema=SCHEMA + 1), rf"pinned\.schema: expected at most {SCHEMA}, .* got {SCHEMA + 1}"),
-        (pinned(recipe=pinned()["recipe"] | {"goals": {}}), r"pinned\.goals: .* Extra inputs"),
-    ],
-    ids=["a value is missing", "another type", "a later schema", "another recipe"],
-)
-def test_a_run_that_another_release_began_and_this_one_cannot_read_says_where_to_clear_it_from(
-    glue: ModuleType, handed: dict[str, Any], seen: str
-) -> None:
-    with pytest.raises(InputError, match=seen) as refused:
-        glue.call(look, handed)
-    assert "clear it from its first step on, `resolve` in prune_model" in str(refused.value)
-    assert "\n" not in str(refused.value)
+def test_what_another_release_handed_on_and_this_one_cannot_read_fails_the_step_at_once(glue: ModuleType) -> None:
+    with pytest.raises(InputError, match=r"^pinned\.version: .* another release of Secateur began this run") as refused:
+        glue.call(look, {"model": "m"})
     assert glue.StepRetries().evaluate(refused.value, try_number=1, max_tries=3).action.value == "fail"
 
 
@@ -143,6 +116,22 @@ def wrapped(outer: Exception, inner: Exception) -> Exception:
         return error
 
 
+def api_server(status: int | None) -> Exception:
+    """Airflow's API server answered a task's supervisor so, or not at all."""
+    from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+    from airflow.sdk.execution_time.comms import ErrorResponse
+
+    detail: dict[str, Any] = {"status_code": status} if status else {"error": "ConnectError"}
+    return AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail=detail))
+
+
+def kubernetes(status: int) -> Exception:
+    """Kubernetes answered so; 0: not at all."""
+    from kubernetes.client import ApiException
+
+    return ApiException(status=status)
+
+
 class Refused(ConnectionError):
     """A child of an I/O fault."""
 
@@ -159,8 +148,15 @@ class Refused(ConnectionError):
         (FileNotFoundError("model.onnx"), False),
         (KeyError("a bug"), False),
         (MemoryError("too large"), False),
+        (api_server(None), True),
+        (api_server(503), True),
+        (api_server(404), False),
+        (kubernetes(0), True),
+        (kubernetes(429), True),
+        (kubernetes(500), True),
+        (kubernetes(403), False),
     ],
-    ids=lambda value: value if isinstance(value, bool) else type(value).__name__,
+    ids=lambda value: value if isinstance(value, bool) else f"{type(value).__name__} {value}".split("\n")[0],
 )
 def test_only_faults_of_the_wire_are_tried_again(glue: ModuleType, error: Exception, again: bool) -> None:
     decision = glue.StepRetries().evaluate(error, try_number=1, max_tries=3)

@@ -10,6 +10,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from services import Job, another_job, free_ports
 
+from secateur.errors import InputError
 from tasks import tracking
 from tasks.references import File, Pinned
 
@@ -76,6 +77,18 @@ def test_a_step_that_failed_is_not_remembered(pinned: Pinned) -> None:
         with pytest.raises(ValueError, match="negative"):
             add(pinned, -1, 1)
     assert calls == [-1, -1]
+
+
+def test_what_an_older_release_remembered_and_this_one_cannot_read_is_a_sentence(pinned: Pinned) -> None:
+    add(pinned, 1, 1)
+    kept = tracking.get_json(pinned.run_id, "steps/test_tracking.json")
+    assert kept
+    del kept["result"]["parts"]
+    tracking.put_json(pinned.run_id, "steps/test_tracking.json", kept)
+    with pytest.raises(
+        InputError, match=r"^steps/test_tracking.json.parts: .* another release of Secateur began this run"
+    ):
+        add(pinned, 1, 1)
 
 
 def test_a_digest_does_not_know_the_order_of_keys() -> None:
@@ -150,6 +163,13 @@ def test_the_same_parameters_again_change_nothing(run_id: str) -> None:
     for _ in range(2):
         tracking.log_params(run_id, {"goal.sparsity": "0.5"})
     assert tracking.client().get_run(run_id).data.params == {"goal.sparsity": "0.5"}
+
+
+def test_an_address_that_holds_a_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret-word@127.0.0.1:5000")
+    with pytest.raises(InputError, match=r"^MLFLOW_TRACKING_URI: expected an address without a user") as refused:
+        tracking.client()
+    assert "secret-word" not in str(refused.value)
 
 
 def test_a_server_that_is_down_is_a_fault_that_a_retry_may_mend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,13 @@ def check() -> Iterator[Finding]:
             "fail", f"{URI} is no address of a server, it is {asking.shown(uri) or 'not set'}", f"set {URI}=https://..."
         )
         return
+    if (alone := asking.shown(uri)) != uri:
+        yield Finding(
+            "fail",
+            f"{URI} holds a user, which would stand in links and logs: every step refuses it",
+            f"set {URI}={alone} with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        )
+        return
     try:
         told = _ask("/version").text.strip()[:20]
     except (httpx.HTTPError, httpx.InvalidURL) as error:
