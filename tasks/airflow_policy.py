@@ -39,11 +39,9 @@ def task_instance_mutation_hook(task_instance: Any, dag_run: Any) -> None:
     """
     if task_instance.dag_id not in DAGS or dag_run is None:
         return
-    from secateur.errors import InputError
-
     try:
         _place(task_instance, (dag_run.conf or {}).get("recipe"))
-    except InputError as error:
+    except Exception as error:  # such as of a file that is being replaced
         log.error("%s stays where its executor puts it: %s", task_instance.task_id, error)
 
 

@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from secateur.errors import InputError
 
@@ -23,8 +23,29 @@ _TRANSIENT = frozenset(
         "urllib3.exceptions.HTTPError",
     }
 )
-_BUSY = (408, 429)  # an S3 server asks to come again; from 500 on the fault is its own
+_BUSY = (408, 429)  # a server asks to come again; from 500 on the fault is its own
 _SERVER_FAULT = 500
+_NO_ANSWER = 599
+_REFUSED = 400
+
+
+def _of_s3(error: Any) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", _REFUSED))
+
+
+def _of_airflow(error: Any) -> int:
+    """Of what a task asked of Airflow by way of its supervisor; that has tried for a while itself."""
+    if error.error.error.value != "API_SERVER_ERROR":
+        return _REFUSED
+    return int((error.error.detail or {}).get("status_code") or _NO_ANSWER)
+
+
+# What says itself how a server answered, as a status of HTTP.
+_ANSWERED: dict[str, Callable[[Any], int]] = {
+    "botocore.exceptions.ClientError": _of_s3,
+    "airflow.sdk.exceptions.AirflowRuntimeError": _of_airflow,
+    "kubernetes.client.exceptions.ApiException": lambda error: int(error.status or _NO_ANSWER),
+}
 # OSErrors that speak of the input: a second try sees the same.
 _PERMANENT = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
@@ -65,7 +86,7 @@ def _chain(exception: BaseException) -> Iterator[BaseException]:
 
 def _is_transient(exception: BaseException) -> bool:
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(exception).__mro__}
-    if "botocore.exceptions.ClientError" in names:
-        answer = getattr(exception, "response", {}).get("ResponseMetadata", {})
-        return int(answer.get("HTTPStatusCode", 0)) in _BUSY or int(answer.get("HTTPStatusCode", 0)) >= _SERVER_FAULT
+    if names & _ANSWERED.keys():
+        status = next(_ANSWERED[name](exception) for name in _ANSWERED if name in names)
+        return status in _BUSY or status >= _SERVER_FAULT
     return not isinstance(exception, _PERMANENT) and bool(names & _TRANSIENT)

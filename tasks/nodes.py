@@ -3,7 +3,7 @@
 The step's own pod is the pattern: every machine runs a copy of it, same image, environment and account, in which torchrun
 starts `python -m tasks.nodes RUN NAME`. They are pods of a PyTorchJob where the cluster has the training operator, else of an
 Indexed Job. The order, and the answer or the first error, travel as artifacts of the MLflow run. What was made belongs to the
-step's pod: Kubernetes removes it with that, however the step ends.
+step's pod: Kubernetes removes it with that, where Airflow deletes failed pods too (`delete_worker_pods_on_failure`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from secateur.errors import InputError
 from tasks import tracking, workers
+from tasks.faults import persist
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 OWN = ("POD_NAME", "POD_NAMESPACE")  # of the pod that runs the step; `tasks.airflow_policy` sets them
 PORT = 29500  # where the first machine's processes wait for the others, torchrun's usual one
 LOOK_SECONDS = 2.0
+PATIENCE_SECONDS = 300.0  # with an API server that does not answer: meanwhile the machines train
 CONTAINER = "base"  # of the step's pod
 OPERATOR = {"group": "kubeflow.org", "version": "v1", "plural": "pytorchjobs"}
 KEEP_SECONDS = 600  # for who wants to read the pods' logs
@@ -223,9 +225,16 @@ def _status(api: ApiClient, namespace: str, job: Manifest) -> dict[str, Any]:
 
 def _await(api: ApiClient, namespace: str, job: Manifest) -> bool:
     """Wait for the job's end, and say what changes; whether it ended well."""
+    from kubernetes import client
+
     said = None
     while True:
-        status = _status(api, namespace, job)
+        try:
+            status = persist(lambda: _status(api, namespace, job), time.monotonic() + PATIENCE_SECONDS)
+        except client.ApiException as error:
+            if error.status != 404:
+                raise
+            return False  # somebody removed it
         now = [condition["type"] for condition in status.get("conditions") or () if condition["status"] == "True"]
         seen = f"{', '.join(now) or 'begun'}, {status.get('ready') or status.get('active') or 0} machines at work"
         if seen != said:
@@ -237,7 +246,10 @@ def _await(api: ApiClient, namespace: str, job: Manifest) -> bool:
 
 
 def _delete(api: ApiClient, namespace: str, manifest: Manifest) -> None:
-    """Remove what was made, and its pods; what is gone already, or was never made, is as wanted."""
+    """Remove what was made, and its pods; what is gone already, or was never made, is as wanted.
+
+    What cannot be removed is said and ends nothing: it goes with the step's pod.
+    """
     from kubernetes import client
 
     name, options = manifest["metadata"]["name"], {"propagation_policy": "Background"}
@@ -250,9 +262,9 @@ def _delete(api: ApiClient, namespace: str, manifest: Manifest) -> None:
             client.CustomObjectsApi(api).delete_namespaced_custom_object(
                 **OPERATOR, namespace=namespace, name=name, **options
             )
-    except client.ApiException as error:
-        if error.status != 404:
-            raise
+    except Exception as error:  # whatever the wire or the server has to say
+        if getattr(error, "status", None) != 404:
+            print(f"{manifest['kind']} {name} was not removed: {' '.join(str(error).split())}", flush=True)
 
 
 def _place(name: str, what: str) -> str:
@@ -265,17 +277,27 @@ def main(run_id: str, name: str) -> int:
 
     order = tracking.get_json(run_id, _place(name, "order"))
     assert order is not None
-    with distributed.joined():
-        try:
-            answer = workers.carry_out(order)
-        except Exception as error:
-            if not distributed.partner_gone(error) and tracking.get_json(run_id, _place(name, "error")) is None:
-                tracking.put_json(run_id, _place(name, "error"), workers.told(error))
-            traceback.print_exc()
-            return 1
-        if distributed.rank() == 0:
-            tracking.put_json(run_id, _place(name, "answer"), {"of_the_first": answer})
+    try:
+        with distributed.joined():
+            try:
+                answer = workers.carry_out(order)
+            except Exception as error:
+                return _tell(run_id, name, error)  # before the others find this process gone
+            if distributed.rank() == 0:
+                tracking.put_json(run_id, _place(name, "answer"), {"of_the_first": answer})
+    except InputError as error:  # this machine cannot take part
+        return _tell(run_id, name, error)
     return 0
+
+
+def _tell(run_id: str, name: str, error: Exception) -> int:
+    """Leave an error for the step, if it is the first and says more than that a partner has gone; the exit status."""
+    from secateur import distributed
+
+    if not distributed.partner_gone(error) and tracking.get_json(run_id, _place(name, "error")) is None:
+        tracking.put_json(run_id, _place(name, "error"), workers.told(error))
+    traceback.print_exc()
+    return 1
 
 
 if __name__ == "__main__":

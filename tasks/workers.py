@@ -155,14 +155,16 @@ def main(folder: Path) -> int:
     threading.Thread(target=_end_with_input, daemon=True).start()
     from secateur import distributed
 
-    with distributed.joined(f"file://{folder}/group"):
-        try:
-            answer = carry_out(json.loads((folder / ORDER).read_text(encoding="utf-8")))
-        except Exception as error:
-            _tell(folder, error)  # before the others find this process gone
-            return 1
-        if distributed.rank() == 0:
-            (folder / ANSWER).write_text(json.dumps(answer), encoding="utf-8")
+    try:
+        with distributed.joined(f"file://{folder}/group"):
+            try:
+                answer = carry_out(json.loads((folder / ORDER).read_text(encoding="utf-8")))
+            except Exception as error:
+                return _tell(folder, error)  # before the others find this process gone
+            if distributed.rank() == 0:
+                (folder / ANSWER).write_text(json.dumps(answer), encoding="utf-8")
+    except InputError as error:  # it cannot take part
+        return _tell(folder, error)
     return 0
 
 
@@ -171,16 +173,17 @@ def _end_with_input() -> None:
     os._exit(1)
 
 
-def _tell(folder: Path, error: Exception) -> None:
-    """Leave an error for the task, if it is the first."""
+def _tell(folder: Path, error: Exception) -> int:
+    """Leave an error for the task, if it is the first; the exit status."""
     beside = folder / f"{os.getpid()}.json"
     beside.write_text(json.dumps(told(error)), encoding="utf-8")
     try:
         os.link(beside, folder / ERROR)  # whole, and only once
     except FileExistsError:
-        return
+        return 1
     if not isinstance(error, SENTENCES):
         traceback.print_exc()
+    return 1
 
 
 if __name__ == "__main__":

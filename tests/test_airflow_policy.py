@@ -58,6 +58,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipes" / "plain.yaml").write_text(RECIPE)
     (folder / "recipes" / "edge.yaml").write_text(RECIPE + "target: {name: edge-cpu}\n")
     (folder / "recipes" / "both.yaml").write_text(RECIPE + "also_on: [{name: other}, {name: edge-cpu}]\n")
+    (folder / "recipes" / "deep.yaml").write_text("[" * 3000)  # what the parser itself gives up
     (folder / "recipes" / "too.yaml").write_text(RECIPE + "also_on: [{name: edge-cpu}]\n")
     (folder / "placement.yaml").write_text(yaml.safe_dump(PLACES))
     return folder
@@ -95,10 +96,11 @@ def test_a_step_goes_to_the_queue_of_its_kind_or_of_its_recipes_target(ask: Ask)
         ("validate_on", -1, conf[4]),
     ]
     steps += [("validate", -1, conf[3]), ("validate", -1, None), ("validate", -1, conf[1], "a DAG of others")]
+    steps += [("validate", -1, {"recipe": "deep"})]
     found = ask(*steps, executor="CeleryExecutor")
     assert [one["queue"] for one in found] == [
         *("control", "train", "bench", "edge", "bench", "edge", "edge"),
-        *("default", "default", "default"),
+        *("default", "default", "default", "default"),
     ]
     assert [one["pool"] for one in found[:7]] == [
         *("default_pool", "default_pool", "bench", "bench-edge-cpu", "bench", "bench-edge-cpu", "bench-edge-cpu"),

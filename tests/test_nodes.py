@@ -146,6 +146,7 @@ class Stage:
     allowed: bool = True
     made: list[dict[str, Any]] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
+    faults: list[int] = field(default_factory=list)  # how it first answers about a job
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, job: dict[str, Any]) -> None:
@@ -198,6 +199,7 @@ def _handler(stage: Stage) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def answer(self, content: Any, status: int = 200) -> None:
             body = json.dumps(content).encode()
+            status = stage.faults.pop(0) if stage.faults and "/jobs/" in self.path else status
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
@@ -208,7 +210,7 @@ def _handler(stage: Stage) -> type[BaseHTTPRequestHandler]:
             if self.path.endswith("/pods/recover-1"):
                 self.answer(POD)
             elif self.path.endswith("/status"):
-                self.answer({**stage.made[-1], "status": stage.status()})
+                self.answer({**JOB, "status": stage.status()})
             else:  # no training operator
                 self.answer({"kind": "Status", "code": 404}, 404)
 
@@ -254,6 +256,53 @@ def test_an_account_that_may_make_no_jobs_is_found_before_any_step_trains(
     monkeypatch.setattr("kubernetes.config.KUBE_CONFIG_DEFAULT_LOCATION", "/nowhere")
     with pytest.raises(InputError, match=r"set recovery.distributed: true in the chart's values$"):
         nodes.check(2)
+
+
+JOB = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "secateur-1"}}
+
+
+def test_a_server_that_fails_for_a_moment_ends_no_training(stage: Stage) -> None:
+    stage.faults = [503, 429, 500]
+    assert nodes._await(cluster(), "prune", JOB)
+
+
+def test_a_job_that_somebody_removed_has_not_ended_well(stage: Stage) -> None:
+    stage.faults = [404]
+    assert not nodes._await(cluster(), "prune", JOB)
+
+
+def test_a_job_that_cannot_be_looked_at_is_an_error(stage: Stage) -> None:
+    from kubernetes.client import ApiException
+
+    stage.faults = [403]
+    with pytest.raises(ApiException, match="403"):
+        nodes._await(cluster(), "prune", JOB)
+
+
+def test_what_cannot_be_removed_is_said_and_ends_nothing(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    stage.faults = [404, 500]
+    nodes._delete(cluster(), "prune", JOB)
+    assert capsys.readouterr().out == ""
+    nodes._delete(cluster(), "prune", JOB)
+    assert capsys.readouterr().out.startswith("Job secateur-1 was not removed: (500)")
+
+
+def cluster() -> Any:
+    """A client of the stage's server."""
+    from kubernetes import client, config
+
+    config.load_config()
+    return client.ApiClient()
+
+
+def test_a_machine_that_cannot_take_part_says_why(run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    tracking.put_json(run_id, "nodes/secateur-1/order.json", {})
+    assert nodes.main(run_id, "secateur-1") == 1
+    error = tracking.get_json(run_id, "nodes/secateur-1/error.json")
+    assert error
+    assert (error["kind"], error["message"][:31]) == ("InputError", "processes: expected at most one")
 
 
 @pytest.mark.slow

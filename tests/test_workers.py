@@ -76,6 +76,15 @@ def test_the_first_error_is_raised_as_it_was(kind: str, error: type[Exception], 
 TASK = "import sys, pathlib, test_workers as t; t.workers.share(t.sleep, t.COUNT, folder=pathlib.Path(sys.argv[1]))"
 
 
+def test_a_machine_with_fewer_gpus_than_processes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr(workers, "_end_with_input", lambda: None)
+    assert workers.main(tmp_path) == 1
+    with pytest.raises(InputError, match=r"^processes: expected at most one for each of the 1 GPUs .*, got 2"):
+        workers._raise_first(tmp_path, [1, 1])
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=slow)])
 def test_workers_end_with_their_task_however_it_ends(how: signal.Signals, tmp_path: Path) -> None:
     variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
