@@ -270,7 +270,7 @@ class Recovery(Section):
         if self.compile and (self.recompute or self.processes > 1):
             raise ValueError(
                 f"compile needs one process that keeps its activations; processes is {self.processes}, recompute "
-                f"{self.recompute}"
+                f"{str(self.recompute).lower()}"
             )
         return self
 
@@ -319,7 +319,7 @@ class Recipe(Section):
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    schema_: int = Field(SCHEMA, alias="schema", ge=1)
+    schema_: int = Field(SCHEMA, alias="schema", ge=1, strict=True)
     model: str
     data: Data
     objective: str = "classification"  # or another of OBJECTIVES, or module:function, which the installation must allow
@@ -348,7 +348,7 @@ class Recipe(Section):
     def _of_this_release(cls, given: Any) -> Any:
         """Before all else: of a later form nothing else can be told."""
         asked = given.get("schema") if isinstance(given, dict) else None
-        if isinstance(asked, int) and asked > SCHEMA:
+        if isinstance(asked, int | float) and asked > SCHEMA:
             raise ValueError(
                 f"schema {asked} is read by a later release of Secateur than this one, {version('secateur')}, which reads "
                 f"{SCHEMA}: upgrade whatever reads the recipe, or write it in schema {SCHEMA}"
@@ -573,8 +573,10 @@ def _sentence(kind: type[BaseModel], problem: object) -> str:
     where = ".".join(map(str, details["loc"])) or "recipe"
     if details["type"] == "extra_forbidden":
         return f"{where}: unknown setting; known here: {', '.join(_known(kind, details['loc'][:-1]))}"
-    message = details["msg"].removeprefix("Value error, ").lower()
-    return f"{where}: {message}" + ("" if isinstance(details["input"], dict) else f", got {details['input']!r}")
+    message = details["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[:1].lower()}{message[1:]}" + (
+        "" if isinstance(details["input"], dict) else f", got {details['input']!r}"
+    )
 
 
 def _known(kind: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:

@@ -158,8 +158,19 @@ def winner(sweeping: Sweeping, standings: Standings, verdicts: Mapping[str, Gate
 
 
 def note_job(pinned: Pinned) -> None:
-    """Let the sweep know which job a run of it made or found."""
-    tracking.put_json(pinned.sweep, _place("jobs", pinned.recipe_name), {"run_id": pinned.run_id})
+    """Let the sweep know which job a run of it made or found.
+
+    Raises:
+        InputError: it is to be judged, and is not the job that was compared.
+    """
+    place = _place("jobs", pinned.recipe_name)
+    compared = tracking.get_json(pinned.sweep, place)
+    if not pinned.trial and compared and compared["run_id"] != pinned.run_id:
+        raise InputError(
+            f"recipe {pinned.recipe_name}: expected the job that the sweep compared, MLflow run {compared['run_id']}, got "
+            f"{pinned.run_id}: recipe, data or code was changed while the sweep went on; start the sweep again"
+        )
+    tracking.put_json(pinned.sweep, place, {"run_id": pinned.run_id})
 
 
 def note_failure(sweep_run: str, recipe_name: str, sentence: str) -> None:
@@ -176,7 +187,7 @@ def _recipe_name(sweeping: Sweeping, name: str, rung: int) -> str:
 
 
 def _start(sweeping: Sweeping, name: str, rung: int, *, trial_run: bool) -> Start:
-    """Its id follows from sweep, candidate and rung, so that a sweep that is cleared finds it again."""
+    """Its id follows from sweep, candidate and rung, so that a sweep that is cleared finds it again, unless it begins anew."""
     conf = {
         "model": sweeping.model,
         "version": sweeping.version,
@@ -189,7 +200,7 @@ def _start(sweeping: Sweeping, name: str, rung: int, *, trial_run: bool) -> Star
 
 
 def _dag_run(sweeping: Sweeping, name: str, part: str) -> str:
-    return f"{sweeping.dag_run_id}__{name}__{part}"
+    return f"{sweeping.dag_run_id}__{sweeping.run_id[:8]}__{name}__{part}"
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -209,7 +220,7 @@ def _standing(sweeping: Sweeping, name: str, rung: int, states: dict[str, str]) 
     def without(state: str, reason: str) -> Standing:
         return Standing(name, rung, state, reason, dag_run, run_id)
 
-    if states.get(dag_run) != "success":
+    if states.get(dag_run) != "success" or not run_id:
         return without("failed", _failure(sweeping, name, rung))
     if _digest(tracking.get_json(run_id, "recipe.json") or {}) != sweeping.digests[name]:
         return without("failed", "its recipe was changed while the sweep went on; start the sweep again")

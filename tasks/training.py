@@ -99,10 +99,12 @@ def checkpoint(run_id: str, name: str) -> Iterator[Checkpoint]:
     """The last two states on this disk, and every few minutes in the run, where a worker on another machine finds them.
 
     A state that the store does not take is said and costs no more than itself: the training does not depend on it, and
-    its result is stored by other means. After the end the last state is in the run alone.
+    its result is stored by other means. After the end the last state is in the run alone. Another release finds none of
+    this one's states: it may train otherwise, so it begins again.
     """
     from secateur import checkpoints, distributed
 
+    name = f"{name}.{tracking.code_digest()[:12]}"
     folder = workers.cache_folder() / run_id / name
     near, far = checkpoints.in_folder(folder), in_run(run_id, name)
     yield checkpoints.also(near, far)

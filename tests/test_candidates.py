@@ -64,9 +64,10 @@ def test_whole_sections_and_lists_vary_too(folder: Path) -> None:
     assert found["speedup-2.0-channel"].goal.given == ("speedup", 2.0)
 
 
-def test_a_list_of_recipes_is_a_sweep(folder: Path) -> None:
+@pytest.mark.parametrize("off", [False, "off", None])
+def test_a_list_of_recipes_is_a_sweep(folder: Path, off: object) -> None:
     write("other", BASE | {"goal": {"sparsity": 0.25}}, folder)
-    write("sweep", {"recipes": ["base", "other"], "halving": False}, folder)
+    write("sweep", {"recipes": ["base", "other"], "halving": off}, folder)
     sweep, found = candidates.of_sweep("sweep")
     assert [one.goal.sparsity for one in found.values()] == [0.5, 0.25]
     assert sweep.halving is None
@@ -117,6 +118,7 @@ def test_rungs_share_the_recovery_and_only_the_last_is_not_short(folder: Path) -
         ({"matrix": {}}, "base with matrix is needed, or recipes alone"),
         ({"recipes": ["base", "other"]}, "base with matrix is needed, or recipes alone"),
         ({"halving": {"eta": 1}}, "halving.eta: input should be greater than or equal to 2, got 1"),
+        ({"halving": True}, "halving: must be {eta: 2, rungs: 2}, or off, got True"),
         ({"halving": {"rung": 2}}, "halving.rung: unknown setting; known here: eta, rungs"),
         ({"finalists": 9}, "finalists: input should be less than or equal to 3, got 9"),
         ({"paralel": 3}, "paralel: unknown setting; known here: base, matrix, recipes, halving, finalists"),

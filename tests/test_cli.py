@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import pytest
 from rich.console import Console
@@ -50,6 +50,7 @@ class Servers:
     xcoms: dict[str, Any] = field(default_factory=dict)
     tasks: list[dict[str, Any]] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
+    log_of: int = -1  # the task's index, where it was mapped
     refuse_trigger: tuple[int, str] | None = None
     lost_answers: int = 0  # so many runs start and their answer is an error
     password: str = "right"
@@ -60,7 +61,7 @@ class Servers:
         routes: list[tuple[str, Callable[[], tuple[int, Any]]]] = [
             ("/auth/token", lambda: self._token(body)),
             ("/xcomEntries/return_value", lambda: self._xcom(path)),
-            ("/logs/", lambda: (200, {"content": self.log})),
+            (f"map_index={self.log_of}&", lambda: (200, {"content": self.log})),
             ("/taskInstances", lambda: (200, {"task_instances": self.tasks})),
             ("/dagRuns/manual__", lambda: (200, {"state": self.state})),
             ("/dagRuns", lambda: self._trigger(body)),
@@ -111,7 +112,7 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
 
         def _respond(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
-            status, content = answers.answer(unquote(urlsplit(self.path).path), body)
+            status, content = answers.answer(unquote(self.path), body)
             self.send_response(status)
             self.end_headers()
             self.wfile.write(json.dumps(content).encode())
@@ -277,6 +278,16 @@ def test_a_failed_run_opens_with_the_step_s_own_sentence_and_ends_with_status_1(
     assert capsys.readouterr().out.startswith("Error: Step resolve failed: recipe: no recipe 'digitz'")
 
 
+def test_of_a_mapped_step_the_log_of_the_one_that_failed_is_read(
+    servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers.state, servers.log_of = "failed", 1
+    servers.tasks = [task_json("validate_on", "success", index=0), task_json("validate_on", "failed", index=1)]
+    servers.log = [{"event": "x", "error_detail": [{"exc_type": "InputError", "exc_value": "target.name: wrong"}]}]
+    assert secateur(*RUN_DIGITS) == 1
+    assert capsys.readouterr().out.startswith("Error: Step validate_on failed: target.name: wrong")
+
+
 def test_a_step_that_was_killed_too_often_is_named(
     servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -439,13 +450,14 @@ def test_the_history_of_a_model_that_was_never_promoted_is_a_sentence() -> None:
 
 def task(name: str, state: str | None, tries: int = 1) -> Task:
     """A task instance."""
-    return Task(name, state, tries, queued=0.0, started=1.0 if state else None, ended=2.0, scheduled=0.0)
+    return Task(name, -1, state, tries, queued=0.0, started=1.0 if state else None, ended=2.0, scheduled=0.0)
 
 
-def task_json(name: str, state: str, tries: int = 1) -> dict[str, Any]:
+def task_json(name: str, state: str, tries: int = 1, index: int = -1) -> dict[str, Any]:
     """A task instance as Airflow writes it."""
     moment = "2026-11-23T18:50:07Z"
-    return {"task_id": name, "state": state, "try_number": tries, "start_date": moment, "end_date": moment}
+    told = {"task_id": name, "map_index": index, "state": state, "try_number": tries}
+    return {**told, "start_date": moment, "end_date": moment}
 
 
 def test_a_task_s_times_are_read(servers: Servers) -> None:

@@ -45,7 +45,9 @@ def test_a_recipe_says_of_which_form_it_is() -> None:
 
 def test_a_recipe_of_a_later_form_is_refused_for_that_before_anything_else() -> None:
     sentence = refusal(yaml.safe_dump(MINIMAL | {"schema": recipe.SCHEMA + 1, "goal": {"joules": 3}}))
-    assert f"schema {recipe.SCHEMA + 1} is read by a later release of secateur than this one" in sentence
+    assert f"schema {recipe.SCHEMA + 1} is read by a later release of Secateur than this one" in sentence
+    assert "schema 7.5 is read by a later release" in refusal(yaml.safe_dump(MINIMAL | {"schema": 7.5}))
+    assert "schema: input should be a valid integer, got '2'" in refusal(yaml.safe_dump(MINIMAL | {"schema": "2"}))
     assert "joules" not in sentence
 
 
@@ -269,7 +271,7 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(path: Path) -> Non
             ["target.optimisation", "'all', 'extended', 'basic' or 'none'", "'most'"],
         ),
         ({"target": {"threads": 0}}, ["target.threads", "greater than or equal to 1", "0"]),
-        ({"quantize": {"int8": "always"}}, ["quantize.int8", "true or 'auto'", "got 'always'"]),
+        ({"quantize": {"int8": "always"}}, ["quantize.int8", "True or 'auto'", "got 'always'"]),
         ({"quantize": {"method": "mean"}}, ["quantize.method", "'minmax', 'entropy' or 'percentile'", "got 'mean'"]),
         ({"quantize": {"aware_epochs": 2}}, ["quantize: aware_epochs needs int8 true or auto; int8 is false"]),
         ({"quantize": {"calibration": 0}}, ["quantize.calibration", "greater than or equal to 1", "got 0"]),
@@ -451,7 +453,7 @@ def test_every_method_is_taken_with_its_own_settings_and_comes_back_from_what_a_
         ({"prune": {"method": "unstructured"}, "goal": {"size_mb": 1}}, "goal size_mb is nothing that zeros change"),
         (
             {"prune": {"method": "quantize"}, "quantize": {"int8": True}},
-            "goal sparsity counts what int8 leaves as it is",
+            "goal sparsity counts what INT8 leaves as it is",
         ),
         (
             {"prune": {"method": "quantize"}, "goal": {"speedup": 2}},

@@ -100,7 +100,7 @@ def after_rung(
     """The comparison after a rung whose runs have seen this; those of `others` succeeded too."""
     for name, figures in seen.items():
         leaves(begun, name, rung, figures, outcome)
-    ended = [Ended(f"{begun.dag_run_id}__{name}__{rung}", "success") for name in (*seen, *others)]
+    ended = [Ended(f"{begun.dag_run_id}__{begun.run_id[:8]}__{name}__{rung}", "success") for name in (*seen, *others)]
     return sweep.compare(begun, rung, before, ended)
 
 
@@ -255,8 +255,10 @@ def test_the_same_sweep_again_is_the_same_run_unless_it_is_asked_to_be_fresh(beg
 
 def test_a_run_s_id_follows_from_sweep_candidate_and_rung(small: Sweeping) -> None:
     starts = sweep.starts(small, 1, None)
-    assert [start.run_id for start in starts] == [f"small__{name}__1" for name in NAMES]
+    assert [start.run_id for start in starts] == [f"small__{small.run_id[:8]}__{name}__1" for name in NAMES]
     assert starts == sweep.starts(small, 1, None)
+    anew = sweep.starts(replace(small, run_id="another"), 1, None)  # it was cleared, and began with another release
+    assert not {start.run_id for start in anew} & {start.run_id for start in starts}
     assert starts[0].conf == {
         "model": MODEL,
         "version": "1",
@@ -316,7 +318,11 @@ def test_a_sweep_in_which_all_failed_ends_with_the_reason(small: Sweeping) -> No
 def test_finalists_are_judged_one_after_the_other_until_one_is_promoted(small: Sweeping) -> None:
     standings = at_the_end(small)
     (first,) = sweep.final(small, standings, 1)
-    assert (first.run_id, first.conf["recipe"], first.conf["trial"]) == ("small__0.6__final", "small:0.6:2", False)
+    assert (first.run_id, first.conf["recipe"], first.conf["trial"]) == (
+        f"small__{small.run_id[:8]}__0.6__final",
+        "small:0.6:2",
+        False,
+    )
     judged(standings, "0.6", "inconclusive")
     (second,) = sweep.final(small, standings, 2)
     assert second.conf["recipe"] == "small:0.4:2"
@@ -455,3 +461,16 @@ def test_a_trial_and_the_run_that_is_judged_are_one_job_and_the_sweep_knows_it(s
     tags = tracking.client().get_run(tried.run_id).data.tags
     assert tags["mlflow.parentRunId"] == small.run_id
     assert resolve.run(MODEL, "latest", "small:0.4:1", True, "alone").run_id != tried.run_id
+
+
+def test_another_job_than_the_one_that_was_compared_is_not_judged(small: Sweeping) -> None:
+    tried = resolve.run(MODEL, "latest", "small:0.4:1", True, "t", True, small.run_id)
+    with pytest.raises(InputError, match=rf"expected the job that the sweep compared, MLflow run {tried.run_id}, got "):
+        resolve.run(MODEL, "latest", "small:0.4:1", False, "f", False, small.run_id)
+    assert tracking.get_json(small.run_id, "jobs/small/0.4/1.json") == {"run_id": tried.run_id}
+
+
+def test_a_run_that_noted_no_job_is_one_that_failed(small: Sweeping) -> None:
+    ended = [Ended(sweep.starts(small, 1, None)[0].run_id, "success")]
+    (first, *_) = sweep.compare(small, 1, None, ended).candidates
+    assert (first.state, first.reason) == ("failed", sweep.UNKNOWN)

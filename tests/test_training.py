@@ -100,12 +100,22 @@ def test_a_killed_training_finds_the_disks_state_here_and_the_stores_on_another_
     assert found == [3, 1]  # the store is given one every few minutes
 
 
+def test_another_release_begins_again(run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[bytes] = []
+    with pytest.raises(KeyboardInterrupt):
+        killed(run_id, lambda checkpoint: checkpoint.save(packed(1)))
+    monkeypatch.setattr(tracking, "code_digest", lambda: "another release")
+    with pytest.raises(KeyboardInterrupt):
+        killed(run_id, lambda checkpoint: found.extend(checkpoint.load()))
+    assert found == []
+
+
 def test_after_the_end_the_last_state_is_in_the_run_alone(run_id: str) -> None:
     with training.checkpoint(run_id, "last.pt") as checkpoint:
         for step in (1, 2, 3):
             checkpoint.save(packed(step))
     assert sorted(stored_in(run_id).values()) == [1, 3]
-    assert not Path(os.environ["XDG_CACHE_HOME"], "secateur", run_id, "last.pt").exists()
+    assert not [*Path(os.environ["XDG_CACHE_HOME"], "secateur", run_id).iterdir()]
 
 
 def test_a_long_training_prints_and_logs_a_line_a_minute(

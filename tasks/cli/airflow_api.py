@@ -31,6 +31,7 @@ class Task:
     """One task instance of a run, at its latest try. Times are seconds since the epoch; None before they exist."""
 
     name: str
+    index: int  # of a mapped task, from 0; else -1
     state: str | None
     tries: int
     queued: float | None
@@ -108,7 +109,8 @@ def xcom(client: httpx.Client, dag: str, run: str, task: str, map_index: int = -
 def logs(client: httpx.Client, dag: str, run: str, task: Task) -> list[dict[str, Any]]:
     """The structured log lines of a task's latest try."""
     path = f"{_run_path(dag, run)}/taskInstances/{quote(task.name)}/logs/{max(task.tries, 1)}"
-    content = _get(client, path, params={"full_content": "true"}, what=f"the log of {task.name}")["content"]
+    query: dict[str, str | int] = {"map_index": task.index, "full_content": "true"}
+    content = _get(client, path, params=query, what=f"the log of {task.name}")["content"]
     return [line if isinstance(line, dict) else {"event": str(line)} for line in content]
 
 
@@ -175,6 +177,7 @@ def _run_path(dag: str, run: str) -> str:
 def _task(item: Mapping[str, Any]) -> Task:
     return Task(
         name=item["task_id"],
+        index=item["map_index"],
         state=item["state"],
         tries=item["try_number"] or 0,
         scheduled=_seconds(item.get("scheduled_when")),

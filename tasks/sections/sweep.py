@@ -30,7 +30,12 @@ class Sweep(Section):
     @field_validator("halving", mode="before")
     @classmethod
     def _off(cls, given: Any) -> Any:
-        return None if given is False else given  # what YAML reads `off` as
+        """What YAML reads `off` as is False, unless it is quoted."""
+        if given is False or given == "off":
+            return None
+        if not isinstance(given, dict | Halving | None):
+            raise ValueError("must be {eta: 2, rungs: 2}, or off")
+        return given
 
     @model_validator(mode="after")
     def _one_kind(self) -> Sweep:
