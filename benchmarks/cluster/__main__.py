@@ -25,6 +25,7 @@ CHANGES: tuple[dict[str, int], ...] = (
     {},
     {"bench_slots": 8},
     {"parallelism": 8},
+    {"heartbeat_s": 1},
     {"active_runs": 64},
     {"api_workers": 2},
     {"schedulers": 2, "parallelism": 4},

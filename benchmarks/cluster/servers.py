@@ -68,6 +68,7 @@ class Setting:
 
     parallelism: int = 4  # task processes of one scheduler
     bench_slots: int = 1  # devices that measure
+    heartbeat_s: int = 5  # at most so long a slot stays taken after its task has ended
     active_runs: int = 16  # of a DAG at once
     schedulers: int = 1
     api_workers: int = 1
@@ -80,6 +81,7 @@ class Setting:
         return {
             "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor" if self.celery_slots else "LocalExecutor",
             "AIRFLOW__CORE__PARALLELISM": str(self.parallelism),
+            "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": str(self.heartbeat_s),
             "AIRFLOW__CORE__MAX_ACTIVE_RUNS_PER_DAG": str(self.active_runs),
             "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "1000",  # the parallelism bounds them
             "AIRFLOW__API__WORKERS": str(self.api_workers),
@@ -198,7 +200,7 @@ class Cluster:
         """Go on with another setting: what it concerns starts again."""
         before, self.setting = self.setting, setting
         concerned = {
-            "airflow-scheduler": ("parallelism", "schedulers", "active_runs", "celery_slots"),
+            "airflow-scheduler": ("parallelism", "heartbeat_s", "schedulers", "active_runs", "celery_slots"),
             "airflow-worker": ("celery_slots",),
             "redis": ("celery_slots",),
             "airflow-dag-processor": ("active_runs",),
