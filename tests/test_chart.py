@@ -421,6 +421,7 @@ def test_mlflow_asks_who_comes_and_by_which_name(rendered: dict[str, list[Object
         "mlflow.internal",
     } <= set(hosts)
     assert "*" not in hosts
+    assert "--cors-allowed-origins=https://mlflow.internal,https://it.example" in args
     assert "--app-name=basic-auth" in args
     assert "--artifacts-destination=s3://models/secateur/mlflow" in args
     assert pod["containers"][0]["livenessProbe"]["httpGet"]["path"] == "/health"  # answers by any name
