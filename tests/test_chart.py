@@ -50,7 +50,8 @@ TARGETS = {"targets": {"edge-cpu": EDGE, "server-cpu": {"queue": "server", "node
 GPUS = {"steps": {"train": {"gpus": 2, "nodeSelector": {"pool": "gpu"}}}, "recovery": {"distributed": True}}
 INGRESS = {"enabled": True, "host": "it.example", "className": "nginx", "tlsSecretName": "certificate"}
 EXPOSED = {
-    "mlflow": {"ingress": INGRESS, "allowedHosts": ["mlflow.internal"]},
+    "mlflow": {"ingress": INGRESS, "allowedHosts": ["mlflow.internal"], "database": {"sslmode": "verify-ca"}},
+    "settings": {"databaseSslmode": "verify-full"},
     "serving": {"ingress": INGRESS, "tlsSecretName": "own", "models": ["digits-cnn"], "log": False},
     "networkPolicies": {"servingFrom": [{"namespaceSelector": {"matchLabels": {"name": "ingress"}}}]},
     "images": {"pullSecrets": ["registry"]},
@@ -67,7 +68,7 @@ OFFICIAL = yaml.safe_load("""[
 workers.celery.persistence.size, workers.kubernetes.resources, scheduler.serviceAccount.automountServiceAccountToken,
 airflowVersion, apiSecretKeySecretName, config, createUserJob.enabled, webserver.defaultUser.enabled, data.brokerUrlSecretName, data.metadataSecretName, executor, extraEnv,
 extraEnvFrom, fernetKeySecretName, images.airflow.repository, images.airflow.tag, images.pod_template.repository, images.pod_template.tag,
-jwtSecretName, migrateDatabaseJob.serviceAccount.automountServiceAccountToken, postgresql.enabled, redis.enabled, securityContexts.containers,
+jwtSecretName, migrateDatabaseJob.extraVolumeMounts, migrateDatabaseJob.extraVolumes, migrateDatabaseJob.serviceAccount.automountServiceAccountToken, postgresql.enabled, redis.enabled, securityContexts.containers,
 securityContexts.pod, useStandardNaming, volumeMounts, volumes,
 apiServer.extraVolumeMounts, apiServer.extraVolumes, apiServer.podDisruptionBudget.enabled, apiServer.resources,
 dagProcessor.extraVolumeMounts, dagProcessor.extraVolumes, dagProcessor.resources, dagProcessor.serviceAccount.automountServiceAccountToken,
@@ -485,6 +486,11 @@ def test_own_authorities_are_known_to_every_client(rendered: dict[str, list[Obje
     server = dict(pods(rendered["exposed"]))["Deployment team-mlflow"]["containers"][0]
     assert variables(server)["PGSSLROOTCERT"] == "/etc/secateur-authorities/ca.crt"
     assert "REQUESTS_CA_BUNDLE" not in the(rendered["kubernetes"], "ConfigMap", "team-environment")["data"]
+    airflow = VALUES["airflow"]
+    parts = ("scheduler", "apiServer", "dagProcessor", "triggerer", "migrateDatabaseJob")
+    for part in (*(airflow[name] for name in parts), airflow["workers"]["kubernetes"]):
+        assert "secateur-authorities" in {one["name"] for one in part["extraVolumes"]}
+        assert "/etc/secateur-authorities" in {one["mountPath"] for one in part["extraVolumeMounts"]}
 
 
 def test_its_options_are_those_of_the_command(rendered: dict[str, list[Object]]) -> None:
@@ -580,6 +586,15 @@ REFUSED: dict[str, Values] = {
     },
     "airflow.extraEnv: expected secateur.stepsEnvironment": {"airflow": {"extraEnv": "- {name: A, value: b}"}},
     "airflow.scheduler.extraVolumes: expected secateur-placement": {"airflow": {"scheduler": {"extraVolumes": []}}},
+    "airflow.migrateDatabaseJob.extraVolumes: expected secateur-authorities": {
+        "airflow": {"migrateDatabaseJob": {"extraVolumes": []}}
+    },
+    "settings.databaseSslmode: expected global.secateur.authoritiesConfigMapName with verify-full, got none": {
+        "settings": {"databaseSslmode": "verify-full"}
+    },
+    "mlflow.database.sslmode: expected global.secateur.authoritiesConfigMapName with verify-ca, got none": {
+        "mlflow": {"database": {"sslmode": "verify-ca"}}
+    },
     "images.serve.tag: expected a release, got latest": {"images": {"serve": {"tag": "latest"}}},
 }
 
@@ -731,6 +746,7 @@ def test_tls_to_airflows_database_is_a_variable_that_all_of_its_drivers_read(
 ) -> None:
     asked = {case: the(found, "ConfigMap", "team-environment")["data"]["PGSSLMODE"] for case, found in rendered.items()}
     assert asked.pop("demo") == "disable"
+    assert asked.pop("exposed") == "verify-full"
     assert set(asked.values()) == {"require"}
 
 
