@@ -409,6 +409,41 @@ def test_pods_reach_what_they_need_and_nothing_else(rendered: dict[str, list[Obj
     assert not _reaches(rendered["exposed"], stranger, of["serving"], 8500)
 
 
+OUTSIDE = {"app": "outside of the release"}
+
+
+def test_ports_outside_are_those_of_the_values(rendered: dict[str, list[Object]]) -> None:
+    own = {"app.kubernetes.io/name": "secateur", "app.kubernetes.io/instance": "team"}
+    serving, migration = ({**own, "app.kubernetes.io/component": one} for one in ("serving", "mlflow-migration"))
+    airflow = {"tier": "airflow", "release": "team"}
+    elsewhere = {
+        "bucket": {"endpoint": "https://s3.example:9000"},
+        "mlflow": {"database": {"port": 6432}},
+        "settings": {"notifyEmail": "team@example"},
+        "networkPolicies": {
+            "egress": [*VALUES["networkPolicies"]["egress"], {"ports": [{"port": 465, "endPort": 587}]}]
+        },
+    }
+    found = render(together(EXTERNAL, elsewhere))
+    for port in (53, 443, 5432, 6432, 9000):
+        assert _reaches(found, serving, OUTSIDE, port)
+        assert _reaches(found, migration, OUTSIDE, port)
+        assert _reaches(found, airflow, OUTSIDE, port)
+    for port in (80, 6432, 9000):
+        assert not _reaches(rendered["kubernetes"], airflow, OUTSIDE, port)
+    for uri, port in (("http://mlflow.example/path", 80), ("http://mlflow.example:5001", 5001)):
+        assert _reaches(render(together(EXTERNAL, THEIRS, {"mlflow": {"uri": uri}})), airflow, OUTSIDE, port)
+
+
+def test_rules_that_name_an_address_stay_as_narrow() -> None:
+    rules = [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 9000}, {"port": 5432}]}]
+    narrow = {"bucket": {"endpoint": "http://s3.example:9000"}, "networkPolicies": {"egress": rules}}
+    for one in render(together(EXTERNAL, narrow)):
+        if one["kind"] == "NetworkPolicy":
+            outside = [rule for rule in one["spec"].get("egress", ()) if "to" not in rule]
+            assert {port["port"] for rule in outside for port in rule["ports"]} <= {53}
+
+
 def test_mlflow_asks_who_comes_and_by_which_name(rendered: dict[str, list[Object]]) -> None:
     pod = dict(pods(rendered["exposed"]))["Deployment team-mlflow"]
     args = pod["containers"][0]["args"]
@@ -594,6 +629,9 @@ REFUSED: dict[str, Values] = {
     },
     "mlflow.database.sslmode: expected global.secateur.authoritiesConfigMapName with verify-ca, got none": {
         "mlflow": {"database": {"sslmode": "verify-ca"}}
+    },
+    "networkPolicies.egress: expected a rule with port 25, 465, 587 or 2525 for settings.notifyEmail": {
+        "settings": {"notifyEmail": "team@example"}
     },
     "images.serve.tag: expected a release, got latest": {"images": {"serve": {"tag": "latest"}}},
 }
