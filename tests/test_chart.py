@@ -49,17 +49,22 @@ EDGE = {
 TARGETS = {"targets": {"edge-cpu": EDGE, "server-cpu": {"queue": "server", "nodeSelector": {"pool": "server"}}}}
 GPUS = {"steps": {"train": {"gpus": 2, "nodeSelector": {"pool": "gpu"}}}, "recovery": {"distributed": True}}
 INGRESS = {"enabled": True, "host": "it.example", "className": "nginx", "tlsSecretName": "certificate"}
+BEFORE = [{"namespaceSelector": {"matchLabels": {"name": "ingress"}}}]
+HTTPS = {"annotations": {"nginx.ingress.kubernetes.io/backend-protocol": "HTTPS"}}
 EXPOSED = {
     "mlflow": {"ingress": INGRESS, "allowedHosts": ["mlflow.internal"], "database": {"sslmode": "verify-ca"}},
     "settings": {"databaseSslmode": "verify-full"},
-    "serving": {"ingress": INGRESS, "tlsSecretName": "own", "models": ["digits-cnn"], "log": False},
-    "networkPolicies": {"servingFrom": [{"namespaceSelector": {"matchLabels": {"name": "ingress"}}}]},
+    "serving": {"ingress": {**INGRESS, **HTTPS}, "tlsSecretName": "own", "models": ["digits-cnn"], "log": False},
+    "networkPolicies": {"mlflowFrom": BEFORE, "servingFrom": BEFORE},
     "images": {"pullSecrets": ["registry"]},
     "prepare": {"adminSecretName": "admin"},
     "recipes": {"mine.yaml": "model: digits-cnn\n"},
     "global": {"secateur": {"authoritiesConfigMapName": "authorities"}},
 }
-MONITORED = {"serving": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}}}
+MONITORED = {
+    "serving": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+    "networkPolicies": {"servingFrom": [{"podSelector": {}}]},
+}
 THEIRS = {"mlflow": {"enabled": False, "uri": "https://mlflow.example", "secretName": ""}}
 BARE = {"serving": {"enabled": False, "secretName": ""}, "networkPolicies": {"enabled": False}}
 
@@ -507,6 +512,12 @@ def test_the_server_of_models_asks_for_a_token(rendered: dict[str, list[Object]]
     endpoint = the(rendered["monitored"], "ServiceMonitor", "team-serving")["spec"]["endpoints"][0]
     assert endpoint["authorization"]["credentials"] == {"name": "serving", "key": "SECATEUR_SERVE_TOKEN"}
     assert endpoint["scheme"] == "https"
+    # the name that docs/kubernetes.md asks of the certificate, by its own authority or by that of the installation
+    named = {"serverName": "team-serving.models", "ca": {"secret": {"name": "own", "key": "ca.crt"}}}
+    assert endpoint["tlsConfig"] == named
+    both = render(together(EXTERNAL, EXPOSED, MONITORED))
+    ca = the(both, "ServiceMonitor", "team-serving")["spec"]["endpoints"][0]["tlsConfig"]["ca"]
+    assert ca == {"configMap": {"name": "authorities", "key": "ca.crt"}}
 
 
 def test_own_authorities_are_known_to_every_client(rendered: dict[str, list[Object]]) -> None:
@@ -632,6 +643,23 @@ REFUSED: dict[str, Values] = {
     },
     "networkPolicies.egress: expected a rule with port 25, 465, 587 or 2525 for settings.notifyEmail": {
         "settings": {"notifyEmail": "team@example"}
+    },
+    "networkPolicies.mlflowFrom: expected who comes by mlflow.ingress, got nobody": {"mlflow": {"ingress": INGRESS}},
+    "networkPolicies.servingFrom: expected who comes by serving.ingress, got nobody": {"serving": {"ingress": INGRESS}},
+    "networkPolicies.servingFrom: expected who comes by serving.serviceMonitor, got nobody": together(
+        MONITORED, {"networkPolicies": {"servingFrom": []}}
+    ),
+    "networkPolicies.airflowFrom: expected who comes by airflow.ingress.apiServer, got nobody": {
+        "airflow": {"ingress": {"apiServer": {"enabled": True}}}
+    },
+    "serving.ingress.annotations: expected the protocol of the pods with serving.tlsSecretName, got none": {
+        "serving": {"ingress": INGRESS, "tlsSecretName": "own"}
+    },
+    "for nginx add nginx.ingress.kubernetes.io/backend-protocol: HTTPS": {
+        "serving": {
+            "ingress": {**INGRESS, "annotations": {"nginx.ingress.kubernetes.io/backend-protocol": "http"}},
+            "tlsSecretName": "own",
+        }
     },
     "images.serve.tag: expected a release, got latest": {"images": {"serve": {"tag": "latest"}}},
 }
@@ -792,11 +820,13 @@ def test_notes_say_what_to_open() -> None:
     with helm.Chart.load(CHART) as chart:
         text = {
             case: chart.render(CASES[case], name="team", namespace="models")["secateur/templates/NOTES.txt"]
-            for case in ("exposed", "demo")
+            for case in ("exposed", "demo", "monitored", "kubernetes")
         }
     assert "https://it.example" in text["exposed"]
     assert "port-forward service/team-airflow-api-server 8080:8080" in text["demo"]
     assert "secret secateur-demo-admin" in text["demo"]
+    assert "https://team-serving.models:8500/v2 from whom networkPolicies.servingFrom names" in text["monitored"]
+    assert "http://team-serving.models:8500/v2 from pods of this namespace" in text["kubernetes"]
     assert "trial" in text["demo"]
     assert "trial" not in text["exposed"]
 
