@@ -317,6 +317,22 @@ def test_celery_has_a_worker_for_each_queue(rendered: dict[str, list[Object]]) -
         assert not [name for name, _ in pods(rendered[case]) if "worker" in name]
 
 
+def test_workers_start_anew_for_another_environment_and_for_nothing_else() -> None:
+    def marks(changes: Values) -> set[str]:
+        found = [
+            one
+            for one in render(together(EXTERNAL, CELERY, {"recipes": {"a.yaml": "model: a"}}, changes))
+            if "worker" in one["metadata"]["name"] and one["kind"] == "Deployment"
+        ]
+        return {one["spec"]["template"]["metadata"]["annotations"]["checksum/environment"] for one in found}
+
+    (mark,) = marks({})
+    assert marks(
+        {"recipes": {"b.yaml": "model: b"}, "steps": {"bench": {"memoryGb": 9}}, "targets": TARGETS["targets"]}
+    ) == {mark}
+    assert marks({"bucket": {"uri": "s3://other"}}) != {mark}
+
+
 def test_gpus_of_a_kind_of_step_are_asked_for(rendered: dict[str, list[Object]]) -> None:
     train = dict(pods(rendered["both"]))["Deployment team-worker-train"]
     assert train["nodeSelector"] == {"pool": "gpu"}
