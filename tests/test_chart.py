@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import typer
 import yaml
-from images import ENTERED
+from images import ENTERED, locked
 
 from tasks import nodes, placement
 from tasks.cli.app import app
@@ -103,7 +103,7 @@ CASES = {
     "kubernetes": EXTERNAL,
     "celery": together(EXTERNAL, CELERY, TARGETS),
     "local": together(EXTERNAL, LOCAL),
-    "both": together(EXTERNAL, CELERY, TARGETS, GPUS, {"airflow": {"executor": "CeleryExecutor,KubernetesExecutor"}}),
+    "both": together(EXTERNAL, CELERY, TARGETS, GPUS, {"airflow": {"executor": "KubernetesExecutor,CeleryExecutor"}}),
     "distributed": together(EXTERNAL, TARGETS, GPUS),
     "exposed": together(EXTERNAL, EXPOSED),
     "monitored": together(EXTERNAL, MONITORED, {"serving": {"tlsSecretName": "own"}}),
@@ -677,6 +677,21 @@ REFUSED: dict[str, Values] = {
             "tlsSecretName": "own",
         }
     },
+    "KubernetesExecutor, first of several, whose pods are the pattern of the machines, got CeleryExecutor,": together(
+        CELERY, {"recovery": {"distributed": True}, "airflow": {"executor": "CeleryExecutor,KubernetesExecutor"}}
+    ),
+    "targets.first.nodeSelector: expected labels": together(
+        CELERY, {"targets": {"first": {"queue": "q"}}, "airflow": {"executor": "KubernetesExecutor,CeleryExecutor"}}
+    ),
+    "targets.edge-cpu: expected none with the LocalExecutor, whose steps all": together(
+        CELERY, LOCAL, {"targets": {"edge-cpu": EDGE}, "airflow": {"executor": "LocalExecutor,CeleryExecutor"}}
+    ),
+    "airflow.images.airflow.tag: expected that of images.worker, 0.1.0, got 0.0.9": {
+        "airflow": {"images": {"airflow": {"tag": "0.0.9"}}}
+    },
+    "airflow.airflowVersion: expected 3.3.2, which the images have, got 3.2.0": {
+        "airflow": {"airflowVersion": "3.2.0"}
+    },
     "images.serve.tag: expected a release, got latest": {"images": {"serve": {"tag": "latest"}}},
 }
 
@@ -694,6 +709,10 @@ def test_a_trial_is_not_half_external() -> None:
     )
     assert "bucket.endpoint: expected none with demo.enabled" in said
     assert "mlflow.database.host: expected none with demo.enabled" in said
+    said = refusal(together(DEMO, {"mlflow": {"database": {"port": 6432, "name": "models", "user": "us"}}}))
+    assert "mlflow.database.port: expected 5432 with demo.enabled, which makes this one, got 6432; leave it out" in said
+    assert "mlflow.database.name: expected mlflow with" in said
+    assert "mlflow.database.user: expected mlflow with" in said
 
 
 def test_all_that_is_missing_is_said_at_once() -> None:
@@ -762,6 +781,7 @@ def test_airflow_is_set_by_names_that_its_chart_has() -> None:
         for path, value in _given(values):
             known = any(path == name or path.startswith(f"{name}.") for name in OFFICIAL)
             assert known or (isinstance(value, dict) and any(name.startswith(f"{path}.") for name in OFFICIAL)), path
+    assert VALUES["airflow"]["airflowVersion"] == locked("apache-airflow")
     wanted = yaml.safe_load((CHART / "Chart.yaml").read_text())["dependencies"]
     assert [(one["name"], one["version"]) for one in wanted] == [("airflow", "1.22.0")]
 
