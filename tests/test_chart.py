@@ -65,6 +65,25 @@ MONITORED = {
     "serving": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
     "networkPolicies": {"servingFrom": [{"podSelector": {}}]},
 }
+# names that YAML would read as numbers
+NUMBERS = {
+    "global": {"secateur": {"stepsSecretName": "1", "authoritiesConfigMapName": "2"}},
+    "images": {"pullSecrets": ["3"]},
+    "prepare": {"adminSecretName": "4"},
+    "mlflow": {"secretName": "5", "ingress": {"className": "6", "tlsSecretName": "7"}},
+    "serving": {"secretName": "8", "tlsSecretName": "9", "serviceMonitor": {"interval": "30"}},
+    "airflow": {
+        "executor": "KubernetesExecutor,CeleryExecutor",
+        "data": {"metadataSecretName": "10", "brokerUrlSecretName": "11"},
+        "fernetKeySecretName": "12",
+        "apiSecretKeySecretName": "13",
+        "logs": {"persistence": {"enabled": True, "existingClaim": "14"}},
+        "workers": {"kubernetes": {"serviceAccount": {"name": "15"}}},
+    },
+    "recovery": {"distributed": True},
+    "steps": {"control": {"queue": "16"}},
+    "targets": {"4090": {"queue": "4091", "nodeSelector": {"gpu": "4090"}}},
+}
 THEIRS = {"mlflow": {"enabled": False, "uri": "https://mlflow.example", "secretName": ""}}
 BARE = {"serving": {"enabled": False, "secretName": ""}, "networkPolicies": {"enabled": False}}
 
@@ -110,6 +129,7 @@ CASES = {
     "their MLflow": together(EXTERNAL, THEIRS),
     "bare": together(EXTERNAL, BARE),
     "demo": DEMO,
+    "numbers": together(EXTERNAL, CELERY, EXPOSED, MONITORED, NUMBERS),
 }
 
 
@@ -279,7 +299,7 @@ def test_where_steps_run_is_a_placement(rendered: dict[str, list[Object]], case:
     assert places.train.gpus == values["steps"]["train"]["gpus"]
     assert places.train.memory_gb == 16
     assert set(places.targets) == set(values["targets"])
-    if "targets" in CASES[case]:
+    if "edge-cpu" in places.targets:
         edge, server = places.targets["edge-cpu"], places.targets["server-cpu"]
         assert (edge.cpus, edge.memory_gb, edge.node_selector) == (1.5, 8, EDGE["nodeSelector"])
         assert edge.tolerations[0].key == "edge"
@@ -296,6 +316,9 @@ def test_celery_has_a_worker_for_each_queue(rendered: dict[str, list[Object]]) -
         "Deployment team-device-edge-cpu": "edge",
         "Deployment team-device-server-cpu": "server",
     }
+    number = dict(pods(rendered["numbers"]))["Deployment team-device-4090"]["containers"][0]
+    assert number["args"][3] == "4091"
+    assert variables(number)["SECATEUR_DEVICE"] == "4090"
     edge = workers["Deployment team-device-edge-cpu"]
     assert edge["nodeSelector"] == EDGE["nodeSelector"]
     assert edge["tolerations"] == EDGE["tolerations"]
@@ -342,8 +365,8 @@ def test_gpus_of_a_kind_of_step_are_asked_for(rendered: dict[str, list[Object]])
 
 
 def test_only_distributed_recovery_asks_the_kubernetes_api(rendered: dict[str, list[Object]]) -> None:
-    account = VALUES["airflow"]["workers"]["kubernetes"]["serviceAccount"]["name"]
     for case, found in rendered.items():
+        account = together(VALUES, CASES[case])["airflow"]["workers"]["kubernetes"]["serviceAccount"]["name"]
         roles = [one for one in found if one["kind"] in ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")]
         tokens = [one["metadata"]["name"] for one in found if one.get("automountServiceAccountToken")]
         distributed = together(VALUES, CASES[case])["recovery"]["distributed"]
@@ -366,7 +389,7 @@ def test_only_distributed_recovery_asks_the_kubernetes_api(rendered: dict[str, l
         ("batch", "jobs/status"): {"get"},
         (nodes.OPERATOR["group"], nodes.OPERATOR["plural"]): {"create", "get", "delete"},
     }
-    assert [one["name"] for one in binding["subjects"]] == [account]
+    assert [one["name"] for one in binding["subjects"]] == ["secateur-steps"]
 
 
 def _selects(selector: Object, labels: dict[str, str]) -> bool:
@@ -528,6 +551,8 @@ def test_the_server_of_models_asks_for_a_token(rendered: dict[str, list[Object]]
     endpoint = the(rendered["monitored"], "ServiceMonitor", "team-serving")["spec"]["endpoints"][0]
     assert endpoint["authorization"]["credentials"] == {"name": "serving", "key": "SECATEUR_SERVE_TOKEN"}
     assert endpoint["scheme"] == "https"
+    number = the(rendered["numbers"], "ServiceMonitor", "team-serving")["spec"]["endpoints"][0]
+    assert (number["interval"], number["authorization"]["credentials"]["name"]) == ("30", "8")
     # the name that docs/kubernetes.md asks of the certificate, by its own authority or by that of the installation
     named = {"serverName": "team-serving.models", "ca": {"secret": {"name": "own", "key": "ca.crt"}}}
     assert endpoint["tlsConfig"] == named
@@ -848,7 +873,7 @@ def test_tls_to_airflows_database_is_a_variable_that_all_of_its_drivers_read(
 ) -> None:
     asked = {case: the(found, "ConfigMap", "team-environment")["data"]["PGSSLMODE"] for case, found in rendered.items()}
     assert asked.pop("demo") == "disable"
-    assert asked.pop("exposed") == "verify-full"
+    assert asked.pop("exposed") == asked.pop("numbers") == "verify-full"
     assert set(asked.values()) == {"require"}
 
 
