@@ -219,6 +219,10 @@ def test_every_pod_keeps_the_restricted_standard(rendered: dict[str, list[Object
             assert re.fullmatch(r".+:(?!latest$).+", container["image"])
 
 
+def test_a_step_whose_pod_fails_leaves_no_machines_that_train() -> None:
+    assert VALUES["airflow"]["config"]["kubernetes_executor"]["delete_worker_pods_on_failure"] == "True"
+
+
 def test_airflow_keeps_it_too() -> None:
     airflow = VALUES["airflow"]
     for of in (airflow["securityContexts"], airflow["statsd"]["securityContexts"]):
@@ -356,6 +360,18 @@ def test_workers_start_anew_for_another_environment_and_for_nothing_else() -> No
     assert marks({"bucket": {"uri": "s3://other"}}) != {mark}
 
 
+def test_what_reads_settings_when_it_starts_is_found_by_the_selectors_that_the_docs_give(
+    rendered: dict[str, list[Object]],
+) -> None:
+    text = (CHART.parents[1] / "docs" / "kubernetes.md").read_text()
+    theirs, ours = re.findall(r"kubectl rollout restart (\S+) --namespace secateur --selector (\S+)", text)
+    assert theirs == ("deployment,statefulset", "release=secateur")  # the labels of the official chart
+    wanted = dict(pair.split("=") for pair in ours[1].replace("instance=secateur", "instance=team").split(","))
+    for one in rendered["celery"]:
+        if one["kind"] == "Deployment":
+            assert wanted.items() <= one["metadata"]["labels"].items()
+
+
 def test_gpus_of_a_kind_of_step_are_asked_for(rendered: dict[str, list[Object]]) -> None:
     train = dict(pods(rendered["both"]))["Deployment team-worker-train"]
     assert train["nodeSelector"] == {"pool": "gpu"}
@@ -418,10 +434,15 @@ def _reaches(found: list[Object], source: dict[str, str], to: dict[str, str], po
     return allowed("egress", source, to) and allowed("ingress", to, source)
 
 
+OUTSIDE = {"app": "outside of the release"}
+
+
 def test_pods_reach_what_they_need_and_nothing_else(rendered: dict[str, list[Object]]) -> None:
     found = rendered["celery"]
     own = {"app.kubernetes.io/name": "secateur", "app.kubernetes.io/instance": "team"}
-    of = {one: {**own, "app.kubernetes.io/component": one} for one in ("mlflow", "serving", "prepare")}
+    parts = ("mlflow", "mlflow-migration", "serving", "prepare", "postgres", "s3")
+    of = {one: {**own, "app.kubernetes.io/component": one} for one in parts}
+    doctor = the(found, "Pod", "team-doctor")["metadata"]["labels"]
     worker = the(found, "Deployment", "team-worker-train")["spec"]["template"]["metadata"]["labels"]
     airflow = {"tier": "airflow", "release": "team", "component": "scheduler"}
     machine = {
@@ -439,6 +460,11 @@ def test_pods_reach_what_they_need_and_nothing_else(rendered: dict[str, list[Obj
         (machine, machine, nodes.PORT),
         (machine, machine, 41234),
         (stranger, of["serving"], 8500),
+        (doctor, of["mlflow"], 5000),
+        (doctor, airflow, 8080),
+        (doctor, OUTSIDE, 6379),
+        (of["prepare"], OUTSIDE, 5432),
+        (of["mlflow-migration"], OUTSIDE, 5432),
     ):
         assert _reaches(found, source, to, port), (source, to, port)
     for source, to, port in (
@@ -448,12 +474,19 @@ def test_pods_reach_what_they_need_and_nothing_else(rendered: dict[str, list[Obj
         (stranger, airflow, 8080),
         (of["serving"], of["mlflow"], 5000),
         (worker, of["mlflow"], 22),
+        (of["prepare"], of["mlflow"], 5000),
+        (of["mlflow-migration"], airflow, 8080),
+        (OUTSIDE, doctor, 8080),
     ):
         assert not _reaches(found, source, to, port), (source, to, port)
     assert not _reaches(rendered["exposed"], stranger, of["serving"], 8500)
-
-
-OUTSIDE = {"app": "outside of the release"}
+    for source in (airflow, doctor, of["prepare"], of["mlflow"]):
+        assert _reaches(rendered["demo"], source, of["postgres"], 5432), source
+    for source in (airflow, doctor, of["serving"], of["mlflow"]):
+        assert _reaches(rendered["demo"], source, of["s3"], 9000), source
+    for to, port in (("postgres", 5432), ("s3", 9000)):
+        assert not _reaches(rendered["demo"], stranger, of[to], port)
+        assert not _reaches(rendered["demo"], of["serving"], of[to], 22)
 
 
 def test_ports_outside_are_those_of_the_values(rendered: dict[str, list[Object]]) -> None:
@@ -839,6 +872,8 @@ def test_airflow_is_told_what_steps_need(tmp_path: Path) -> None:
     assert told["AIRFLOW__KUBERNETES_EXECUTOR__IMAGE"] == "secateur-worker"
     shared = the(found, "ConfigMap", pod["containers"][0]["envFrom"][0]["configMapRef"]["name"])["data"]
     assert shared["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+    # else the entry point of Airflow's image puts the broker's password on a command line
+    assert shared["CONNECTION_CHECK_MAX_COUNT"] == "0"
     mounts = {one["name"]: one["mountPath"] for one in pod["containers"][0]["volumeMounts"]}
     maps = {one["name"]: one["configMap"]["name"] for one in pod["volumes"]}
     assert shared["SECATEUR_PLACEMENT"] == f"{mounts['secateur-placement']}/placement.yaml"
