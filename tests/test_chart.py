@@ -508,6 +508,8 @@ def test_ports_outside_are_those_of_the_values(rendered: dict[str, list[Object]]
         assert _reaches(found, airflow, OUTSIDE, port)
     for port in (80, 6432, 9000):
         assert not _reaches(rendered["kubernetes"], airflow, OUTSIDE, port)
+    closed = render(together(EXTERNAL, {"networkPolicies": {"egress": []}}))
+    assert [port for port in (53, 443, 5432) if _reaches(closed, airflow, OUTSIDE, port)] == [53, 5432]
     for uri, port in (("http://mlflow.example/path", 80), ("http://mlflow.example:5001", 5001)):
         assert _reaches(render(together(EXTERNAL, THEIRS, {"mlflow": {"uri": uri}})), airflow, OUTSIDE, port)
 
