@@ -22,6 +22,9 @@ REPOSITORY = Path(__file__).parents[1]
 FOLDER = REPOSITORY / "docker"
 NAMES = sorted(path.name.partition(".")[0] for path in FOLDER.glob("*.Dockerfile"))
 AIRFLOW_ENVIRONMENT = "/home/airflow/.local"  # of the official image
+# what the official image's entry point takes for a program, and of Airflow's own commands those that we start: before any
+# other word it puts `airflow`
+ENTERED = {"bash", "python", "airflow", "api-server", "celery", "dag-processor", "scheduler", "triggerer"}
 BUILT = {"secateur-airflow": "airflow"}  # images of ours that others start from
 
 # before the folders of our images

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 BUCKET = "models"
+BEHIND_A_PROXY = "mlflow.example"
 STARTS_WITHIN_S = 60
 MODEL = "tiny"
 TRAININGS = "models of the tests"  # an experiment
@@ -95,7 +96,8 @@ def serving(
     Args:
         administrator: name and password of MLflow's, which then asks everybody for theirs.
         database: what MLflow keeps its entities in; without, a file in the folder.
-        authority: of the certificate by which both show themselves; without, they speak plain HTTP.
+        authority: of the certificate by which both show themselves; without, they speak plain HTTP. MLflow then also
+            answers to BEHIND_A_PROXY.
     """
     (folder / "recipes").mkdir()
     (folder / "s3").mkdir()
@@ -147,6 +149,10 @@ def serving(
     rclone = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--addr", f"{LOOPBACK}:{s3_port}"]
     rclone += ["--config", "", "--cache-dir", str(folder / "rclone-cache"), str(folder / "s3")]
     if authority:
+        mlflow_only |= {
+            "MLFLOW_SERVER_ALLOWED_HOSTS": f"{LOOPBACK}:{mlflow_port},{BEHIND_A_PROXY}",
+            "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": f"https://{BEHIND_A_PROXY}",
+        }
         variables |= {"REQUESTS_CA_BUNDLE": str(authority.ca), "AWS_CA_BUNDLE": str(authority.ca)}
         mlflow.append(f"--uvicorn-opts=--ssl-certfile {authority.cert} --ssl-keyfile {authority.key}")
         rclone += ["--cert", str(authority.cert), "--key", str(authority.key)]

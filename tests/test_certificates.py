@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from authority import Authority, authority
-from services import BUCKET, LOOPBACK, Servers, lead_to, serving, write_onnx
+from services import BEHIND_A_PROXY, BUCKET, LOOPBACK, Servers, lead_to, serving, write_onnx
 from test_cli_webhook import SECRET, signed
 from test_serving import Running
 from test_serving import serving as served
@@ -332,3 +332,22 @@ def test_steps_and_commands_work_over_tls_and_trust_nobody_else(
     (untrusted,) = registry.check()
     assert "is not trusted here" in untrusted.what
     assert "CERTIFICATE_VERIFY_FAILED" in next(storage.check()).what
+
+
+@pytest.mark.slow
+def test_mlflows_pages_may_post_under_a_name_that_is_told_and_no_other_sites(
+    enclosed: Servers, private: Authority
+) -> None:
+    def search(host: str, origin: str) -> int:
+        return httpx.post(
+            f"{enclosed['MLFLOW_TRACKING_URI']}/ajax-api/2.0/mlflow/experiments/search",
+            json={"max_results": 1},
+            auth=(enclosed["MLFLOW_TRACKING_USERNAME"], enclosed["MLFLOW_TRACKING_PASSWORD"]),
+            headers={"Host": host, "Origin": origin},
+            verify=ssl.create_default_context(cafile=str(private.ca)),
+            trust_env=False,
+        ).status_code
+
+    assert search(BEHIND_A_PROXY, f"https://{BEHIND_A_PROXY}") == 200
+    assert search(BEHIND_A_PROXY, "https://else.example") == 403
+    assert search("else.example", f"https://{BEHIND_A_PROXY}") == 403

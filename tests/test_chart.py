@@ -14,6 +14,7 @@ import kubernetes_validate
 import pytest
 import typer
 import yaml
+from images import ENTERED, locked
 
 from tasks import nodes, placement
 from tasks.cli.app import app
@@ -48,16 +49,41 @@ EDGE = {
 TARGETS = {"targets": {"edge-cpu": EDGE, "server-cpu": {"queue": "server", "nodeSelector": {"pool": "server"}}}}
 GPUS = {"steps": {"train": {"gpus": 2, "nodeSelector": {"pool": "gpu"}}}, "recovery": {"distributed": True}}
 INGRESS = {"enabled": True, "host": "it.example", "className": "nginx", "tlsSecretName": "certificate"}
+BEFORE = [{"namespaceSelector": {"matchLabels": {"name": "ingress"}}}]
+HTTPS = {"annotations": {"nginx.ingress.kubernetes.io/backend-protocol": "HTTPS"}}
 EXPOSED = {
-    "mlflow": {"ingress": INGRESS, "allowedHosts": ["mlflow.internal"]},
-    "serving": {"ingress": INGRESS, "tlsSecretName": "own", "models": ["digits-cnn"], "log": False},
-    "networkPolicies": {"servingFrom": [{"namespaceSelector": {"matchLabels": {"name": "ingress"}}}]},
+    "mlflow": {"ingress": INGRESS, "allowedHosts": ["mlflow.internal"], "database": {"sslmode": "verify-ca"}},
+    "settings": {"databaseSslmode": "verify-full"},
+    "serving": {"ingress": {**INGRESS, **HTTPS}, "tlsSecretName": "own", "models": ["digits-cnn"], "log": False},
+    "networkPolicies": {"mlflowFrom": BEFORE, "servingFrom": BEFORE},
     "images": {"pullSecrets": ["registry"]},
     "prepare": {"adminSecretName": "admin"},
     "recipes": {"mine.yaml": "model: digits-cnn\n"},
     "global": {"secateur": {"authoritiesConfigMapName": "authorities"}},
 }
-MONITORED = {"serving": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}}}
+MONITORED = {
+    "serving": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+    "networkPolicies": {"servingFrom": [{"podSelector": {}}]},
+}
+# names that YAML would read as numbers
+NUMBERS = {
+    "global": {"secateur": {"stepsSecretName": "1", "authoritiesConfigMapName": "2"}},
+    "images": {"pullSecrets": ["3"]},
+    "prepare": {"adminSecretName": "4"},
+    "mlflow": {"secretName": "5", "ingress": {"className": "6", "tlsSecretName": "7"}},
+    "serving": {"secretName": "8", "tlsSecretName": "9", "serviceMonitor": {"interval": "30"}},
+    "airflow": {
+        "executor": "KubernetesExecutor,CeleryExecutor",
+        "data": {"metadataSecretName": "10", "brokerUrlSecretName": "11"},
+        "fernetKeySecretName": "12",
+        "apiSecretKeySecretName": "13",
+        "logs": {"persistence": {"enabled": True, "existingClaim": "14"}},
+        "workers": {"kubernetes": {"serviceAccount": {"name": "15"}}},
+    },
+    "recovery": {"distributed": True},
+    "steps": {"control": {"queue": "16"}},
+    "targets": {"4090": {"queue": "4091", "nodeSelector": {"gpu": "4090"}}},
+}
 THEIRS = {"mlflow": {"enabled": False, "uri": "https://mlflow.example", "secretName": ""}}
 BARE = {"serving": {"enabled": False, "secretName": ""}, "networkPolicies": {"enabled": False}}
 
@@ -66,7 +92,7 @@ OFFICIAL = yaml.safe_load("""[
 workers.celery.persistence.size, workers.kubernetes.resources, scheduler.serviceAccount.automountServiceAccountToken,
 airflowVersion, apiSecretKeySecretName, config, createUserJob.enabled, webserver.defaultUser.enabled, data.brokerUrlSecretName, data.metadataSecretName, executor, extraEnv,
 extraEnvFrom, fernetKeySecretName, images.airflow.repository, images.airflow.tag, images.pod_template.repository, images.pod_template.tag,
-jwtSecretName, migrateDatabaseJob.serviceAccount.automountServiceAccountToken, postgresql.enabled, redis.enabled, securityContexts.containers,
+jwtSecretName, migrateDatabaseJob.extraVolumeMounts, migrateDatabaseJob.extraVolumes, migrateDatabaseJob.serviceAccount.automountServiceAccountToken, postgresql.enabled, redis.enabled, securityContexts.containers,
 securityContexts.pod, useStandardNaming, volumeMounts, volumes,
 apiServer.extraVolumeMounts, apiServer.extraVolumes, apiServer.podDisruptionBudget.enabled, apiServer.resources,
 dagProcessor.extraVolumeMounts, dagProcessor.extraVolumes, dagProcessor.resources, dagProcessor.serviceAccount.automountServiceAccountToken,
@@ -96,13 +122,14 @@ CASES = {
     "kubernetes": EXTERNAL,
     "celery": together(EXTERNAL, CELERY, TARGETS),
     "local": together(EXTERNAL, LOCAL),
-    "both": together(EXTERNAL, CELERY, TARGETS, GPUS, {"airflow": {"executor": "CeleryExecutor,KubernetesExecutor"}}),
+    "both": together(EXTERNAL, CELERY, TARGETS, GPUS, {"airflow": {"executor": "KubernetesExecutor,CeleryExecutor"}}),
     "distributed": together(EXTERNAL, TARGETS, GPUS),
     "exposed": together(EXTERNAL, EXPOSED),
     "monitored": together(EXTERNAL, MONITORED, {"serving": {"tlsSecretName": "own"}}),
     "their MLflow": together(EXTERNAL, THEIRS),
     "bare": together(EXTERNAL, BARE),
     "demo": DEMO,
+    "numbers": together(EXTERNAL, CELERY, EXPOSED, MONITORED, NUMBERS),
 }
 
 
@@ -135,9 +162,11 @@ def the(found: list[Object], kind: str, name: str) -> Object:
 
 
 def pods(found: list[Object]) -> Iterator[tuple[str, Object]]:
+    """Every pod, by the object that makes it: `helm test` runs one that nothing makes."""
     for one in found:
-        if "template" in one.get("spec", {}):
-            yield f"{one['kind']} {one['metadata']['name']}", one["spec"]["template"]["spec"]
+        if one["kind"] == "Pod" or "template" in one.get("spec", {}):
+            pod = one if one["kind"] == "Pod" else one["spec"]["template"]
+            yield f"{one['kind']} {one['metadata']['name']}", pod["spec"]
 
 
 def containers(pod: Object) -> list[Object]:
@@ -190,6 +219,10 @@ def test_every_pod_keeps_the_restricted_standard(rendered: dict[str, list[Object
             assert re.fullmatch(r".+:(?!latest$).+", container["image"])
 
 
+def test_a_step_whose_pod_fails_leaves_no_machines_that_train() -> None:
+    assert VALUES["airflow"]["config"]["kubernetes_executor"]["delete_worker_pods_on_failure"] == "True"
+
+
 def test_airflow_keeps_it_too() -> None:
     airflow = VALUES["airflow"]
     for of in (airflow["securityContexts"], airflow["statsd"]["securityContexts"]):
@@ -202,6 +235,21 @@ def test_airflow_keeps_it_too() -> None:
             "capabilities": {"drop": ["ALL"]},
         }
     assert {"name": "secateur-home", "mountPath": "/opt/airflow"} in airflow["volumeMounts"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_airflows_entry_point_does_not_know_is_started_without_it(
+    rendered: dict[str, list[Object]], case: str
+) -> None:
+    on_airflow = {
+        f"{name} {container['name']}": container
+        for name, pod in pods(rendered[case])
+        for container in containers(pod)
+        if re.search(r"secateur-(airflow|worker):", container["image"])
+    }
+    assert {"Job team-prepare prepare", "Pod team-doctor doctor"} <= set(on_airflow)
+    for name, container in on_airflow.items():
+        assert "command" in container or container["args"][0] in ENTERED, name
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -236,7 +284,7 @@ def test_a_trial_makes_each_password_anew_and_fits_them_together(rendered: dict[
             assert known or any(one in value or value == _encoded(one) for one in own.values()), (name, key)
     for _, pod in pods(rendered["demo"]):
         for wanted in (key for one in containers(pod) for key in _references(one)):
-            assert wanted["key"] in first[wanted["name"]]
+            assert wanted["key"] in first[wanted["name"]] or wanted.get("optional")
 
 
 def _encoded(text: str) -> str:
@@ -255,7 +303,7 @@ def test_where_steps_run_is_a_placement(rendered: dict[str, list[Object]], case:
     assert places.train.gpus == values["steps"]["train"]["gpus"]
     assert places.train.memory_gb == 16
     assert set(places.targets) == set(values["targets"])
-    if "targets" in CASES[case]:
+    if "edge-cpu" in places.targets:
         edge, server = places.targets["edge-cpu"], places.targets["server-cpu"]
         assert (edge.cpus, edge.memory_gb, edge.node_selector) == (1.5, 8, EDGE["nodeSelector"])
         assert edge.tolerations[0].key == "edge"
@@ -272,6 +320,9 @@ def test_celery_has_a_worker_for_each_queue(rendered: dict[str, list[Object]]) -
         "Deployment team-device-edge-cpu": "edge",
         "Deployment team-device-server-cpu": "server",
     }
+    number = dict(pods(rendered["numbers"]))["Deployment team-device-4090"]["containers"][0]
+    assert number["args"][3] == "4091"
+    assert variables(number)["SECATEUR_DEVICE"] == "4090"
     edge = workers["Deployment team-device-edge-cpu"]
     assert edge["nodeSelector"] == EDGE["nodeSelector"]
     assert edge["tolerations"] == EDGE["tolerations"]
@@ -293,6 +344,34 @@ def test_celery_has_a_worker_for_each_queue(rendered: dict[str, list[Object]]) -
         assert not [name for name, _ in pods(rendered[case]) if "worker" in name]
 
 
+def test_workers_start_anew_for_another_environment_and_for_nothing_else() -> None:
+    def marks(changes: Values) -> set[str]:
+        found = [
+            one
+            for one in render(together(EXTERNAL, CELERY, {"recipes": {"a.yaml": "model: a"}}, changes))
+            if "worker" in one["metadata"]["name"] and one["kind"] == "Deployment"
+        ]
+        return {one["spec"]["template"]["metadata"]["annotations"]["checksum/environment"] for one in found}
+
+    (mark,) = marks({})
+    assert marks(
+        {"recipes": {"b.yaml": "model: b"}, "steps": {"bench": {"memoryGb": 9}}, "targets": TARGETS["targets"]}
+    ) == {mark}
+    assert marks({"bucket": {"uri": "s3://other"}}) != {mark}
+
+
+def test_what_reads_settings_when_it_starts_is_found_by_the_selectors_that_the_docs_give(
+    rendered: dict[str, list[Object]],
+) -> None:
+    text = (CHART.parents[1] / "docs" / "kubernetes.md").read_text()
+    theirs, ours = re.findall(r"kubectl rollout restart (\S+) --namespace secateur --selector (\S+)", text)
+    assert theirs == ("deployment,statefulset", "release=secateur")  # the labels of the official chart
+    wanted = dict(pair.split("=") for pair in ours[1].replace("instance=secateur", "instance=team").split(","))
+    for one in rendered["celery"]:
+        if one["kind"] == "Deployment":
+            assert wanted.items() <= one["metadata"]["labels"].items()
+
+
 def test_gpus_of_a_kind_of_step_are_asked_for(rendered: dict[str, list[Object]]) -> None:
     train = dict(pods(rendered["both"]))["Deployment team-worker-train"]
     assert train["nodeSelector"] == {"pool": "gpu"}
@@ -302,8 +381,8 @@ def test_gpus_of_a_kind_of_step_are_asked_for(rendered: dict[str, list[Object]])
 
 
 def test_only_distributed_recovery_asks_the_kubernetes_api(rendered: dict[str, list[Object]]) -> None:
-    account = VALUES["airflow"]["workers"]["kubernetes"]["serviceAccount"]["name"]
     for case, found in rendered.items():
+        account = together(VALUES, CASES[case])["airflow"]["workers"]["kubernetes"]["serviceAccount"]["name"]
         roles = [one for one in found if one["kind"] in ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")]
         tokens = [one["metadata"]["name"] for one in found if one.get("automountServiceAccountToken")]
         distributed = together(VALUES, CASES[case])["recovery"]["distributed"]
@@ -326,7 +405,7 @@ def test_only_distributed_recovery_asks_the_kubernetes_api(rendered: dict[str, l
         ("batch", "jobs/status"): {"get"},
         (nodes.OPERATOR["group"], nodes.OPERATOR["plural"]): {"create", "get", "delete"},
     }
-    assert [one["name"] for one in binding["subjects"]] == [account]
+    assert [one["name"] for one in binding["subjects"]] == ["secateur-steps"]
 
 
 def _selects(selector: Object, labels: dict[str, str]) -> bool:
@@ -355,10 +434,15 @@ def _reaches(found: list[Object], source: dict[str, str], to: dict[str, str], po
     return allowed("egress", source, to) and allowed("ingress", to, source)
 
 
+OUTSIDE = {"app": "outside of the release"}
+
+
 def test_pods_reach_what_they_need_and_nothing_else(rendered: dict[str, list[Object]]) -> None:
     found = rendered["celery"]
     own = {"app.kubernetes.io/name": "secateur", "app.kubernetes.io/instance": "team"}
-    of = {one: {**own, "app.kubernetes.io/component": one} for one in ("mlflow", "serving", "prepare")}
+    parts = ("mlflow", "mlflow-migration", "serving", "prepare", "postgres", "s3")
+    of = {one: {**own, "app.kubernetes.io/component": one} for one in parts}
+    doctor = the(found, "Pod", "team-doctor")["metadata"]["labels"]
     worker = the(found, "Deployment", "team-worker-train")["spec"]["template"]["metadata"]["labels"]
     airflow = {"tier": "airflow", "release": "team", "component": "scheduler"}
     machine = {
@@ -376,6 +460,11 @@ def test_pods_reach_what_they_need_and_nothing_else(rendered: dict[str, list[Obj
         (machine, machine, nodes.PORT),
         (machine, machine, 41234),
         (stranger, of["serving"], 8500),
+        (doctor, of["mlflow"], 5000),
+        (doctor, airflow, 8080),
+        (doctor, OUTSIDE, 6379),
+        (of["prepare"], OUTSIDE, 5432),
+        (of["mlflow-migration"], OUTSIDE, 5432),
     ):
         assert _reaches(found, source, to, port), (source, to, port)
     for source, to, port in (
@@ -385,9 +474,53 @@ def test_pods_reach_what_they_need_and_nothing_else(rendered: dict[str, list[Obj
         (stranger, airflow, 8080),
         (of["serving"], of["mlflow"], 5000),
         (worker, of["mlflow"], 22),
+        (of["prepare"], of["mlflow"], 5000),
+        (of["mlflow-migration"], airflow, 8080),
+        (OUTSIDE, doctor, 8080),
     ):
         assert not _reaches(found, source, to, port), (source, to, port)
     assert not _reaches(rendered["exposed"], stranger, of["serving"], 8500)
+    for source in (airflow, doctor, of["prepare"], of["mlflow"]):
+        assert _reaches(rendered["demo"], source, of["postgres"], 5432), source
+    for source in (airflow, doctor, of["serving"], of["mlflow"]):
+        assert _reaches(rendered["demo"], source, of["s3"], 9000), source
+    for to, port in (("postgres", 5432), ("s3", 9000)):
+        assert not _reaches(rendered["demo"], stranger, of[to], port)
+        assert not _reaches(rendered["demo"], of["serving"], of[to], 22)
+
+
+def test_ports_outside_are_those_of_the_values(rendered: dict[str, list[Object]]) -> None:
+    own = {"app.kubernetes.io/name": "secateur", "app.kubernetes.io/instance": "team"}
+    serving, migration = ({**own, "app.kubernetes.io/component": one} for one in ("serving", "mlflow-migration"))
+    airflow = {"tier": "airflow", "release": "team"}
+    elsewhere = {
+        "bucket": {"endpoint": "https://s3.example:9000"},
+        "mlflow": {"database": {"port": 6432}},
+        "settings": {"notifyEmail": "team@example"},
+        "networkPolicies": {
+            "egress": [*VALUES["networkPolicies"]["egress"], {"ports": [{"port": 465, "endPort": 587}]}]
+        },
+    }
+    found = render(together(EXTERNAL, elsewhere))
+    for port in (53, 443, 5432, 6432, 9000):
+        assert _reaches(found, serving, OUTSIDE, port)
+        assert _reaches(found, migration, OUTSIDE, port)
+        assert _reaches(found, airflow, OUTSIDE, port)
+    for port in (80, 6432, 9000):
+        assert not _reaches(rendered["kubernetes"], airflow, OUTSIDE, port)
+    closed = render(together(EXTERNAL, {"networkPolicies": {"egress": []}}))
+    assert [port for port in (53, 443, 5432) if _reaches(closed, airflow, OUTSIDE, port)] == [53, 5432]
+    for uri, port in (("http://mlflow.example/path", 80), ("http://mlflow.example:5001", 5001)):
+        assert _reaches(render(together(EXTERNAL, THEIRS, {"mlflow": {"uri": uri}})), airflow, OUTSIDE, port)
+
+
+def test_rules_that_name_an_address_stay_as_narrow() -> None:
+    rules = [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 9000}, {"port": 5432}]}]
+    narrow = {"bucket": {"endpoint": "http://s3.example:9000"}, "networkPolicies": {"egress": rules}}
+    for one in render(together(EXTERNAL, narrow)):
+        if one["kind"] == "NetworkPolicy":
+            outside = [rule for rule in one["spec"].get("egress", ()) if "to" not in rule]
+            assert {port["port"] for rule in outside for port in rule["ports"]} <= {53}
 
 
 def test_mlflow_asks_who_comes_and_by_which_name(rendered: dict[str, list[Object]]) -> None:
@@ -403,6 +536,7 @@ def test_mlflow_asks_who_comes_and_by_which_name(rendered: dict[str, list[Object
         "mlflow.internal",
     } <= set(hosts)
     assert "*" not in hosts
+    assert "--cors-allowed-origins=https://mlflow.internal,https://it.example" in args
     assert "--app-name=basic-auth" in args
     assert "--artifacts-destination=s3://models/secateur/mlflow" in args
     assert pod["containers"][0]["livenessProbe"]["httpGet"]["path"] == "/health"  # answers by any name
@@ -452,6 +586,14 @@ def test_the_server_of_models_asks_for_a_token(rendered: dict[str, list[Object]]
     endpoint = the(rendered["monitored"], "ServiceMonitor", "team-serving")["spec"]["endpoints"][0]
     assert endpoint["authorization"]["credentials"] == {"name": "serving", "key": "SECATEUR_SERVE_TOKEN"}
     assert endpoint["scheme"] == "https"
+    number = the(rendered["numbers"], "ServiceMonitor", "team-serving")["spec"]["endpoints"][0]
+    assert (number["interval"], number["authorization"]["credentials"]["name"]) == ("30", "8")
+    # the name that docs/kubernetes.md asks of the certificate, by its own authority or by that of the installation
+    named = {"serverName": "team-serving.models", "ca": {"secret": {"name": "own", "key": "ca.crt"}}}
+    assert endpoint["tlsConfig"] == named
+    both = render(together(EXTERNAL, EXPOSED, MONITORED))
+    ca = the(both, "ServiceMonitor", "team-serving")["spec"]["endpoints"][0]["tlsConfig"]["ca"]
+    assert ca == {"configMap": {"name": "authorities", "key": "ca.crt"}}
 
 
 def test_own_authorities_are_known_to_every_client(rendered: dict[str, list[Object]]) -> None:
@@ -466,6 +608,11 @@ def test_own_authorities_are_known_to_every_client(rendered: dict[str, list[Obje
     server = dict(pods(rendered["exposed"]))["Deployment team-mlflow"]["containers"][0]
     assert variables(server)["PGSSLROOTCERT"] == "/etc/secateur-authorities/ca.crt"
     assert "REQUESTS_CA_BUNDLE" not in the(rendered["kubernetes"], "ConfigMap", "team-environment")["data"]
+    airflow = VALUES["airflow"]
+    parts = ("scheduler", "apiServer", "dagProcessor", "triggerer", "migrateDatabaseJob")
+    for part in (*(airflow[name] for name in parts), airflow["workers"]["kubernetes"]):
+        assert "secateur-authorities" in {one["name"] for one in part["extraVolumes"]}
+        assert "/etc/secateur-authorities" in {one["mountPath"] for one in part["extraVolumeMounts"]}
 
 
 def test_its_options_are_those_of_the_command(rendered: dict[str, list[Object]]) -> None:
@@ -561,6 +708,50 @@ REFUSED: dict[str, Values] = {
     },
     "airflow.extraEnv: expected secateur.stepsEnvironment": {"airflow": {"extraEnv": "- {name: A, value: b}"}},
     "airflow.scheduler.extraVolumes: expected secateur-placement": {"airflow": {"scheduler": {"extraVolumes": []}}},
+    "airflow.migrateDatabaseJob.extraVolumes: expected secateur-authorities": {
+        "airflow": {"migrateDatabaseJob": {"extraVolumes": []}}
+    },
+    "settings.databaseSslmode: expected global.secateur.authoritiesConfigMapName with verify-full, got none": {
+        "settings": {"databaseSslmode": "verify-full"}
+    },
+    "mlflow.database.sslmode: expected global.secateur.authoritiesConfigMapName with verify-ca, got none": {
+        "mlflow": {"database": {"sslmode": "verify-ca"}}
+    },
+    "networkPolicies.egress: expected a rule with port 25, 465, 587 or 2525 for settings.notifyEmail": {
+        "settings": {"notifyEmail": "team@example"}
+    },
+    "networkPolicies.mlflowFrom: expected who comes by mlflow.ingress, got nobody": {"mlflow": {"ingress": INGRESS}},
+    "networkPolicies.servingFrom: expected who comes by serving.ingress, got nobody": {"serving": {"ingress": INGRESS}},
+    "networkPolicies.servingFrom: expected who comes by serving.serviceMonitor, got nobody": together(
+        MONITORED, {"networkPolicies": {"servingFrom": []}}
+    ),
+    "networkPolicies.airflowFrom: expected who comes by airflow.ingress.apiServer, got nobody": {
+        "airflow": {"ingress": {"apiServer": {"enabled": True}}}
+    },
+    "serving.ingress.annotations: expected the protocol of the pods with serving.tlsSecretName, got none": {
+        "serving": {"ingress": INGRESS, "tlsSecretName": "own"}
+    },
+    "for nginx add nginx.ingress.kubernetes.io/backend-protocol: HTTPS": {
+        "serving": {
+            "ingress": {**INGRESS, "annotations": {"nginx.ingress.kubernetes.io/backend-protocol": "http"}},
+            "tlsSecretName": "own",
+        }
+    },
+    "KubernetesExecutor, first of several, whose pods are the pattern of the machines, got CeleryExecutor,": together(
+        CELERY, {"recovery": {"distributed": True}, "airflow": {"executor": "CeleryExecutor,KubernetesExecutor"}}
+    ),
+    "targets.first.nodeSelector: expected labels": together(
+        CELERY, {"targets": {"first": {"queue": "q"}}, "airflow": {"executor": "KubernetesExecutor,CeleryExecutor"}}
+    ),
+    "targets.edge-cpu: expected none with the LocalExecutor, whose steps all": together(
+        CELERY, LOCAL, {"targets": {"edge-cpu": EDGE}, "airflow": {"executor": "LocalExecutor,CeleryExecutor"}}
+    ),
+    "airflow.images.airflow.tag: expected that of images.worker, 0.1.0, got 0.0.9": {
+        "airflow": {"images": {"airflow": {"tag": "0.0.9"}}}
+    },
+    "airflow.airflowVersion: expected 3.3.2, which the images have, got 3.2.0": {
+        "airflow": {"airflowVersion": "3.2.0"}
+    },
     "images.serve.tag: expected a release, got latest": {"images": {"serve": {"tag": "latest"}}},
 }
 
@@ -578,6 +769,10 @@ def test_a_trial_is_not_half_external() -> None:
     )
     assert "bucket.endpoint: expected none with demo.enabled" in said
     assert "mlflow.database.host: expected none with demo.enabled" in said
+    said = refusal(together(DEMO, {"mlflow": {"database": {"port": 6432, "name": "models", "user": "us"}}}))
+    assert "mlflow.database.port: expected 5432 with demo.enabled, which makes this one, got 6432; leave it out" in said
+    assert "mlflow.database.name: expected mlflow with" in said
+    assert "mlflow.database.user: expected mlflow with" in said
 
 
 def test_all_that_is_missing_is_said_at_once() -> None:
@@ -646,6 +841,7 @@ def test_airflow_is_set_by_names_that_its_chart_has() -> None:
         for path, value in _given(values):
             known = any(path == name or path.startswith(f"{name}.") for name in OFFICIAL)
             assert known or (isinstance(value, dict) and any(name.startswith(f"{path}.") for name in OFFICIAL)), path
+    assert VALUES["airflow"]["airflowVersion"] == locked("apache-airflow")
     wanted = yaml.safe_load((CHART / "Chart.yaml").read_text())["dependencies"]
     assert [(one["name"], one["version"]) for one in wanted] == [("airflow", "1.22.0")]
 
@@ -678,6 +874,8 @@ def test_airflow_is_told_what_steps_need(tmp_path: Path) -> None:
     assert told["AIRFLOW__KUBERNETES_EXECUTOR__IMAGE"] == "secateur-worker"
     shared = the(found, "ConfigMap", pod["containers"][0]["envFrom"][0]["configMapRef"]["name"])["data"]
     assert shared["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+    # else the entry point of Airflow's image puts the broker's password on a command line
+    assert shared["CONNECTION_CHECK_MAX_COUNT"] == "0"
     mounts = {one["name"]: one["mountPath"] for one in pod["containers"][0]["volumeMounts"]}
     maps = {one["name"]: one["configMap"]["name"] for one in pod["volumes"]}
     assert shared["SECATEUR_PLACEMENT"] == f"{mounts['secateur-placement']}/placement.yaml"
@@ -695,7 +893,8 @@ def test_helm_test_examines_the_release_with_the_settings_of_steps_and_of_airflo
     pod, container = doctor("celery")
     assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
     assert pod["metadata"]["labels"]["secateur/worker"] == "true"  # network policies let it reach what workers reach
-    assert (container["image"], container["args"]) == ("secateur-worker:0.1.0", ["secateur", "doctor"])
+    assert (container["image"], container["command"]) == ("secateur-worker:0.1.0", ["secateur", "doctor"])
+    assert "args" not in container
     assert container["told"]["AIRFLOW__CORE__EXECUTOR"] == "CeleryExecutor"
     assert container["told"]["AIRFLOW__CELERY__BROKER_URL"] == {"secretKeyRef": {"name": "broker", "key": "connection"}}
     assert container["told"]["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql+psycopg2://mlflow@postgres.example")
@@ -711,6 +910,7 @@ def test_tls_to_airflows_database_is_a_variable_that_all_of_its_drivers_read(
 ) -> None:
     asked = {case: the(found, "ConfigMap", "team-environment")["data"]["PGSSLMODE"] for case, found in rendered.items()}
     assert asked.pop("demo") == "disable"
+    assert asked.pop("exposed") == asked.pop("numbers") == "verify-full"
     assert set(asked.values()) == {"require"}
 
 
@@ -718,11 +918,13 @@ def test_notes_say_what_to_open() -> None:
     with helm.Chart.load(CHART) as chart:
         text = {
             case: chart.render(CASES[case], name="team", namespace="models")["secateur/templates/NOTES.txt"]
-            for case in ("exposed", "demo")
+            for case in ("exposed", "demo", "monitored", "kubernetes")
         }
     assert "https://it.example" in text["exposed"]
     assert "port-forward service/team-airflow-api-server 8080:8080" in text["demo"]
     assert "secret secateur-demo-admin" in text["demo"]
+    assert "https://team-serving.models:8500/v2 from whom networkPolicies.servingFrom names" in text["monitored"]
+    assert "http://team-serving.models:8500/v2 from pods of this namespace" in text["kubernetes"]
     assert "trial" in text["demo"]
     assert "trial" not in text["exposed"]
 

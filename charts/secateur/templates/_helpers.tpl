@@ -59,7 +59,7 @@ securityContext:
 {{- with .Values.images.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- end }}
@@ -77,7 +77,7 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- define "secateur.fromSecret" -}}
 {{- range rest . }}
 - name: {{ . }}
-  valueFrom: {secretKeyRef: {name: {{ first $ }}, key: {{ . }}}}
+  valueFrom: {secretKeyRef: {name: {{ first $ | quote }}, key: {{ . }}}}
 {{- end }}
 {{- end }}
 
@@ -89,21 +89,21 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- define "secateur.stepsEnvironment" -}}
 {{- include "secateur.fromSecret" (list .Values.global.secateur.stepsSecretName "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD") | trim }}
 - name: SECATEUR_NOTIFY_WEBHOOK
-  valueFrom: {secretKeyRef: {name: {{ .Values.global.secateur.stepsSecretName }}, key: SECATEUR_NOTIFY_WEBHOOK, optional: true}}
+  valueFrom: {secretKeyRef: {name: {{ .Values.global.secateur.stepsSecretName | quote }}, key: SECATEUR_NOTIFY_WEBHOOK, optional: true}}
 {{- end }}
 
 {{/* What Airflow's parts share, for workers and jobs of this chart. */}}
 {{- define "secateur.airflowEnvironment" -}}
 {{- $airflow := .Values.airflow -}}
 - name: AIRFLOW__DATABASE__SQL_ALCHEMY_CONN
-  valueFrom: {secretKeyRef: {name: {{ $airflow.data.metadataSecretName }}, key: connection}}
+  valueFrom: {secretKeyRef: {name: {{ $airflow.data.metadataSecretName | quote }}, key: connection}}
 - name: AIRFLOW__CORE__FERNET_KEY
-  valueFrom: {secretKeyRef: {name: {{ $airflow.fernetKeySecretName }}, key: fernet-key}}
+  valueFrom: {secretKeyRef: {name: {{ $airflow.fernetKeySecretName | quote }}, key: fernet-key}}
 - name: AIRFLOW__API__SECRET_KEY
-  valueFrom: {secretKeyRef: {name: {{ $airflow.apiSecretKeySecretName }}, key: api-secret-key}}
+  valueFrom: {secretKeyRef: {name: {{ $airflow.apiSecretKeySecretName | quote }}, key: api-secret-key}}
 {{- if contains "CeleryExecutor" $airflow.executor }}
 - name: AIRFLOW__CELERY__BROKER_URL
-  valueFrom: {secretKeyRef: {name: {{ $airflow.data.brokerUrlSecretName }}, key: connection}}
+  valueFrom: {secretKeyRef: {name: {{ $airflow.data.brokerUrlSecretName | quote }}, key: connection}}
 {{- end }}
 {{- end }}
 
@@ -127,7 +127,7 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 
 {{- define "secateur.authoritiesVolume" -}}
-- {name: authorities, configMap: {name: {{ include "secateur.authoritiesName" . }}, optional: true}}
+- {name: authorities, configMap: {name: {{ include "secateur.authoritiesName" . | quote }}, optional: true}}
 {{- end }}
 
 {{/* Airflow's home is a volume, with the Airflow chart's configuration in it. */}}

@@ -10,11 +10,11 @@ metadata:
   {{- end }}
 spec:
   {{- with $ingress.className }}
-  ingressClassName: {{ . }}
+  ingressClassName: {{ . | quote }}
   {{- end }}
   tls:
     - hosts: [{{ $ingress.host | quote }}]
-      secretName: {{ $ingress.tlsSecretName }}
+      secretName: {{ $ingress.tlsSecretName | quote }}
   rules:
     - host: {{ $ingress.host | quote }}
       http:
