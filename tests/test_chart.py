@@ -746,8 +746,11 @@ REFUSED: dict[str, Values] = {
     "targets.edge-cpu: expected none with the LocalExecutor, whose steps all": together(
         CELERY, LOCAL, {"targets": {"edge-cpu": EDGE}, "airflow": {"executor": "LocalExecutor,CeleryExecutor"}}
     ),
-    "airflow.images.airflow.tag: expected that of images.worker, 0.1.0, got 0.0.9": {
+    "airflow.images.airflow.tag: expected release 0.1.0, that of images.worker, got 0.0.9": {
         "airflow": {"images": {"airflow": {"tag": "0.0.9"}}}
+    },
+    "images.mlflow.tag: expected release 0.1.0, that of images.worker, got 0.2.0": {
+        "images": {"mlflow": {"tag": "0.2.0"}}
     },
     "airflow.airflowVersion: expected 3.3.2, which the images have, got 3.2.0": {
         "airflow": {"airflowVersion": "3.2.0"}
@@ -759,6 +762,12 @@ REFUSED: dict[str, Values] = {
 @pytest.mark.parametrize("sentence", REFUSED)
 def test_what_cannot_work_is_refused_with_a_sentence(sentence: str) -> None:
     assert sentence in refusal(together(EXTERNAL, REFUSED[sentence]))
+
+
+def test_an_image_of_ones_own_says_which_release_it_is_made_from() -> None:
+    assert render(together(EXTERNAL, CELERY, {"images": {"worker": {"tag": "0.1.0-ours"}}}))
+    # without a part, its image is nobody's
+    assert render(together(EXTERNAL, {"serving": {"enabled": False}, "images": {"serve": {"tag": "0.0.9"}}}))
 
 
 def test_a_trial_is_not_half_external() -> None:
