@@ -39,6 +39,7 @@ URGENT = {"priority_weight": 1000}  # of DAGs whose steps are short and wait beh
 # Of `evaluate` and `validate`: behind every cut, which has 4 at least and a recovery waits for, before a baseline, which has 2.
 BEHIND_CUTS = {"weight_rule": "absolute", "priority_weight": 3}
 _LOGGED_CHARACTERS = 500
+_LONGEST_SENTENCE = 4000  # characters
 
 
 class StepRetries(RetryPolicy):
@@ -77,6 +78,9 @@ def step(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         except AirflowSkipException:
             _skip_what_follows()
             raise
+        except Exception as error:
+            _leave_why(error)
+            raise
 
     settings: dict[str, Any] = {
         "task_id": function.__module__.rpartition(".")[2],
@@ -86,6 +90,21 @@ def step(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         "on_failure_callback": _tell_sweep,
     }
     return typing.cast(Callable[..., Any], task(**{**settings, **_common(), **options})(run))
+
+
+def _leave_why(error: Exception) -> None:
+    """Keep what a step failed of beside its results: its log may be gone with its pod."""
+    from airflow.sdk import get_current_context
+
+    try:
+        get_current_context()["ti"].xcom_push(references.WHY, _sentence(error))
+    except Exception as fault:  # whatever ails the server: what the step raised is what counts
+        log.warning("Why the step failed is in this log alone: %s", fault)
+
+
+def _sentence(error: BaseException | None) -> str:
+    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    return f"{kind}{error}"[:_LONGEST_SENTENCE]
 
 
 def _skip_what_follows() -> None:
@@ -136,9 +155,7 @@ def _tell_sweep(context: Any) -> None:
     if sweep_run := conf.get("sweep_run"):
         from tasks import sweep
 
-        error = context.get("exception")
-        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        sweep.note_failure(sweep_run, conf["recipe"], f"{context['ti'].task_id}: {kind}{error}")
+        sweep.note_failure(sweep_run, conf["recipe"], f"{context['ti'].task_id}: {_sentence(context.get('exception'))}")
 
 
 def runs(task_id: str, dag: str, starts: Any, at_once: int) -> Any:

@@ -41,7 +41,7 @@ def task_instance_mutation_hook(task_instance: Any, dag_run: Any) -> None:
         return
     try:
         _place(task_instance, (dag_run.conf or {}).get("recipe"))
-    except Exception as error:  # such as of a file that is being replaced
+    except Exception as error:
         log.error("%s stays where its executor puts it: %s", task_instance.task_id, error)
 
 

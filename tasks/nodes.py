@@ -3,7 +3,8 @@
 The step's own pod is the pattern: every machine runs a copy of it, same image, environment and account, in which torchrun
 starts `python -m tasks.nodes RUN NAME`. They are pods of a PyTorchJob where the cluster has the training operator, else of an
 Indexed Job. The order, and the answer or the first error, travel as artifacts of the MLflow run. What was made belongs to the
-step's pod: Kubernetes removes it with that, where Airflow deletes failed pods too (`delete_worker_pods_on_failure`).
+step's pod: Kubernetes removes it with that. Of a pod that was evicted, or ended for its memory, the object stays: the next try
+removes what that one has left.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ CONTAINER = "base"  # of the step's pod
 OPERATOR = {"group": "kubeflow.org", "version": "v1", "plural": "pytorchjobs"}
 KEEP_SECONDS = 600  # for who wants to read the pods' logs
 ENDED = {"Complete": True, "Succeeded": True, "Failed": False}  # conditions of a Job and of a PyTorchJob
+RUN = "secateur/run"  # the label of a training's jobs
+ENDED_PODS = ("Succeeded", "Failed")
 _OF_ONE_POD = ("nodeName", "hostname", "subdomain", "ephemeralContainers", "containers", "restartPolicy")
 
 Manifest = Mapping[str, Any]
@@ -62,9 +65,10 @@ def _may_make_jobs() -> bool:
         config.load_config()
     except config.ConfigException:  # the account's pods have no token
         return False
-    wanted = {"group": "batch", "resource": "jobs", "verb": "create", "namespace": os.environ["POD_NAMESPACE"]}
-    review = {"spec": {"resourceAttributes": wanted}}
-    return bool(client.AuthorizationV1Api().create_self_subject_access_review(review).status.allowed)
+    wanted = {"group": "batch", "resource": "jobs", "namespace": os.environ["POD_NAMESPACE"]}
+    reviews = [{"spec": {"resourceAttributes": {**wanted, "verb": verb}}} for verb in ("create", "list")]
+    asked = client.AuthorizationV1Api()
+    return all(asked.create_self_subject_access_review(review).status.allowed for review in reviews)
 
 
 def share(function: Callable[..., T | None], resources: Resources, processes: int, run_id: str, **arguments: Any) -> T:
@@ -87,7 +91,9 @@ def share(function: Callable[..., T | None], resources: Resources, processes: in
     name, pod = f"secateur-{secrets.token_hex(5)}", client.CoreV1Api(api).read_namespaced_pod(own, namespace)
     tracking.put_json(run_id, _place(name, "order"), workers.order(function, arguments))
     pattern, argv = api.sanitize_for_serialization(pod), [run_id, name]
-    made = manifests(pattern, name, resources, processes, argv, operator=_has_operator(api))
+    operator = _has_operator(api)
+    made = manifests(pattern, name, resources, processes, argv, operator=operator)
+    _remove_left(api, namespace, run_id, operator=operator)
     try:
         for manifest in made:
             _create(api, namespace, manifest)
@@ -113,11 +119,11 @@ def manifests(
 
     Args:
         pattern: the step's pod, as Kubernetes describes it.
-        argv: what `python -m tasks.nodes` is told.
+        argv: what `python -m tasks.nodes` is told: the run first.
     """
     owner = {"apiVersion": "v1", "kind": "Pod", "name": pattern["metadata"]["name"], "uid": pattern["metadata"]["uid"]}
     labels = {"app.kubernetes.io/name": "secateur", "app.kubernetes.io/component": "recovery", "secateur/nodes": name}
-    metadata = {"name": name, "labels": labels, "ownerReferences": [owner]}
+    metadata = {"name": name, "labels": {**labels, RUN: argv[0]}, "ownerReferences": [owner]}
     if operator:  # it tells torchrun who is who, by variables
         pod = _copy(pattern, labels, resources, ["-m", "tasks.nodes", *argv], container="pytorch")
         replicas = {"Master": 1, "Worker": resources.nodes - 1}
@@ -199,6 +205,31 @@ def _has_operator(api: ApiClient) -> bool:
             return False
         raise
     return any(resource.name == OPERATOR["plural"] for resource in found.resources)
+
+
+def _remove_left(api: ApiClient, namespace: str, run_id: str, *, operator: bool) -> None:
+    """Remove the jobs of this training whose step has ended."""
+    from kubernetes import client
+
+    wanted = {"namespace": namespace, "label_selector": f"{RUN}={run_id}"}
+    if operator:
+        found = client.CustomObjectsApi(api).list_namespaced_custom_object(**OPERATOR, **wanted)
+    else:
+        found = api.sanitize_for_serialization(client.BatchV1Api(api).list_namespaced_job(**wanted))
+    for job in found["items"]:
+        if _ended(api, namespace, job["metadata"]["ownerReferences"][0]["name"]):
+            _delete(api, namespace, {"kind": "PyTorchJob" if operator else "Job", "metadata": job["metadata"]})
+
+
+def _ended(api: ApiClient, namespace: str, pod: str) -> bool:
+    from kubernetes import client
+
+    try:
+        return client.CoreV1Api(api).read_namespaced_pod(pod, namespace).status.phase in ENDED_PODS
+    except client.ApiException as error:
+        if error.status != 404:
+            raise
+        return True
 
 
 def _create(api: ApiClient, namespace: str, manifest: Manifest) -> None:

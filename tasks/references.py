@@ -9,6 +9,7 @@ from secateur.errors import InputError
 from secateur.gate.verdict import Rule
 from secateur.planner import Alone, Row
 
+WHY = "why"  # beside the result of a step that failed: its exception, in its own words
 SCHEMA = 1  # of what is below; one more whenever a step of the release before could not read it rightly
 
 

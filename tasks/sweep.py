@@ -89,8 +89,13 @@ def compare(sweeping: Sweeping, rung: int, before: Standings | None, ended: list
     running = [one.name for one in before.candidates if one.goes_on] if before else sweeping.candidates
     for name in running:
         known[name] = _standing(sweeping, name, rung, states)
-        told = known[name]
-        print(f"{name}: {told.state}{f', {told.outcome}' if told.outcome else ''}: {told.reason}", flush=True)
+    measured = [name for name in running if known[name].state == "measured"]
+    for name in measured[1:]:
+        if _made_of(known[name]) != _made_of(known[measured[0]]):
+            why = f"its code or data is not that of {measured[0]}, it was changed while the sweep went on; start the sweep again"
+            known[name] = replace(known[name], state="failed", reason=why)
+    for told in (known[name] for name in running):
+        print(f"{told.name}: {told.state}{f', {told.outcome}' if told.outcome else ''}: {told.reason}", flush=True)
     compared = [_as_compared(known[name]) for name in running if known[name].state == "measured"]
     front = {one.name for one in fronts(compared)[0]} if compared else set()
     last = rung == sweeping.rungs
@@ -158,19 +163,18 @@ def winner(sweeping: Sweeping, standings: Standings, verdicts: Mapping[str, Gate
 
 
 def note_job(pinned: Pinned) -> None:
-    """Let the sweep know which job a run of it made or found.
+    """Let the sweep know which job a run of it made or found."""
+    tracking.put_json(pinned.sweep, _place("jobs", pinned.recipe_name), {"run_id": pinned.run_id})
 
-    Raises:
-        InputError: it is to be judged, and is not the job that was compared.
-    """
-    place = _place("jobs", pinned.recipe_name)
-    compared = tracking.get_json(pinned.sweep, place)
-    if not pinned.trial and compared and compared["run_id"] != pinned.run_id:
+
+def check_job(pinned: Pinned, known: str | None) -> None:
+    """Raise InputError where a run that is to be judged would not find the job that was compared; `known` is the one that it finds."""
+    compared = tracking.get_json(pinned.sweep, _place("jobs", pinned.recipe_name))
+    if not pinned.trial and compared and compared["run_id"] != known:
         raise InputError(
             f"recipe {pinned.recipe_name}: expected the job that the sweep compared, MLflow run {compared['run_id']}, got "
-            f"{pinned.run_id}: recipe, data or code was changed while the sweep went on; start the sweep again"
+            f"{known or 'a new one'}: recipe, data or code was changed while the sweep went on; start the sweep again"
         )
-    tracking.put_json(pinned.sweep, place, {"run_id": pinned.run_id})
 
 
 def note_failure(sweep_run: str, recipe_name: str, sentence: str) -> None:
@@ -229,6 +233,12 @@ def _standing(sweeping: Sweeping, name: str, rung: int, states: dict[str, str]) 
     if said is None:
         return without("not pruned", plan.reasons[0].because if plan else "the run ended without a plan")
     return _measured(sweeping, without("measured", said["verdict"]["reason"]), said)
+
+
+def _made_of(standing: Standing) -> tuple[str | None, ...]:
+    """Digests of the code and the data of a candidate's job."""
+    tags = tracking.client().get_run(standing.run_id).data.tags
+    return tags.get("secateur.code"), tags.get("secateur.data")
 
 
 def _measured(sweeping: Sweeping, standing: Standing, said: dict[str, Any]) -> Standing:

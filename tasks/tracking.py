@@ -53,11 +53,7 @@ def client() -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if "@" in urlsplit(uri).netloc:
-        raise InputError(
-            "MLFLOW_TRACKING_URI: expected an address without a user, which would stand in links, logs and questions, got one; "
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        )
+    check_address(uri)
     if uri.startswith("http") and os.environ.get(_RETRIES) != "0":  # who asks once, finds out as quickly by asking
         import httpx
 
@@ -71,6 +67,15 @@ def client() -> MlflowClient:
     from mlflow import MlflowClient
 
     return MlflowClient()
+
+
+def check_address(uri: str) -> None:
+    """Raise InputError where an address says who asks."""
+    if "@" in urlsplit(uri).netloc:
+        raise InputError(
+            "MLFLOW_TRACKING_URI: expected an address without a user, which would stand in links, logs and questions, got one; "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
 
 
 @functools.cache

@@ -104,14 +104,15 @@ def checkpoint(run_id: str, name: str) -> Iterator[Checkpoint]:
     """
     from secateur import checkpoints, distributed
 
-    name = f"{name}.{tracking.code_digest()[:12]}"
-    folder = workers.cache_folder() / run_id / name
-    near, far = checkpoints.in_folder(folder), in_run(run_id, name)
+    own = f"{name}.{tracking.code_digest()[:12]}"
+    folder = workers.cache_folder() / run_id
+    near, far = checkpoints.in_folder(folder / own), in_run(run_id, own)
     yield checkpoints.also(near, far)
     if distributed.rank() == 0:
         if last := checkpoints.newest(near.load()):
             far.save(last)
-        shutil.rmtree(folder, ignore_errors=True)
+        for left in folder.glob(f"{name}.*"):  # other releases' too
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def in_run(run_id: str, name: str) -> Checkpoint:

@@ -48,6 +48,7 @@ class Servers:
 
     state: str = "success"
     xcoms: dict[str, Any] = field(default_factory=dict)
+    why: dict[str, Any] = field(default_factory=dict)  # what steps failed of
     tasks: list[dict[str, Any]] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
     log_of: int = -1  # the task's index, where it was mapped
@@ -60,7 +61,8 @@ class Servers:
         """The status and the JSON of one request."""
         routes: list[tuple[str, Callable[[], tuple[int, Any]]]] = [
             ("/auth/token", lambda: self._token(body)),
-            ("/xcomEntries/return_value", lambda: self._xcom(path)),
+            ("/xcomEntries/return_value", lambda: self._xcom(path, self.xcoms)),
+            ("/xcomEntries/why", lambda: self._xcom(path, self.why)),
             (f"map_index={self.log_of}&", lambda: (200, {"content": self.log})),
             ("/taskInstances", lambda: (200, {"task_instances": self.tasks})),
             ("/dagRuns/manual__", lambda: (200, {"state": self.state})),
@@ -87,9 +89,9 @@ class Servers:
             return self.refuse_trigger[0], {"detail": self.refuse_trigger[1]}
         return 200, {"dag_run_id": body["dag_run_id"]}
 
-    def _xcom(self, path: str) -> tuple[int, Any]:
+    def _xcom(self, path: str, kept: dict[str, Any]) -> tuple[int, Any]:
         name = path.split("/taskInstances/")[1].split("/")[0]
-        return (200, {"value": self.xcoms[name]}) if name in self.xcoms else (404, {"detail": "XCom not found"})
+        return (200, {"value": kept[name]}) if name in kept else (404, {"detail": "XCom not found"})
 
     def _mlflow_run(self) -> dict[str, Any]:
         metrics = {f"dense.{name}": value for name, value in DENSE.items()}
@@ -278,6 +280,15 @@ def test_a_failed_run_opens_with_the_step_s_own_sentence_and_ends_with_status_1(
     assert capsys.readouterr().out.startswith("Error: Step resolve failed: recipe: no recipe 'digitz'")
 
 
+def test_a_step_that_left_its_reason_needs_no_log(
+    servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers.state, servers.why = "failed", {"recover": "data.path: expected a file, got none"}
+    servers.tasks = [task_json("recover", "failed")]
+    assert secateur(*RUN_DIGITS) == 1
+    assert capsys.readouterr().out.startswith("Error: Step recover failed: data.path: expected a file, got none")
+
+
 def test_of_a_mapped_step_the_log_of_the_one_that_failed_is_read(
     servers: Servers, secateur: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,7 +305,10 @@ def test_a_step_that_was_killed_too_often_is_named(
     servers.state = "failed"
     servers.tasks = [task_json("recover", "failed", tries=4)]
     assert secateur(*RUN_DIGITS) == 1
-    assert "Step recover failed after 4 tries without an exception: its process was killed." in capsys.readouterr().out
+    assert (
+        "Step recover failed after 4 tries and left no exception: its process was killed, or its log is gone"
+        in capsys.readouterr().out
+    )
 
 
 def test_json_is_all_there_is_on_standard_output(

@@ -221,7 +221,7 @@ def test_the_pause_doubles_up_to_a_limit(glue: ModuleType) -> None:
 
 STAND_INS = """
 from dataclasses import dataclass
-from secateur.errors import NothingToDo
+from secateur.errors import InputError, NothingToDo
 
 @dataclass(frozen=True)
 class Cycle:
@@ -245,6 +245,10 @@ class Told:
 def tell(cycle: Cycle) -> Told:
     '''Tell of it.'''
     return Told(f"http://mlflow/{cycle.number}")
+
+def refuse() -> Told:
+    '''Refuse it.'''
+    raise InputError("share: expected a number, got 'half'")
 """
 
 RUN_A_DAG = """
@@ -263,6 +267,7 @@ def cycles():
     chosen = step(stand_ins.choose, task_id="choose", trigger_rule="none_failed_min_one_success")(done)
     told = linked(step(stand_ins.tell, task_id="tell", trigger_rule="none_failed")(chosen), "Report")
     chain(done[-1], told)  # which is skipped
+    step(stand_ins.refuse, task_id="refuse")()
 
 prune = cycles()
 if __name__ == "__main__":
@@ -272,7 +277,8 @@ if __name__ == "__main__":
     moments = {str(task.end_date) for task in found if task.task_id in ("cycle_4", "cycle_5", "cycle_6")}
     with create_session() as session:
         links = [found.value for found in session.query(XComModel).filter(XComModel.key.startswith("_link"))]
-    print("RESULT" + json.dumps({"states": states, "links": links, "moments": len(moments)}))
+        why = [found.value for found in session.query(XComModel).filter(XComModel.key == "why")]
+    print("RESULT" + json.dumps({"states": states, "links": links, "moments": len(moments), "why": why}))
 """
 
 
@@ -306,6 +312,8 @@ def test_in_a_real_run_skipped_cycles_arrive_as_none_and_the_last_task_leads_to_
         "cycle_6": "skipped",
         "choose": "success",
         "tell": "success",
+        "refuse": "failed",
     }
+    assert ended["why"] == ["share: expected a number, got 'half'"]
     assert ended["moments"] == 1  # none waited for its turn
     assert ended["links"] == ["http://mlflow/2"]

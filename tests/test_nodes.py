@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import kubernetes_validate
 import pytest
@@ -31,6 +32,7 @@ POD = {
     "apiVersion": "v1",
     "kind": "Pod",
     "metadata": {"name": "recover-1", "namespace": "prune", "uid": "0f3a", "labels": {"kubernetes_executor": "True"}},
+    "status": {"phase": "Running"},
     "spec": {
         "nodeName": "machine-7",
         "serviceAccountName": "secateur-worker",
@@ -49,7 +51,6 @@ POD = {
         ],
         "volumes": [{"name": "recipes", "configMap": {"name": "recipes"}}],
     },
-    "status": {"phase": "Running"},
 }
 COUNT, PER_NODE = 2, 1
 
@@ -143,9 +144,10 @@ class Stage:
     """What the server made, and the processes of the job."""
 
     environment: dict[str, str]
-    allowed: bool = True
+    allowed: tuple[str, ...] = ("create", "list")
     made: list[dict[str, Any]] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
+    left: list[dict[str, Any]] = field(default_factory=list)  # jobs of earlier tries
     faults: list[int] = field(default_factory=list)  # how it first answers about a job
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -159,6 +161,18 @@ class Stage:
             argv = [told.get(part, part) for part in container["args"]]
             command = [sys.executable, *container["command"][1:], *argv]
             self.processes.append(subprocess.Popen(command, env=self.environment))
+
+    def told(self, path: str) -> tuple[Any, int]:
+        """What the server answers who looks, and the status."""
+        if path.endswith("/pods/recover-1"):
+            return POD, 200
+        if path.endswith("/status"):
+            return {**JOB, "status": self.status()}, 200
+        if "/jobs?labelSelector=" in path:
+            label = path.partition("labelSelector=")[2]
+            found = [job for job in self.left if label in map("=".join, job["metadata"]["labels"].items())]
+            return {"kind": "JobList", "items": found}, 200
+        return {"kind": "Status", "code": 404}, 404  # no training operator
 
     def status(self) -> dict[str, Any]:
         codes = [process.poll() for process in self.processes]
@@ -207,19 +221,15 @@ def _handler(stage: Stage) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def do_GET(self) -> None:
-            if self.path.endswith("/pods/recover-1"):
-                self.answer(POD)
-            elif self.path.endswith("/status"):
-                self.answer({**JOB, "status": stage.status()})
-            else:  # no training operator
-                self.answer({"kind": "Status", "code": 404}, 404)
+            self.answer(*stage.told(unquote(self.path)))
 
         def do_POST(self) -> None:
             made = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if self.path.endswith("/selfsubjectaccessreviews"):
                 wanted = made["spec"]["resourceAttributes"]
-                right = {"group": "batch", "resource": "jobs", "verb": "create", "namespace": "prune"}
-                self.answer({**made, "status": {"allowed": stage.allowed and wanted == right}}, 201)
+                right = {"group": "batch", "resource": "jobs", "namespace": "prune"}
+                allowed = wanted["verb"] in stage.allowed and wanted == {**right, "verb": wanted["verb"]}
+                self.answer({**made, "status": {"allowed": allowed}}, 201)
                 return
             stage.made.append(made)
             if made["kind"] == "Job":
@@ -249,9 +259,10 @@ def test_an_account_that_may_make_no_jobs_is_found_before_any_step_trains(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes.check(2)
-    stage.allowed = False
-    with pytest.raises(InputError, match=r"^resources.nodes: expected an account .* set recovery.distributed: true"):
-        nodes.check(2)
+    for allowed in ((), ("create",)):
+        stage.allowed = allowed
+        with pytest.raises(InputError, match=r"^resources.nodes: expected an account .* recovery.distributed: true"):
+            nodes.check(2)
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", "/nowhere")  # no token either
     monkeypatch.setattr("kubernetes.config.KUBE_CONFIG_DEFAULT_LOCATION", "/nowhere")
     with pytest.raises(InputError, match=r"set recovery.distributed: true in the chart's values$"):
@@ -293,6 +304,19 @@ def cluster() -> Any:
 
     config.load_config()
     return client.ApiClient()
+
+
+def left_by(pod: str, run_id: str) -> dict[str, Any]:
+    """A job of an earlier try."""
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": "1"}
+    metadata = {"name": f"of-{pod}", "labels": {nodes.RUN: run_id}, "ownerReferences": [owner]}
+    return {"metadata": metadata, "spec": {"template": {"spec": {"containers": []}}}}
+
+
+def test_what_a_lost_try_has_left_is_removed_and_what_another_run_does_is_not(stage: Stage) -> None:
+    stage.left = [left_by("gone", "r1"), left_by("recover-1", "r1"), left_by("gone", "r2")]
+    nodes._remove_left(cluster(), "prune", "r1", operator=False)
+    assert stage.deleted == ["/apis/batch/v1/namespaces/prune/jobs/of-gone"]
 
 
 def test_a_machine_that_cannot_take_part_says_why(run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -463,11 +463,27 @@ def test_a_trial_and_the_run_that_is_judged_are_one_job_and_the_sweep_knows_it(s
     assert resolve.run(MODEL, "latest", "small:0.4:1", True, "alone").run_id != tried.run_id
 
 
-def test_another_job_than_the_one_that_was_compared_is_not_judged(small: Sweeping) -> None:
+def test_another_job_than_the_one_that_was_compared_is_not_judged(
+    small: Sweeping, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried = resolve.run(MODEL, "latest", "small:0.4:1", True, "t", True, small.run_id)
-    with pytest.raises(InputError, match=rf"expected the job that the sweep compared, MLflow run {tried.run_id}, got "):
-        resolve.run(MODEL, "latest", "small:0.4:1", False, "f", False, small.run_id)
+    monkeypatch.setattr(tracking, "code_digest", lambda: "another release")
+    with pytest.raises(InputError, match=rf"the sweep compared, MLflow run {tried.run_id}, got a new one: "):
+        resolve.run(MODEL, "latest", "small:0.4:1", True, "f", False, small.run_id)
     assert tracking.get_json(small.run_id, "jobs/small/0.4/1.json") == {"run_id": tried.run_id}
+
+
+def test_candidates_of_other_data_or_code_are_not_compared(small: Sweeping) -> None:
+    seen = {"0.3": (0.0, 1.5, 700.0), "0.4": (-0.01, 2.0, 600.0)}
+    for name, figures in seen.items():
+        leaves(small, name, 1, figures)
+    changed = tracking.get_json(small.run_id, "jobs/small/0.4/1.json")
+    assert changed
+    tracking.client().set_tag(changed["run_id"], "secateur.data", "of tomorrow")
+    ended = [Ended(start.run_id, "success") for start in sweep.starts(small, 1, None)]
+    first, other, *_ = sweep.compare(small, 1, None, ended).candidates
+    assert (first.state, other.state) == ("measured", "failed")
+    assert other.reason.startswith("its code or data is not that of 0.3")
 
 
 def test_a_run_that_noted_no_job_is_one_that_failed(small: Sweeping) -> None:

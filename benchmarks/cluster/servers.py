@@ -231,7 +231,7 @@ class Cluster:
             time.sleep(0.5)
 
     def roles(self) -> dict[str, list[psutil.Process]]:
-        """The running processes by what they do: each piece, `tasks` for what schedulers fork, and Postgres."""
+        """The running processes by what they do: each piece, `tasks` for what schedulers and workers fork, and Postgres."""
         found: dict[str, list[psutil.Process]] = {"postgres": [], "tasks": []}
         for name, pid in self.leaders.items():
             role = name.partition(" ")[0]

@@ -96,9 +96,11 @@ def tasks(client: httpx.Client, dag: str, run: str) -> list[Task]:
     return sorted(items, key=lambda task: (task.started is None, task.started or 0.0))
 
 
-def xcom(client: httpx.Client, dag: str, run: str, task: str, map_index: int = -1) -> Any | None:
-    """What a task returned; None when it returned nothing (it failed, was skipped, or has not run yet)."""
-    path = f"{_run_path(dag, run)}/taskInstances/{quote(task)}/xcomEntries/return_value"
+def xcom(
+    client: httpx.Client, dag: str, run: str, task: str, map_index: int = -1, key: str = "return_value"
+) -> Any | None:
+    """What a task returned, or left under a key; None when there is nothing (it failed, was skipped, or has not run yet)."""
+    path = f"{_run_path(dag, run)}/taskInstances/{quote(task)}/xcomEntries/{quote(key)}"
     query: dict[str, str | int] = {"deserialize": "false", "map_index": map_index}
     response = _send(client, "GET", path, params=query, missing_is_fine=True)
     if response.status_code == httpx.codes.NOT_FOUND:

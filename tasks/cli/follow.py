@@ -9,7 +9,7 @@ import httpx
 
 from tasks.cli import airflow_api, mlflow_api
 from tasks.cli.airflow_api import Task
-from tasks.references import Answer, Person
+from tasks.references import WHY, Answer, Person
 
 _POLL_SECONDS = 0.5
 
@@ -117,10 +117,12 @@ def failure(client: httpx.Client, dag: str, run: str) -> str:
     if not failed:
         return "The run was ended from outside: no step of it failed."
     first = min(failed, key=lambda task: task.ended or 0.0)
+    if why := airflow_api.xcom(client, dag, run, first.name, first.index, WHY):
+        return f"Step {first.name} failed: {why}"
     lines = airflow_api.logs(client, dag, run, first)
     raised = [detail for line in lines for detail in line.get("error_detail") or []]
     if not raised:
-        return f"Step {first.name} failed after {first.tries} tries without an exception: its process was killed."
+        return f"Step {first.name} failed after {first.tries} tries and left no exception: its process was killed, or its log is gone."
     # Of a chain the last entry is the one that reached the top.
     last = raised[-1]
     kind = "" if last["exc_type"] == "InputError" else f"{last['exc_type']}: "

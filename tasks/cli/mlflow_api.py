@@ -8,7 +8,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from tasks import certificates
+from tasks import certificates, tracking
 from tasks.cli.settings import setting
 
 
@@ -72,4 +72,6 @@ def _request(path: str, query: Mapping[str, str]) -> httpx.Response:
 
 
 def _address() -> str:
-    return setting("MLFLOW_TRACKING_URI").rstrip("/")
+    address = setting("MLFLOW_TRACKING_URI").rstrip("/")
+    tracking.check_address(address)
+    return address
