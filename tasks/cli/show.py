@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -124,28 +125,31 @@ def comparison(metrics: Mapping[str, float], metric: str = "accuracy", ships: st
 
 def side_by_side(swept: Mapping[str, Any]) -> list[RenderableType]:
     """What came of a sweep: every candidate on a line, and who won."""
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))  # nine columns, also in a terminal of 80
     accuracy = swept["metric"] == "accuracy"
-    table.add_column("candidate", no_wrap=True)
-    for title in ("removed", f"{swept['metric']} change", "speedup", "size", "p50", "rung"):
+    table.add_column(
+        "candidate", overflow="fold", min_width=min(max(len(one["name"]) for one in swept["candidates"]), 24)
+    )
+    change_in = "points" if accuracy else "change"
+    for title in ("removed", f"{swept['metric']}\n{change_in}", "speedup", "size\nKiB", "p50\nms", "rung"):
         table.add_column(title, justify="right")
     for title in ("validation", "test"):
-        table.add_column(title)
+        table.add_column(title, overflow="fold")
     for one in swept["candidates"]:
         name = Text(one["name"], style="bold green" if one["name"] == swept["winner"] else "")
         if one["state"] != "measured":
             table.add_row(name, *["-"] * 5, str(one["rung"]), one["state"], "-")
             continue
         low, high = (f"{value:.2f}" for value in one["speedup"][1:])
-        change = f"{100 * one['change'][0]:+.2f} points" if accuracy else f"{one['change'][0]:+.4f}"
+        change = f"{100 * one['change'][0]:+.2f}" if accuracy else f"{one['change'][0]:+.4f}"
         verdict = (swept["judged"].get(one["name"]) or {}).get("outcome", "-")
         table.add_row(
             name,
             f"{one['sparsity']:.0%}",
             change,
             f"{one['speedup'][0]:.2f}x ({low} to {high})",
-            f"{one['size_bytes'] / 1024:,.0f} KiB",
-            f"{one['p50_ms']:.3f} ms",
+            f"{one['size_bytes'] / 1024:,.0f}",
+            f"{one['p50_ms']:.3f}",
             str(one["rung"]),
             *(Text(said, style=_STYLE_OF_VERDICT.get(said, "dim")) for said in (one["outcome"], verdict)),
         )
