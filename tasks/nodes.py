@@ -90,9 +90,8 @@ def share(function: Callable[..., T | None], resources: Resources, processes: in
     own, namespace = (os.environ[variable] for variable in OWN)
     name, pod = f"secateur-{secrets.token_hex(5)}", client.CoreV1Api(api).read_namespaced_pod(own, namespace)
     tracking.put_json(run_id, _place(name, "order"), workers.order(function, arguments))
-    pattern, argv = api.sanitize_for_serialization(pod), [run_id, name]
-    operator = _has_operator(api)
-    made = manifests(pattern, name, resources, processes, argv, operator=operator)
+    pattern, operator = api.sanitize_for_serialization(pod), _has_operator(api)
+    made = manifests(pattern, name, run_id, resources, processes, operator=operator)
     _remove_left(api, namespace, run_id, operator=operator)
     try:
         for manifest in made:
@@ -113,19 +112,20 @@ def share(function: Callable[..., T | None], resources: Resources, processes: in
 
 
 def manifests(
-    pattern: Manifest, name: str, resources: Resources, processes: int, argv: list[str], *, operator: bool
+    pattern: Manifest, name: str, run_id: str, resources: Resources, processes: int, *, operator: bool
 ) -> list[Manifest]:
     """What the cluster is asked to make, the job last: a PyTorchJob, or a service by which the pods of an Indexed Job meet, and that.
 
     Args:
         pattern: the step's pod, as Kubernetes describes it.
-        argv: what `python -m tasks.nodes` is told: the run first.
+        run_id: the run that carries order and answer.
     """
+    argv = ["-m", "tasks.nodes", run_id, name]
     owner = {"apiVersion": "v1", "kind": "Pod", "name": pattern["metadata"]["name"], "uid": pattern["metadata"]["uid"]}
     labels = {"app.kubernetes.io/name": "secateur", "app.kubernetes.io/component": "recovery", "secateur/nodes": name}
-    metadata = {"name": name, "labels": {**labels, RUN: argv[0]}, "ownerReferences": [owner]}
+    metadata = {"name": name, "labels": {**labels, RUN: run_id}, "ownerReferences": [owner]}
     if operator:  # it tells torchrun who is who, by variables
-        pod = _copy(pattern, labels, resources, ["-m", "tasks.nodes", *argv], container="pytorch")
+        pod = _copy(pattern, labels, resources, argv, container="pytorch")
         replicas = {"Master": 1, "Worker": resources.nodes - 1}
         roles = {
             role: {"replicas": count, "restartPolicy": "Never", "template": pod} for role, count in replicas.items()
@@ -142,7 +142,7 @@ def manifests(
         "--master-port": PORT,
     }
     options = [str(part) for option in meeting.items() for part in option]
-    pod = _copy(pattern, labels, resources, [*options, "-m", "tasks.nodes", *argv], container=CONTAINER)
+    pod = _copy(pattern, labels, resources, [*options, *argv], container=CONTAINER)
     pod["spec"] |= {"subdomain": name, "restartPolicy": "Never"}
     index = {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}
     pod["spec"]["containers"][0]["env"].append({"name": "NODE_RANK", "valueFrom": {"fieldRef": index}})

@@ -108,7 +108,7 @@ def _check_target(recipe: Recipe, program: ExportedProgram, validation: Split, *
 def _with_parent_run(pinned: Pinned, recipe: Recipe, salt: str) -> Pinned:
     experiment, key = tracking.experiment_of(pinned.model), _key(pinned, recipe, salt)
     begun = _rung_before(pinned, recipe, experiment, salt)
-    if pinned.sweep:
+    if pinned.sweep and not pinned.trial:
         sweeps.check_job(pinned, tracking.find_run(experiment, key))
     name = f"{pinned.model} v{pinned.version} · {pinned.recipe_name}"
     tags = {

@@ -89,10 +89,10 @@ def compare(sweeping: Sweeping, rung: int, before: Standings | None, ended: list
     running = [one.name for one in before.candidates if one.goes_on] if before else sweeping.candidates
     for name in running:
         known[name] = _standing(sweeping, name, rung, states)
-    measured = [name for name in running if known[name].state == "measured"]
-    for name in measured[1:]:
-        if _made_of(known[name]) != _made_of(known[measured[0]]):
-            why = f"its code or data is not that of {measured[0]}, it was changed while the sweep went on; start the sweep again"
+    made_of = {name: _made_of(known[name]) for name in running if known[name].state == "measured"}
+    for name, digests in made_of.items():
+        if digests != made_of[first := next(iter(made_of))]:
+            why = f"its code or data is not that of {first}, it was changed while the sweep went on; start the sweep again"
             known[name] = replace(known[name], state="failed", reason=why)
     for told in (known[name] for name in running):
         print(f"{told.name}: {told.state}{f', {told.outcome}' if told.outcome else ''}: {told.reason}", flush=True)
@@ -168,9 +168,9 @@ def note_job(pinned: Pinned) -> None:
 
 
 def check_job(pinned: Pinned, known: str | None) -> None:
-    """Raise InputError where a run that is to be judged would not find the job that was compared; `known` is the one that it finds."""
+    """Raise InputError unless the job that a run would have judged, `known` or a new one, is the one that was compared."""
     compared = tracking.get_json(pinned.sweep, _place("jobs", pinned.recipe_name))
-    if not pinned.trial and compared and compared["run_id"] != known:
+    if compared and compared["run_id"] != known:
         raise InputError(
             f"recipe {pinned.recipe_name}: expected the job that the sweep compared, MLflow run {compared['run_id']}, got "
             f"{known or 'a new one'}: recipe, data or code was changed while the sweep went on; start the sweep again"

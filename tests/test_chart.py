@@ -493,9 +493,7 @@ def test_ports_outside_are_those_of_the_values(rendered: dict[str, list[Object]]
         "bucket": {"endpoint": "https://s3.example:9000"},
         "mlflow": {"database": {"port": 6432}},
         "settings": {"notifyEmail": "team@example"},
-        "networkPolicies": {
-            "egress": [*VALUES["networkPolicies"]["egress"], {"ports": [{"port": 465, "endPort": 587}]}]
-        },
+        "networkPolicies": {"egress": [*VALUES["networkPolicies"]["egress"], {"ports": [{"port": 1025}]}]},
     }
     found = render(together(EXTERNAL, elsewhere))
     for port in (53, 443, 5432, 6432, 9000):
@@ -713,7 +711,7 @@ REFUSED: dict[str, Values] = {
     "mlflow.database.sslmode: expected global.secateur.authoritiesConfigMapName with verify-ca, got none": {
         "mlflow": {"database": {"sslmode": "verify-ca"}}
     },
-    "networkPolicies.egress: expected a rule with port 25, 465, 587 or 2525 for settings.notifyEmail": {
+    "networkPolicies.egress: expected a rule with the mail server's port for settings.notifyEmail, got the default": {
         "settings": {"notifyEmail": "team@example"}
     },
     "networkPolicies.mlflowFrom: expected who comes by mlflow.ingress, got nobody": {"mlflow": {"ingress": INGRESS}},

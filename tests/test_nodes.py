@@ -77,7 +77,7 @@ def vanish(start: int) -> None:
 
 def made(*, operator: bool, resources: Resources | None = None) -> list[Any]:
     asked = resources or Resources(gpus=4, nodes=3)
-    return list(nodes.manifests(POD, "secateur-1", asked, 4, ["run", "secateur-1"], operator=operator))
+    return list(nodes.manifests(POD, "secateur-1", "run", asked, 4, operator=operator))
 
 
 def test_an_indexed_job_and_the_service_by_which_its_pods_meet_are_what_kubernetes_knows() -> None:
